@@ -1,0 +1,234 @@
+"""Frames with labels, kept as a few contiguous arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import ase
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from dcase.errors import DataError
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Where the frames come from; written into every checkpoint and report.
+
+    Attributes:
+        name: Dataset name, e.g. ``"md17"``, ``"rmd17"``, ``"xtb"``, or a file's stem.
+        molecule: Full molecule name, or ``""`` where that makes no sense.
+        level_of_theory: Method of the labels, e.g. ``"PBE+vdW-TS"`` or ``"GFN2-xTB"``.
+        source: The file or URL that was read.
+        label_unit: The energy unit of the file (labels in memory are always eV, eV/A).
+        sha256: Checksum of the file that was read, or ``""``.
+    """
+
+    name: str
+    molecule: str = ""
+    level_of_theory: str = "unknown"
+    source: str = ""
+    label_unit: str = "eV"
+    sha256: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain strings, for checkpoints and JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AtomicDataset:
+    """Structures and labels, in eV and Angstrom, frames concatenated along atoms.
+
+    Attributes:
+        numbers: Atomic numbers, int64, shape [n_atoms_total].
+        positions: Angstrom, float64, shape [n_atoms_total, 3].
+        ptr: Frame f owns atoms ``ptr[f]:ptr[f+1]``, int64, shape [n_frames + 1].
+        energies: Total energies in eV, float64, shape [n_frames], or None.
+        forces: eV/A, float64, shape [n_atoms_total, 3], or None.
+        cells: Lattice vectors as rows, A, shape [n_frames, 3, 3], or None if no frame is periodic.
+        pbc: Periodic directions, bool, shape [n_frames, 3], or None if no frame is periodic.
+        stress: Voigt xx, yy, zz, yz, xz, xy in eV/A^3, shape [n_frames, 6], or None.
+        info: Provenance.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    ptr: np.ndarray
+    energies: np.ndarray | None = None
+    forces: np.ndarray | None = None
+    cells: np.ndarray | None = None
+    pbc: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    info: DatasetInfo = field(default_factory=lambda: DatasetInfo("unnamed"))
+
+    def __post_init__(self) -> None:
+        n_frames, n_atoms = len(self), len(self.numbers)
+        if n_frames == 0:
+            raise DataError(f"{self._where()}: the dataset has no frames")
+        expected = {
+            "positions": (n_atoms, 3),
+            "energies": (n_frames,),
+            "forces": (n_atoms, 3),
+            "cells": (n_frames, 3, 3),
+            "pbc": (n_frames, 3),
+            "stress": (n_frames, 6),
+        }
+        if self.ptr[0] != 0 or self.ptr[-1] != n_atoms or (np.diff(self.ptr) <= 0).any():
+            raise DataError(f"{self._where()}: frames and atoms do not match up (empty frame?)")
+        if n_atoms and (self.numbers.min() < 1 or self.numbers.max() > 118):
+            raise DataError(f"{self._where()}: atomic numbers must lie between 1 and 118")
+        for key, shape in expected.items():
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if value.shape != shape:
+                raise DataError(
+                    f"{self._where()}: {key} has shape {value.shape}, expected {shape}"
+                )
+            if not np.isfinite(value).all():
+                bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1))[0]
+                frame = int(np.searchsorted(self.ptr, bad, side="right") - 1) \
+                    if len(value) == n_atoms and n_atoms != n_frames else int(bad)
+                raise DataError(f"{self._where()}: {key} of frame {frame} is NaN or infinite")
+
+    def _where(self) -> str:
+        return self.info.source or self.info.name
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
+        return [int(z) for z in np.unique(self.numbers)]
+
+    @property
+    def n_atoms(self) -> np.ndarray:
+        """Atoms in each frame, shape [n_frames]."""
+        return np.diff(self.ptr)
+
+    def frame(self, index: int) -> ase.Atoms:
+        """Frame ``index`` as ASE atoms, its labels in a SinglePointCalculator."""
+        index = range(len(self))[index]
+        atoms_of = slice(int(self.ptr[index]), int(self.ptr[index + 1]))
+        atoms = ase.Atoms(
+            numbers=self.numbers[atoms_of],
+            positions=self.positions[atoms_of],
+            cell=None if self.cells is None else self.cells[index],
+            pbc=None if self.pbc is None else self.pbc[index],
+        )
+        labels: dict[str, Any] = {}
+        if self.energies is not None:
+            labels["energy"] = float(self.energies[index])
+        if self.forces is not None:
+            labels["forces"] = self.forces[atoms_of].copy()
+        if self.stress is not None:
+            labels["stress"] = self.stress[index].copy()
+        if labels:
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+        return atoms
+
+    def __iter__(self) -> Iterator[ase.Atoms]:
+        return (self.frame(i) for i in range(len(self)))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> AtomicDataset:
+        """The frames ``indices``, in that order (a copy)."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) == 0:
+            raise DataError(f"{self._where()}: an empty selection of frames was asked for")
+        counts = self.n_atoms[indices]
+        ptr = np.concatenate([[0], np.cumsum(counts)])
+        # Atom a of new frame f is old atom ptr_old[f] + (a - ptr_new[f]).
+        atoms = np.repeat(self.ptr[indices] - ptr[:-1], counts) + np.arange(ptr[-1])
+
+        def pick(value: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
+            return None if value is None else value[index]
+
+        return replace(
+            self,
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            ptr=ptr,
+            energies=pick(self.energies, indices),
+            forces=pick(self.forces, atoms),
+            cells=pick(self.cells, indices),
+            pbc=pick(self.pbc, indices),
+            stress=pick(self.stress, indices),
+        )
+
+    @staticmethod
+    def from_arrays(
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        energies: np.ndarray | None = None,
+        forces: np.ndarray | None = None,
+        info: DatasetInfo | None = None,
+    ) -> AtomicDataset:
+        """Many frames of one molecule.
+
+        Args:
+            numbers: Shape [n_atoms].
+            positions: A, shape [n_frames, n_atoms, 3].
+            energies: eV, shape [n_frames] or [n_frames, 1].
+            forces: eV/A, shape [n_frames, n_atoms, 3].
+            info: Provenance.
+
+        Raises:
+            DataError: If shapes disagree or values are not finite.
+        """
+        info = info or DatasetInfo("unnamed")
+        where = info.source or info.name
+        positions = np.asarray(positions, dtype=np.float64)
+        if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3):
+            raise DataError(
+                f"{where}: positions have shape {positions.shape}, "
+                f"expected [frames, {len(numbers)}, 3]"
+            )
+        if forces is not None and np.shape(forces) != positions.shape:
+            raise DataError(
+                f"{where}: forces have shape {np.shape(forces)}, positions {positions.shape}"
+            )
+        n_frames, n_atoms, _ = positions.shape
+        if energies is not None:
+            energies = np.asarray(energies, dtype=np.float64)
+            if energies.size != n_frames:
+                raise DataError(f"{where}: {energies.size} energies for {n_frames} frames")
+            energies = energies.reshape(n_frames)
+        return AtomicDataset(
+            numbers=np.tile(np.asarray(numbers, dtype=np.int64), n_frames),
+            positions=positions.reshape(-1, 3),
+            ptr=np.arange(n_frames + 1, dtype=np.int64) * n_atoms,
+            energies=energies,
+            forces=None
+            if forces is None
+            else np.asarray(forces, dtype=np.float64).reshape(-1, 3),
+            info=info,
+        )
+
+    @staticmethod
+    def from_frames(frames: Iterable[ase.Atoms], info: DatasetInfo | None = None) -> AtomicDataset:
+        """ASE frames, structures only (labels: see :mod:`dcase.data.atoms_files`)."""
+        frames = list(frames)
+        if not frames:
+            raise DataError("no frames given")
+        periodic = any(atoms.pbc.any() for atoms in frames)
+        return AtomicDataset(
+            numbers=np.concatenate([a.numbers for a in frames]).astype(np.int64),
+            positions=np.concatenate([a.positions for a in frames]).astype(np.float64),
+            ptr=np.concatenate([[0], np.cumsum([len(a) for a in frames])]).astype(np.int64),
+            cells=np.stack([a.cell.array for a in frames]) if periodic else None,
+            pbc=np.stack([a.pbc for a in frames]) if periodic else None,
+            info=info or DatasetInfo("frames"),
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of structures and labels, to tell two datasets apart."""
+        digest = hashlib.sha256()
+        for value in (self.numbers, self.ptr, self.positions, self.energies, self.forces,
+                      self.cells, self.pbc, self.stress):
+            digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""GFN2-xTB reference data that comes with the package."""

@@ -1,0 +1,1 @@
+"""Start geometries of the MD17 molecules."""

@@ -1,0 +1,35 @@
+"""Errors that a user can act on.
+
+Every message is one line that says what is wrong and what to do. The command line prints that line
+and exits non-zero; the traceback is shown only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+
+class DcaseError(Exception):
+    """Base of all errors that dcase raises on purpose."""
+
+
+class DataError(DcaseError, ValueError):
+    """A dataset is missing, damaged, or lacks what was asked of it."""
+
+
+class CheckpointError(DcaseError):
+    """A file is not a dcase checkpoint, is damaged, or does not fit."""
+
+
+class OptionError(DcaseError, ValueError):
+    """An option or hyper-parameter has an impossible value."""
+
+
+class MissingExtraError(DcaseError, ImportError):
+    """An optional package is needed for this and is not installed."""
+
+
+class TrainingError(DcaseError):
+    """Training cannot go on (NaN loss, mismatching resume file)."""
+
+
+class SimulationError(DcaseError):
+    """A simulation cannot start, or blew up."""

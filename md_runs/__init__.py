@@ -1,0 +1,1 @@
+"""Simulation, relaxation, drift analysis and their reports."""

@@ -1,0 +1,1 @@
+"""Trained potentials and structures that come with the package."""
