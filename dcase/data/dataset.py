@@ -86,13 +86,14 @@ class AtomicDataset:
             if value is None:
                 continue
             if value.shape != shape:
-                raise DataError(
-                    f"{self._where()}: {key} has shape {value.shape}, expected {shape}"
-                )
+                raise DataError(f"{self._where()}: {key} has shape {value.shape}, expected {shape}")
             if not np.isfinite(value).all():
                 bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1))[0]
-                frame = int(np.searchsorted(self.ptr, bad, side="right") - 1) \
-                    if len(value) == n_atoms and n_atoms != n_frames else int(bad)
+                frame = (
+                    int(np.searchsorted(self.ptr, bad, side="right") - 1)
+                    if len(value) == n_atoms and n_atoms != n_frames
+                    else int(bad)
+                )
                 raise DataError(f"{self._where()}: {key} of frame {frame} is NaN or infinite")
 
     def _where(self) -> str:
@@ -203,9 +204,7 @@ class AtomicDataset:
             positions=positions.reshape(-1, 3),
             ptr=np.arange(n_frames + 1, dtype=np.int64) * n_atoms,
             energies=energies,
-            forces=None
-            if forces is None
-            else np.asarray(forces, dtype=np.float64).reshape(-1, 3),
+            forces=None if forces is None else np.asarray(forces, dtype=np.float64).reshape(-1, 3),
             info=info,
         )
 
@@ -228,7 +227,15 @@ class AtomicDataset:
     def fingerprint(self) -> str:
         """SHA-256 of structures and labels, to tell two datasets apart."""
         digest = hashlib.sha256()
-        for value in (self.numbers, self.ptr, self.positions, self.energies, self.forces,
-                      self.cells, self.pbc, self.stress):
+        for value in (
+            self.numbers,
+            self.ptr,
+            self.positions,
+            self.energies,
+            self.forces,
+            self.cells,
+            self.pbc,
+            self.stress,
+        ):
             digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""Training frames from Langevin dynamics with GFN2-xTB: for machines without a network.
+
+A run is a chain of segments. A segment starts from (positions, momenta, generator state), walks
+``interval`` and stores one frame; it starts with a fresh calculator, because tblite's warm start
+would make forces depend on the history. So a segment is a pure function of its start, and a run
+that was killed and taken up again gives the frames of a run that was not. (tblite itself must be
+deterministic for this; with one thread, OMP_NUM_THREADS=1, it is.)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase.calculators.calculator import CalculationFailed
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+
+from dcase.data.decorrelation import autocorrelation_time, memory_of
+from dcase.data.generate_state import (
+    Progress,
+    State,
+    load_finished,
+    load_state,
+    progress_callback,
+    save_state,
+    state_path,
+    write_result,
+)
+from dcase.data.xtb import bonds, start_structure, xtb_calculator
+from dcase.errors import DataError, OptionError
+from dcase.units import FS, KCAL_PER_MOL
+
+PILOT_STEPS = 4000
+"""Steps over which the energy's autocorrelation time is measured."""
+TIMES_TAU = 4.0
+"""Frames are this many autocorrelation times apart (exp(-4) = 0.02 for a single exponential)."""
+MAX_FAILURES = 25
+"""So many dropped segments in a row mean that the molecule does not hold at this temperature."""
+LABEL_ACCURACY = 0.01
+SAVE_EVERY = 10.0  # seconds
+
+
+def generate(
+    source: str | os.PathLike[str] | ase.Atoms,
+    n_frames: int,
+    *,
+    temperature: float = 500.0,
+    timestep: float = 0.5,
+    interval: float | None = None,
+    equilibrate: float = 1000.0,
+    friction: float = 0.05,
+    walkers: int = 5,
+    seed: int = 0,
+    out: str | os.PathLike[str],
+    resume: bool = True,
+    progress: bool | Progress = False,
+) -> Path:
+    """Sample a molecule with GFN2-xTB Langevin dynamics and write an MD17-layout npz.
+
+    Labels are recomputed, tightly converged, at the float32 coordinates that are stored. Frames
+    whose bonds differ from the start structure's are dropped, with a note in the metadata. While it
+    runs, ``<out>.part.npz`` keeps all that is needed to go on exactly after a kill.
+
+    Keys of the file: ``R`` (A, float32), ``z``, ``E`` (kcal/mol, float64), ``F`` (kcal/mol/A,
+    float32), ``walker``, ``name``, ``theory``, ``metadata`` (JSON); nothing is pickled.
+
+    Args:
+        source: Molecule name, structure file, SMILES, or atoms.
+        n_frames: Frames to store.
+        temperature: K; MD17 used 500.
+        timestep: fs.
+        interval: fs between stored frames. None: four autocorrelation times of the potential
+            energy, measured over 4000 steps after the first equilibration.
+        equilibrate: fs that every walker runs before it stores frames.
+        friction: Langevin friction, 1/fs. It changes how fast frames decorrelate, not the ensemble.
+        walkers: Independent trajectories, one after another, that share the frames.
+        seed: Seed of everything random; walker w draws from ``SeedSequence([seed, w])``.
+        out: The npz to write.
+        resume: Go on from ``<out>.part.npz``, or return at once if ``out`` is finished and has
+            these settings. False starts anew and replaces both.
+        progress: True for a bar on stderr, or a function called with (frames done, n_frames).
+
+    Returns:
+        ``out``.
+
+    Raises:
+        OptionError: If an option is impossible.
+        DataError: If the source is of no use, the molecule keeps reacting, or the files at ``out``
+            belong to other settings.
+        MissingExtraError: If tblite (or, for a SMILES, rdkit) is missing.
+        KeyboardInterrupt: On Ctrl-C, after saving; the message says how to go on.
+    """
+    out = Path(out)
+    _check_options(n_frames, temperature, timestep, interval, equilibrate, friction, walkers, out)
+    if seed < 0:
+        raise OptionError(f"seed must not be negative, got {seed}")
+    xtb_calculator()  # say at once that tblite is missing
+    name, atoms, structure_hash = start_structure(source, seed)
+    settings: dict[str, Any] = {
+        "source": name,
+        "structure": structure_hash,
+        "numbers": [int(z) for z in atoms.numbers],
+        "n_frames": n_frames,
+        "temperature_K": temperature,
+        "timestep_fs": timestep,
+        "interval_fs": interval,
+        "equilibrate_fs": equilibrate,
+        "friction_per_fs": friction,
+        "walkers": min(walkers, n_frames),
+        "seed": seed,
+    }
+    if resume and load_finished(out, settings):
+        return out
+    state = load_state(out, settings, atoms) if resume else State.empty(len(atoms))
+    with progress_callback(progress, n_frames, f"sampling {name}") as report:
+        try:
+            state = _Sampler(atoms, settings).run(state, out, report)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(
+                f"stopped; {state_path(out)} holds what is done, and the same command goes on"
+                if state_path(out).exists()
+                else "stopped before the first frame; nothing was written"
+            ) from stop
+    walker = np.asarray(state.walkers, dtype=np.int16)
+    positions, energies, forces = state.arrays()
+    write_result(
+        out,
+        name,
+        atoms.numbers,
+        (positions, energies, forces, walker),
+        {
+            **settings,
+            "interval_fs": state.interval_steps * timestep,
+            "energy_autocorrelation_time_fs": state.tau_fs,
+            "lag_1_autocorrelation": memory_of(positions, energies, forces, walker),
+            "mean_kinetic_temperature_K": float(np.mean(state.temperatures)),
+            "dropped": state.notes,
+        },
+        settings,
+    )
+    state_path(out).unlink(missing_ok=True)
+    return out
+
+
+def _check_options(
+    n_frames: int,
+    temperature: float,
+    timestep: float,
+    interval: float | None,
+    equilibrate: float,
+    friction: float,
+    walkers: int,
+    out: Path,
+) -> None:
+    if n_frames < 1 or walkers < 1:
+        raise OptionError(f"frames and walkers must be at least 1, got {n_frames} and {walkers}")
+    if not (temperature > 0 and friction > 0):
+        raise OptionError(
+            f"temperature and friction must be positive, got {temperature} K and {friction}/fs"
+        )
+    if not 0 < timestep <= 2:
+        raise OptionError(f"timestep must be between 0 and 2 fs (0.5 is safe), got {timestep}")
+    if friction * timestep > 0.5:
+        raise OptionError(
+            f"friction {friction}/fs is too much for a timestep of {timestep} fs; "
+            f"use {0.1 / timestep:g}/fs or less"
+        )
+    if equilibrate < 0 or (interval is not None and not interval >= timestep):
+        raise OptionError("equilibrate must not be negative, interval not below the timestep")
+    if out.suffix != ".npz":
+        raise OptionError(f"the output must be named *.npz, got {out}")
+
+
+class _Sampler:
+    """Runs segments; knows the molecule and the settings, keeps nothing else."""
+
+    def __init__(self, start: ase.Atoms, settings: dict[str, Any]) -> None:
+        self.start = start
+        self.settings = settings
+        self.bonds = bonds(start)
+        self.temperature = settings["temperature_K"]
+        self.timestep = settings["timestep_fs"]
+
+    def steps(self, femtoseconds: float) -> int:
+        """Whole time steps in a time, at least one."""
+        return max(1, round(femtoseconds / self.timestep))
+
+    def run(self, state: State, out: Path, report: Callable[[int, int], None]) -> State:
+        """Run all walkers that are not done, saving as it goes."""
+        total, walkers = self.settings["n_frames"], self.settings["walkers"]
+        saved, cost = time.monotonic(), 0.0
+        report(len(state.walkers), total)
+        try:
+            for walker in range(walkers):
+                last = total * (walker + 1) // walkers  # first frame of the next walker
+                while len(state.walkers) < last:
+                    if state.walker < walker:
+                        state = self.prologue(state, walker)
+                    else:
+                        state = self.segment(state)
+                    report(len(state.walkers), total)
+                    if time.monotonic() - saved > max(SAVE_EVERY, 20 * cost):
+                        before = time.monotonic()
+                        save_state(out, self.settings, state)
+                        saved = time.monotonic()
+                        cost = saved - before
+        except KeyboardInterrupt:
+            if state.walker >= 0:
+                save_state(out, self.settings, state)
+            raise
+        return state
+
+    def walk(
+        self, atoms: ase.Atoms, rng: np.random.Generator, steps: int, energies: list[float] | None
+    ) -> bool:
+        """Advance ``atoms`` in place from a cold calculator; False if they came to harm.
+
+        ``energies`` collects the potential energy of every step, in eV.
+        """
+        atoms.calc = xtb_calculator()
+        try:
+            dynamics = Langevin(
+                atoms,
+                self.timestep * FS,
+                temperature_K=self.temperature,
+                friction=self.settings["friction_per_fs"] / FS,
+                fixcm=False,
+                rng=rng,
+            )
+            forces = atoms.get_forces(md=True)
+            for _ in range(steps):
+                forces = dynamics.step(forces)
+                if energies is not None:
+                    energies.append(float(atoms.get_potential_energy()))
+        except CalculationFailed:  # atoms so close, or so far, that the SCF finds no solution
+            return False
+        finally:
+            atoms.calc = None
+        return bool(np.isfinite(atoms.positions).all()) and bonds(atoms) == self.bonds
+
+    def prologue(self, state: State, walker: int) -> State:
+        """Start a walker: fresh momenta, equilibration, and for the first one the pilot."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.settings["seed"], walker]))
+        steps = self.steps(self.settings["equilibrate_fs"])
+        interval, tau_fs = state.interval_steps, state.tau_fs
+        for _ in range(MAX_FAILURES):
+            atoms = self.start.copy()
+            self.heat(atoms, rng)
+            if self.settings["equilibrate_fs"] and not self.walk(atoms, rng, steps, None):
+                continue
+            if interval == 0 and self.settings["interval_fs"] is not None:
+                interval = self.steps(self.settings["interval_fs"])
+            if interval == 0:
+                energies: list[float] = []
+                if not self.walk(atoms, rng, PILOT_STEPS, energies):
+                    continue
+                tau = autocorrelation_time(np.asarray(energies))
+                interval, tau_fs = max(1, int(np.ceil(TIMES_TAU * tau))), tau * self.timestep
+            return state.moved(
+                atoms, rng, walker=walker, interval_steps=interval, tau_fs=tau_fs, failures=0
+            )
+        raise self.reacts(state)
+
+    def segment(self, state: State) -> State:
+        """Walk one interval and store a frame, or drop the segment and redraw the momenta."""
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state.rng
+        atoms = self.start.copy()
+        atoms.positions = state.positions
+        atoms.set_momenta(state.momenta)
+        whole = self.walk(atoms, rng, state.interval_steps, None)
+        frame = self.label(atoms) if whole else None
+        if frame is None:
+            if state.failures + 1 >= MAX_FAILURES:
+                raise self.reacts(state)
+            atoms.positions = state.positions
+            self.heat(atoms, rng)
+            note = (
+                f"walker {state.walker}, before frame {len(state.walkers)}: "
+                "bonds changed or the SCF failed, segment dropped, momenta redrawn"
+            )
+            return state.moved(atoms, rng, notes=(*state.notes, note), failures=state.failures + 1)
+        return state.stored(atoms, rng, frame, float(atoms.get_temperature()))
+
+    def heat(self, atoms: ase.Atoms, rng: np.random.Generator) -> None:
+        """Draw momenta from the Maxwell-Boltzmann distribution."""
+        thermalize_momenta(atoms, temperature_K=self.temperature, rng=rng)
+
+    def label(self, atoms: ase.Atoms) -> tuple[np.ndarray, float, np.ndarray] | None:
+        """Stored coordinates (A) with energy (kcal/mol) and forces (kcal/mol/A) at just these."""
+        frame = self.start.copy()
+        # Centred, because float32 resolves coordinates near the origin best.
+        rounded = (atoms.positions - atoms.get_center_of_mass()).astype(np.float32)
+        frame.positions = rounded.astype(np.float64)
+        frame.calc = xtb_calculator(LABEL_ACCURACY)
+        try:
+            energy = float(frame.get_potential_energy()) / KCAL_PER_MOL
+            forces = (frame.get_forces() / KCAL_PER_MOL).astype(np.float32)
+        except CalculationFailed:
+            return None
+        return rounded, energy, forces
+
+    def reacts(self, state: State) -> DataError:
+        """The error for a molecule that does not hold together."""
+        return DataError(
+            f"{self.settings['source']} changed its bonds in {MAX_FAILURES} segments in a row "
+            f"({len(state.walkers)} frames done); lower the temperature or the timestep"
+        )
