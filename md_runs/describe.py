@@ -1,0 +1,46 @@
+"""What computed a result: the model, its precision and place, and the versions of everything."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ("dcase", "ase", "numpy", "torch", "h5py", "matplotlib")
+"""Packages whose versions are put into reports."""
+
+
+def describe_calculator(calculator: Any) -> dict[str, Any]:
+    """Name, level of theory, precision and device of an ASE calculator.
+
+    A ``DCCalculator`` says what it is through ``potential.name``, ``potential.metadata``, ``dtype``
+    and ``device``. Any other calculator is taken to be float64 on the CPU under its own name.
+
+    Returns:
+        ``model``, ``level_of_theory`` (None if unknown), ``dtype`` and ``device``.
+    """
+    potential = getattr(calculator, "potential", None)
+    facts = getattr(potential, "metadata", None)
+    facts = facts if isinstance(facts, dict) else {}
+    dataset = facts.get("dataset")
+    level = dataset.get("level_of_theory") if isinstance(dataset, dict) else None
+    name = getattr(potential, "name", None) or getattr(calculator, "name", None)
+    if not isinstance(name, str) or not name:
+        name = type(calculator).__name__
+    return {
+        "model": name,
+        "level_of_theory": level or facts.get("level_of_theory"),
+        "dtype": str(getattr(calculator, "dtype", "float64")).removeprefix("torch."),
+        "device": str(getattr(calculator, "device", "cpu")),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

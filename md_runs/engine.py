@@ -1,0 +1,413 @@
+"""One simulation in progress: begin, step, watch, checkpoint, finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from dcase.errors import SimulationError
+from dcase.md_runs.describe import describe_calculator, versions
+from dcase.md_runs.finish import publish, write_final
+from dcase.md_runs.folder_log import RunLog
+from dcase.md_runs.frequency import check_timestep
+from dcase.md_runs.integrators import (
+    conserved_energy,
+    get_state,
+    make_dynamics,
+    restore_rng,
+    restore_thermostat,
+)
+from dcase.md_runs.interrupt import interruptible
+from dcase.md_runs.journal import Journal
+from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, momentum_norms, still
+from dcase.md_runs.mechanics import temperature as kinetic_temperature
+from dcase.md_runs.settings import MDSettings
+from dcase.md_runs.state import SERIES, Checkpoint, RunFolder, frame_width
+from dcase.md_runs.trajectory import read_series, rows_of
+from dcase.md_runs.watch import BlowUpWatch
+from dcase.units import FS
+
+FINISHED = "finished"
+INTERRUPTED = "interrupted"
+STOPPED = "stopped early"
+
+PROGRESS_SECONDS = 0.1
+"""Least time between two calls of ``progress``."""
+
+
+@dataclass(frozen=True)
+class MDResult:
+    """What came of a run.
+
+    Attributes:
+        out: Folder of the run.
+        status: ``"finished"``, ``"interrupted"`` (resumable) or ``"stopped early: <why>"``.
+        steps: Production steps done.
+        n_atoms: Number of atoms.
+        n_dof: Degrees of freedom that moved.
+        wall_time_s: Seconds of production, over all resumed parts.
+        warnings: What the user should know.
+        atoms: Last structure with momenta, without calculator.
+    """
+
+    out: Path
+    status: str
+    steps: int
+    n_atoms: int
+    n_dof: int
+    wall_time_s: float
+    warnings: tuple[str, ...]
+    atoms: Atoms
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were done."""
+        return self.status == FINISHED
+
+    def series(self) -> dict[str, np.ndarray]:
+        """The energy series (see ``trajectory.read_series``).
+
+        Raises:
+            SimulationError: If production never began.
+        """
+        return read_series(self.out)
+
+
+class Simulation:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        settings: MDSettings,
+        folder: RunFolder,
+        progress: Callable[[int, int], None] | None,
+        notify: Callable[[str], None] | None,
+    ) -> None:
+        self.given = atoms
+        self.atoms: Atoms = atoms.copy()
+        self.atoms.calc = atoms.calc
+        self.settings = settings
+        self.folder = folder
+        self.progress = progress
+        self.log = RunLog(folder.log, notify)
+        self.n_dof = degrees_of_freedom(atoms, settings.ensemble)
+        self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
+        free = "free_energy" in getattr(atoms.calc, "implemented_properties", ())
+        self.energy_kind = free  # forces are the gradient of the free energy where they differ
+        self.rng = np.random.default_rng(settings.seed)
+        self.step = 0
+        self.production = False
+        self.wall = {True: 0.0, False: 0.0}  # seconds by "is production"
+        self.run_facts: dict[str, Any] = {}
+        self.series: Journal | None = None
+        self.frames: Journal | None = None
+        self.dynamics: Any = None
+        self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
+        self._reported = 0.0
+
+    # --- beginning -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin from the structure: check the time step, draw momenta, first checkpoint."""
+        settings, atoms = self.settings, self.atoms
+        self.folder.state.mkdir(parents=True, exist_ok=True)
+        period, warning = check_timestep(atoms, settings.timestep_fs, force=settings.force_timestep)
+        self.run_facts = {
+            "format": 1,
+            "status": "running",
+            "settings": settings.to_dict(),
+            "formula": atoms.get_chemical_formula(),
+            "n_atoms": len(atoms),
+            "n_dof": self.n_dof,
+            "shortest_period_fs": period,
+            "warnings": [],
+            "versions": versions(),
+            **describe_calculator(atoms.calc),
+        }
+        self.folder.write_run(self.run_facts)
+        self.log.open(fresh=True)
+        self.log.head(self.run_facts)
+        if warning:
+            self.warn(warning)
+        self.open_journals(0, 0)
+        if not settings.keep_momenta:
+            draw_momenta(atoms, settings.temperature_K, self.rng)
+        if settings.equilibrate and settings.temperature_K > 0:
+            self.step = -settings.equilibrate
+            self.dynamics = make_dynamics(atoms, settings, self.rng, ensemble="langevin")
+            self.checkpoint()
+        else:
+            self.enter_production()
+
+    def enter_production(self) -> None:
+        """Take out what the ensemble conserves and record step 0."""
+        if not (self.settings.keep_momenta and self.settings.equilibrate == 0):
+            still(self.atoms, self.settings.ensemble)
+        self.step, self.production = 0, True
+        self.dynamics = make_dynamics(self.atoms, self.settings, self.rng)
+        self.record()
+        self.checkpoint()
+
+    def resume(self) -> None:
+        """Go back to the checkpoint, and cut off what was written after it."""
+        facts = self.folder.read_run()
+        saved = Checkpoint.load(self.folder.checkpoint)
+        saved.check_structure(self.given)
+        changed = self.settings.differences(facts["settings"])
+        if changed:
+            raise SimulationError(
+                f"cannot resume with other settings ({'; '.join(changed)}): only steps may change"
+            )
+        if str(facts["status"]).startswith(STOPPED):
+            raise SimulationError(
+                f"this run {facts['status']}; resuming would only repeat it: start a new one "
+                "with a smaller time step or another potential"
+            )
+        done = max(saved.step, int(facts.get("steps", 0)))
+        if self.settings.steps < done:
+            raise SimulationError(
+                f"the run already has {done} steps and cannot be cut to {self.settings.steps}"
+            )
+        self.folder.sweep()
+        self.production, self.step = saved.production, saved.step
+        self.wall = {True: saved.wall_time_s, False: saved.equilibration_s}
+        self.atoms.set_positions(saved.positions, apply_constraint=False)
+        self.atoms.set_momenta(saved.momenta, apply_constraint=False)
+        self.last_good = (saved.positions.copy(), saved.momenta.copy())
+        self.rng = restore_rng(str(saved.dynamics["rng"]))
+        self.check_potential(saved.potential_energy)
+        self.dynamics = make_dynamics(
+            self.atoms,
+            self.settings,
+            self.rng,
+            ensemble=self.settings.ensemble if self.production else "langevin",
+        )
+        restore_thermostat(self.dynamics, saved.dynamics)
+        if not self.folder.series.exists() or not self.folder.frames.exists():
+            self.rebuild_journals()
+        self.open_journals(saved.series_rows, saved.frame_rows)
+        facts["settings"] = self.settings.to_dict()
+        self.run_facts = {**facts, "status": "running"}
+        self.folder.write_run(self.run_facts)
+        self.log.open(fresh=False)
+        self.log.line(f"resumed at step {self.step}")
+
+    def rebuild_journals(self) -> None:
+        """Get the rows back from the trajectory, if someone has tidied the journals away."""
+        frames, series = rows_of(self.folder.trajectory)
+        for path, rows in ((self.folder.frames, frames), (self.folder.series, series)):
+            journal = Journal(path, rows.shape[1])
+            for row in rows:
+                journal.append(row)
+            journal.flush()
+            journal.close()
+
+    def check_potential(self, stored: float) -> None:
+        """Refuse another potential: its energy at the checkpoint would differ.
+
+        The tolerance leaves room for single precision and for another machine's sums.
+        """
+        self.reset_calculator()
+        energy = self.potential_energy()
+        if not abs(energy - stored) <= 1e-3 + 1e-5 * len(self.atoms) + 1e-7 * abs(stored):
+            raise SimulationError(
+                f"cannot resume: this potential gives {energy:.6f} eV at the checkpoint, where the "
+                f"run had {stored:.6f} eV; use the potential the run was started with"
+            )
+
+    def open_journals(self, series_rows: int, frame_rows: int) -> None:
+        """Open both journals, keeping the given numbers of rows."""
+        self.series = Journal(self.folder.series, len(SERIES), series_rows)
+        self.frames = Journal(self.folder.frames, frame_width(len(self.atoms)), frame_rows)
+
+    # --- one step --------------------------------------------------------------------------
+
+    def run(self) -> MDResult:
+        """All remaining steps, then the files."""
+        status = FINISHED
+        with interruptible() as stop:
+            try:
+                while self.step < self.settings.steps:
+                    if stop.pressed:
+                        status = INTERRUPTED
+                        break
+                    trouble = self.advance()
+                    if trouble:
+                        where = f"step {self.step}" if self.production else "equilibration"
+                        during = "at" if self.production else "during"
+                        status = f"{STOPPED}: {trouble} {during} {where}"
+                        break
+            except KeyboardInterrupt:  # not in the main thread, or pressed twice
+                status = INTERRUPTED
+            except BaseException:
+                # A failing calculator is not a blow-up: keep the data, let the error through.
+                self.finish("failed")
+                raise
+        return self.finish(status)
+
+    def advance(self) -> str:
+        """One step; returns what went wrong, or ""."""
+        began = time.perf_counter()
+        phase = self.production
+        try:
+            # Overflow is what a blow-up looks like; it is noticed and named below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.dynamics.step()
+        except Exception:
+            if np.isfinite(self.atoms.get_positions()).all():
+                raise
+            self.step += 1
+            return "positions are not finite numbers"
+        self.step += 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            trouble = self.look()
+        if not phase:
+            if not trouble and self.step == 0:
+                self.wall[False] += time.perf_counter() - began
+                self.enter_production()
+                return ""
+        else:
+            self.record(always=bool(trouble))
+        self.wall[phase] += time.perf_counter() - began
+        if not trouble and self.step % self.settings.checkpoint_every == 0:
+            self.checkpoint()
+        self.report_progress()
+        return trouble
+
+    def look(self) -> str:
+        """Measure this step, and compare it with what is physical."""
+        potential = self.potential_energy()
+        kinetic = float(self.atoms.get_kinetic_energy())
+        n_dof = self.n_dof if self.production else 3 * len(self.atoms)
+        heat = kinetic_temperature(kinetic, n_dof)
+        positions = self.atoms.get_positions()
+        trouble = self.watch.look(positions, potential + kinetic, heat)
+        if np.isfinite(positions).all():
+            self.last_good = (positions, self.atoms.get_momenta())
+        return trouble
+
+    def potential_energy(self) -> float:
+        """Potential energy whose gradient the forces are, eV."""
+        return float(self.atoms.get_potential_energy(force_consistent=self.energy_kind))
+
+    def record(self, *, always: bool = False) -> None:
+        """Add this step to the series and the trajectory, if it is due (or the last one)."""
+        due_series = always or self.step % self.settings.log_every == 0
+        due_frame = always or self.step % self.settings.traj_every == 0
+        if not (due_series or due_frame):
+            return
+        assert self.series is not None
+        assert self.frames is not None
+        potential = self.potential_energy()
+        kinetic = float(self.atoms.get_kinetic_energy())
+        total = potential + kinetic
+        heat = kinetic_temperature(kinetic, self.n_dof)
+        if due_series:
+            conserved = conserved_energy(self.dynamics, total)
+            linear, turn = momentum_norms(self.atoms)
+            row = (self.step, potential, kinetic, total, conserved, heat, linear, turn)
+            self.series.append(np.array(row))
+        if due_frame:
+            self.frames.append(
+                np.concatenate(
+                    [
+                        (self.step, potential, kinetic, heat),
+                        self.atoms.get_positions().ravel(),
+                        (self.atoms.get_velocities() * FS).ravel(),
+                    ]
+                )
+            )
+
+    def checkpoint(self) -> None:
+        """Rows to the disk, then the state that counts them, then forget the calculator's past."""
+        assert self.series is not None
+        assert self.frames is not None
+        energy = self.potential_energy()
+        series_rows, frame_rows = self.series.flush(), self.frames.flush()
+        Checkpoint(
+            step=self.step,
+            production=self.production,
+            positions=self.atoms.get_positions(),
+            momenta=self.atoms.get_momenta(),
+            start=self.given,
+            potential_energy=energy,
+            series_rows=series_rows,
+            frame_rows=frame_rows,
+            wall_time_s=self.wall[True],
+            equilibration_s=self.wall[False],
+            dynamics=get_state(self.dynamics, self.rng),
+        ).save(self.folder.checkpoint)
+        self.reset_calculator()
+        self.log.step(self.step, self.settings.steps, energy, self.atoms)
+
+    def reset_calculator(self) -> None:
+        """Let the calculator compute the next step as if it were its first."""
+        reset = getattr(self.atoms.calc, "reset", None)
+        if reset is not None:
+            reset()
+
+    def report_progress(self) -> None:
+        """Call ``progress``, but not so often that it costs anything."""
+        if self.progress is None:
+            return
+        now = time.monotonic()
+        if now - self._reported >= PROGRESS_SECONDS or self.step == self.settings.steps:
+            self._reported = now
+            ahead = self.settings.equilibrate
+            self.progress(self.step + ahead, self.settings.steps + ahead)
+
+    def warn(self, text: str) -> None:
+        """Tell the user, the log and the report."""
+        self.run_facts["warnings"].append(text)
+        self.folder.write_run(self.run_facts)
+        self.log.line(f"warning: {text}")
+
+    # --- end -------------------------------------------------------------------------------
+
+    def finish(self, status: str) -> MDResult:
+        """Write trajectory, final structure and status."""
+        assert self.series is not None
+        assert self.frames is not None
+        self.series.flush()
+        self.frames.flush()
+        facts = self.run_facts
+        facts.update(
+            status=status,
+            steps=max(self.step, 0),
+            wall_time_s=self.wall[True],
+            equilibration_wall_time_s=self.wall[False],
+        )
+        publish(self.folder, self.given, facts)
+        final = self.atoms.copy()
+        positions, momenta = self.last_good
+        final.set_positions(positions, apply_constraint=False)
+        final.set_momenta(momenta, apply_constraint=False)
+        if status == FINISHED:
+            final.calc = self.atoms.calc  # the energy and forces of the last step
+        write_final(self.folder, final, max(self.step, 0), self.settings.timestep_fs)
+        final.calc = None
+        self.folder.write_run(facts)
+        self.log.line(f"{status} after {max(self.step, 0)} steps, {self.wall[True]:.1f} s")
+        return MDResult(
+            out=self.folder.root,
+            status=status,
+            steps=max(self.step, 0),
+            n_atoms=len(self.atoms),
+            n_dof=self.n_dof,
+            wall_time_s=self.wall[True],
+            warnings=tuple(facts["warnings"]),
+            atoms=final,
+        )
+
+    def close(self) -> None:
+        """Close the journals."""
+        for journal in (self.series, self.frames):
+            if journal is not None:
+                journal.close()

@@ -1,0 +1,91 @@
+"""Turn the rows of a run into its trajectory file and final structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import write
+
+from dcase.files import atomic_path
+from dcase.md_runs.journal import read_rows
+from dcase.md_runs.state import SERIES, Checkpoint, RunFolder, frame_width
+from dcase.md_runs.trajectory import write_trajectory
+
+
+def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
+    """Write ``trajectory.h5`` from the journals.
+
+    Args:
+        folder: Of the run.
+        template: Elements, masses, cell and periodicity.
+        facts: Of ``run.json``.
+
+    Returns:
+        Whether there was a frame to write (there is none before production).
+
+    Raises:
+        DcaseError: If a journal is missing or the file cannot be written.
+    """
+    frames = read_rows(folder.frames, frame_width(len(template)))
+    if len(frames) == 0:
+        return False
+    series = read_rows(folder.series, len(SERIES))
+    settings = facts["settings"]
+    attributes = {
+        "ensemble": settings["ensemble"],
+        "temperature_K": float(settings["temperature_K"]),
+        "timestep_fs": float(settings["timestep_fs"]),
+        "seed": int(settings["seed"]),
+        "model": str(facts.get("model", "")),
+        "level_of_theory": str(facts.get("level_of_theory") or ""),
+    }
+    write_trajectory(
+        folder.trajectory, template, frames, series, settings["timestep_fs"], attributes
+    )
+    return True
+
+
+def write_final(folder: RunFolder, atoms: Atoms, step: int, timestep_fs: float) -> None:
+    """Write ``final.extxyz`` atomically: positions, momenta, and energy and forces if computed."""
+    final = atoms.copy()
+    final.calc = atoms.calc
+    final.info.update(step=step, time_fs=step * timestep_fs)
+    if final.calc is not None:
+        final.get_forces()  # the last checkpoint may have reset the calculator
+    with atomic_path(folder.final) as temporary:
+        write(temporary, final, format="extxyz")
+
+
+def recover(out: str | Path) -> dict[str, Any]:
+    """Make a killed run readable: write its trajectory from what reached the disk.
+
+    The run stays resumable. A run that ended by itself is left as it is.
+
+    Args:
+        out: Folder of the run.
+
+    Returns:
+        The facts of ``run.json``; a killed run's status becomes "killed".
+
+    Raises:
+        SimulationError: If there is no run, or it was killed before its first checkpoint.
+    """
+    folder = RunFolder(Path(out))
+    facts = folder.read_run()
+    if facts["status"] != "running" and facts["status"] != "killed":
+        return facts
+    saved = Checkpoint.load(folder.checkpoint)
+    series = read_rows(folder.series, len(SERIES))
+    done = int(np.max(series[:, 0])) if len(series) else 0
+    facts.update(
+        status="killed",
+        steps=done,
+        wall_time_s=saved.wall_time_s,
+        equilibration_wall_time_s=saved.equilibration_s,
+    )
+    publish(folder, saved.start, facts)
+    folder.write_run(facts)
+    return facts
