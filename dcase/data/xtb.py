@@ -76,7 +76,7 @@ def smiles_conformers(smiles: str, n_conformers: int, seed: int) -> list[ase.Ato
     """
     try:
         from rdkit import Chem, rdBase
-        from rdkit.Chem import AllChem
+        from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
     except ImportError as error:
         raise MissingExtraError(
             "building a molecule from SMILES needs the package rdkit: pip install 'dcase[xtb]'"
@@ -93,10 +93,10 @@ def smiles_conformers(smiles: str, n_conformers: int, seed: int) -> list[ase.Ato
     molecule = Chem.AddHs(molecule)
     with rdBase.BlockLogs():
         ids = list(
-            AllChem.EmbedMultipleConfs(molecule, n_conformers, randomSeed=seed % (2**31 - 1))
+            rdDistGeom.EmbedMultipleConfs(molecule, n_conformers, randomSeed=seed % (2**31 - 1))
         )
-        if ids and AllChem.MMFFHasAllMoleculeParams(molecule):
-            AllChem.MMFFOptimizeMoleculeConfs(molecule)
+        if ids and rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
+            rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(molecule)
     if not ids:
         raise DataError(f"rdkit found no 3-D structure for SMILES {smiles!r}; give an xyz file")
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
@@ -184,7 +184,7 @@ def start_structure(
     elif Path(source).is_file():
         name = Path(source).stem
         try:
-            read = ase.io.read(source)
+            read = ase.io.read(Path(source))
         except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
             raise DataError(f"{source}: ASE cannot read a structure from it ({error})") from error
         assert isinstance(read, ase.Atoms)

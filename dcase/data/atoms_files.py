@@ -1,0 +1,221 @@
+"""Labelled frames from any file that ASE reads: extxyz, .traj, .db, ..."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+from ase.io.formats import UnknownFileTypeError
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.npz import file_sha256
+from dcase.errors import DataError, OptionError
+
+LABELS = ("energy", "forces", "stress")
+
+
+def read_atoms(
+    path: str | os.PathLike[str],
+    *,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    need: Sequence[str] = ("energy", "forces"),
+    index: str | int | slice = ":",
+) -> AtomicDataset:
+    """Read frames with labels through ASE.
+
+    Each label is looked for in this order, in every frame alike:
+
+    1. the explicit key, if one is given, and then nowhere else: in ``atoms.info``, the key-value
+       pairs and data of a .db row, ``atoms.arrays``, and the calculator's results;
+    2. ``REF_energy``, ``REF_forces``, ``REF_stress`` (then ``REF_virials``);
+    3. the calculator's results, where ASE puts the ``energy``, ``forces`` and ``stress`` of extxyz,
+       .traj and .db; ``free_energy`` only where there is no ``energy``;
+    4. ``energy``, ``forces``, ``stress`` (then ``virials``, ``virial``) left in info or arrays.
+
+    Forces are taken as the file has them: constraints such as FixAtoms do not zero them (as
+    ``get_forces(apply_constraint=False)``). Stress may be Voigt (xx, yy, zz, yz, xz, xy), 3x3 or
+    nine numbers, in eV/A^3 with ASE's sign (positive = tension); a key with "viri" in its name
+    holds virials W in eV, and stress = -W / volume. Energies are eV, forces eV/A.
+
+    Args:
+        path: The file.
+        energy_key: Where the energy is, instead of the places above.
+        forces_key: The same for forces.
+        stress_key: The same for stress or virials.
+        need: Labels that every frame must have, from "energy", "forces", "stress". A label with
+            an explicit key is needed as well. Others are read if all frames have them (stress
+            only if all frames are periodic).
+        index: Which frames, as in ``ase.io.read``, e.g. ``":100"``.
+
+    Raises:
+        OptionError: If ``need`` or ``index`` cannot be understood.
+        DataError: If the file is missing or unreadable, or a frame lacks a needed label; the
+            message names the frame and the keys it has.
+    """
+    path = Path(path)
+    explicit = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
+    if isinstance(need, str) or not set(need) <= set(LABELS):
+        raise OptionError(f"need must be a list of {', '.join(LABELS)}, got {need!r}")
+    needed = set(need) | {label for label, key in explicit.items() if key is not None}
+    frames = _frames(path, index)
+    for number, atoms in enumerate(frames):
+        if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-6:
+            raise DataError(f"{path}: frame {number} is periodic, but its cell has no volume")
+
+    found: dict[str, list[Any] | None] = {}
+    for label in LABELS:
+        values: list[Any] | None = []
+        for number, atoms in enumerate(frames):
+            value = _label(path, number, atoms, label, explicit[label])
+            if value is None and label in needed:
+                raise DataError(
+                    f"{path}: frame {number} has no "
+                    + (f"{label} under the key {explicit[label]!r}" if explicit[label] else label)
+                    + f"; it has {_keys(atoms)}"
+                )
+            if value is None or (label == "stress" and not (atoms.pbc.any() or label in needed)):
+                values = None
+                break
+            assert values is not None
+            values.append(value)
+        found[label] = values
+
+    structures = AtomicDataset.from_frames(frames)
+    energy, forces, stress = (found[label] for label in LABELS)
+    return AtomicDataset(
+        numbers=structures.numbers,
+        positions=structures.positions,
+        ptr=structures.ptr,
+        energies=None if energy is None else np.array(energy, dtype=np.float64),
+        forces=None if forces is None else np.concatenate(forces).astype(np.float64),
+        cells=structures.cells,
+        pbc=structures.pbc,
+        stress=None if stress is None else np.stack(stress).astype(np.float64),
+        info=DatasetInfo(path.stem, source=str(path), label_unit="eV", sha256=file_sha256(path)),
+    )
+
+
+def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
+    if not path.exists():
+        raise DataError(f"no such file: {path}")
+    if not path.is_file():  # also keeps out ASE's bundle folders, which may hold pickles
+        raise DataError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; fetch or make it again")
+    try:
+        read = ase.io.read(path, index=index)
+    except UnknownFileTypeError as error:
+        raise DataError(
+            f"{path}: ASE does not know this kind of file; use extxyz, .traj or .db"
+        ) from error
+    except (IndexError, StopIteration) as error:
+        raise DataError(f"{path} has no frames at index {index!r}") from error
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
+        if isinstance(index, str) and "index" in str(error).lower():
+            raise OptionError(f"index {index!r} is not like ':', ':100' or '-1'") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: ASE cannot read it, it may be damaged ({reason})") from error
+    frames = read if isinstance(read, list) else [read]
+    if not frames:
+        raise DataError(f"{path} has no frames at index {index!r}")
+    for number, atoms in enumerate(frames):
+        if len(atoms) == 0:
+            raise DataError(f"{path}: frame {number} has no atoms")
+    return frames
+
+
+def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
+    """Everything a frame carries by name: info, .db pairs, .db data, arrays, calculator."""
+    info = atoms.info
+    return [
+        {k: v for k, v in info.items() if k not in ("key_value_pairs", "data")},
+        info.get("key_value_pairs") or {},
+        info.get("data") or {},
+        {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")},
+        _results(atoms),
+    ]
+
+
+def _results(atoms: ase.Atoms) -> dict[str, Any]:
+    """The calculator's results, without constraints applied."""
+    results = getattr(atoms.calc, "results", None) or {}
+    return {key: value for key, value in results.items() if value is not None}
+
+
+def _keys(atoms: ase.Atoms) -> str:
+    names = ("info", "key-value pairs", "data", "arrays", "calculator")
+    listed = [
+        f"{name}: {', '.join(sorted(map(str, place)))}"
+        for name, place in zip(names, _places(atoms), strict=True)
+        if place
+    ]
+    return "; ".join(listed) or "no labels at all"
+
+
+def _label(
+    path: Path, number: int, atoms: ase.Atoms, label: str, explicit: str | None
+) -> np.ndarray | float | None:
+    """A label of one frame in eV, eV/A or eV/A^3, or None if the frame has none."""
+    *elsewhere, results = _places(atoms)
+    ref = {"energy": ["REF_energy"], "forces": ["REF_forces"]}.get(
+        label, ["REF_stress", "REF_virials"]
+    )
+    calculated = {"energy": ["energy", "free_energy"]}.get(label, [label])
+    plain = {"stress": ["stress", "virials", "virial"]}.get(label, [label])
+    searched: list[tuple[str, list[dict[str, Any]]]]
+    if explicit is not None:
+        searched = [(explicit, [*elsewhere, results])]
+    else:
+        searched = [(key, elsewhere) for key in ref]
+        searched += [(key, [results]) for key in calculated]
+        searched += [(key, elsewhere) for key in plain]
+    for key, places in searched:
+        for place in places:
+            if key in place:
+                return _shaped(f"{path}: frame {number}", atoms, label, key, place[key])
+    return None
+
+
+def _shaped(where: str, atoms: ase.Atoms, label: str, key: str, value: Any) -> np.ndarray | float:
+    """``value`` as the label it is meant to be.
+
+    Raises:
+        DataError: If it has the wrong shape, is not numbers, or is not finite.
+    """
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {key!r} does not hold numbers") from error
+    if not np.isfinite(array).all():
+        raise DataError(f"{where}: {key!r} is NaN or infinite")
+    if label == "energy":
+        if array.size != 1:
+            raise DataError(f"{where}: {key!r} holds {array.size} numbers, expected one energy")
+        return float(array.reshape(()))
+    if label == "forces":
+        if array.shape != (len(atoms), 3):
+            raise DataError(f"{where}: {key!r} has shape {array.shape}, expected ({len(atoms)}, 3)")
+        return array
+    if array.size == 9:
+        square = array.reshape(3, 3)
+        if not np.allclose(square, square.T, rtol=1e-3, atol=1e-6):
+            raise DataError(f"{where}: {key!r} is not a symmetric 3x3 matrix")
+        array = full_3x3_to_voigt_6_stress(square)
+    if array.shape != (6,):
+        raise DataError(f"{where}: {key!r} has shape {array.shape}, expected 6 numbers or 3x3")
+    if "viri" in key.lower():
+        volume = abs(atoms.cell.volume)
+        if volume < 1e-6:
+            raise DataError(f"{where}: {key!r} cannot become stress: the cell has no volume")
+        array = -array / volume
+    return array

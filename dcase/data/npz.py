@@ -1,0 +1,251 @@
+"""MD17-style npz files: the original layout, rMD17's, and the files dcase generates."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.symbols import Symbols
+
+from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.molecules import (
+    MD17_THEORY,
+    MOLECULES,
+    RMD17_THEORY,
+    XTB_THEORY,
+    Molecule,
+    find_molecule,
+)
+from dcase.errors import DataError, OptionError
+from dcase.units import ENERGY_UNITS
+
+LABEL_SETS = ("md17", "rmd17")
+_ANGSTROM = {"", "a", "ang", "angstrom", "angstroms", "å"}
+
+
+def read_npz(path: str | os.PathLike[str], labels: str | None = None) -> AtomicDataset:
+    """Read frames of one molecule from an MD17-style npz.
+
+    Layouts that are understood, recognised by their keys (n frames of N atoms):
+
+    ========  ===================================  ===========================================
+    quantity  MD17, sGDML and dcase's own files    rMD17
+    ========  ===================================  ===========================================
+    numbers   ``z`` [N]                            ``nuclear_charges`` [N]
+    A         ``R`` [n, N, 3]                      ``coords`` [n, N, 3]
+    energy    ``E`` [n] or [n, 1]                  ``energies`` [n]; ``old_energies``: MD17's
+    forces    ``F`` [n, N, 3]                      ``forces`` [n, N, 3]; ``old_forces``: MD17's
+    ========  ===================================  ===========================================
+
+    Energies are kcal/mol unless the file has sGDML's key ``e_unit``. Pickled objects are never
+    loaded, so a hostile file cannot run code.
+
+    Args:
+        path: The file.
+        labels: ``"md17"`` or ``"rmd17"`` picks the labels of an rMD17 file (None: rMD17's own). A
+            file that has not the labels that are asked for is refused.
+
+    Returns:
+        The frames, in eV and A, with the provenance filled in.
+
+    Raises:
+        OptionError: If ``labels`` is neither.
+        DataError: If the file is missing, damaged, lacks keys, or has wrong shapes or NaN.
+    """
+    path = Path(path)
+    if labels is not None and labels not in LABEL_SETS:
+        raise OptionError(f"labels must be 'md17' or 'rmd17', got {labels!r}")
+    with _opened(path) as file:
+        keys = set(file.files)
+        if {"nuclear_charges", "coords"} <= keys:
+            arrays, name, theory = _rmd17(path, file, labels)
+            unit = "kcal/mol"
+        elif {"R", "z"} <= keys:
+            arrays, name, theory = _md17(path, file, labels)
+            unit = _unit(path, file)
+        else:
+            raise DataError(
+                f"{path} is not an MD17 or rMD17 file: it has the keys {_listed(keys)}, "
+                "expected R, z, E, F or coords, nuclear_charges, energies, forces"
+            )
+        said = _text(file, "name")
+    numbers, positions, energies, forces = arrays
+    factor = ENERGY_UNITS[unit]
+    molecule = _guess(said, path.stem, numbers)
+    return AtomicDataset.from_arrays(
+        numbers,
+        positions,
+        energies * factor,
+        forces * factor,
+        DatasetInfo(
+            name=name,
+            molecule="" if molecule is None else molecule.full_name,
+            level_of_theory=theory,
+            source=str(path),
+            label_unit=unit,
+            sha256=file_sha256(path),
+        ),
+    )
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def same_formula(numbers: np.ndarray, molecule: Molecule) -> bool:
+    """Whether atomic numbers are those of a molecule, in any order."""
+    wanted: Mapping[str, int] = Symbols.fromsymbols(molecule.formula).formula.count()
+    return Counter(Symbols(np.asarray(numbers, dtype=int))) == Counter(wanted)
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; fetch or make it again")
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is damaged or cut short; fetch or make it again") from error
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is not an npz file (pickles are not loaded)") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds a single array, not an npz with R, z, E, F")
+    return file
+
+
+def _array(path: Path, file: Any, key: str) -> np.ndarray:
+    """One numeric array of the file."""
+    if key not in file.files:
+        raise DataError(f"{path} has no key {key!r}, only {_listed(file.files)}")
+    try:
+        value: np.ndarray = file[key]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path}: {key!r} holds pickled Python objects, which are never loaded; "
+                "save plain arrays"
+            ) from error
+        raise DataError(f"{path}: {key!r} is damaged; fetch or make the file again") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise DataError(
+            f"{path}: {key!r} is damaged or cut short; fetch or make the file again"
+        ) from error
+    if value.dtype.kind not in "iuf":
+        raise DataError(f"{path}: {key!r} holds {value.dtype}, not real numbers")
+    return value
+
+
+def _checked(path: Path, file: Any, names: tuple[str, str, str, str]) -> Arrays:
+    """Numbers, positions, energies, forces as float64 with checked shapes (units of the file)."""
+    z, r, e, f = names
+    # Every key is looked for before the first, possibly large, array is read.
+    for key in names:
+        if key not in file.files:
+            raise DataError(f"{path} has no key {key!r}, only {_listed(file.files)}")
+    numbers, positions = _array(path, file, z), _array(path, file, r)
+    energies, forces = _array(path, file, e), _array(path, file, f)
+    if numbers.ndim != 1 or not (numbers == np.round(numbers)).all():
+        raise DataError(f"{path}: {z!r} must be a list of atomic numbers, shape [atoms]")
+    if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3):
+        raise DataError(
+            f"{path}: {r!r} has shape {positions.shape}, expected [frames, {len(numbers)}, 3]"
+        )
+    n_frames = len(positions)
+    if energies.shape not in ((n_frames,), (n_frames, 1)):
+        raise DataError(f"{path}: {e!r} has shape {energies.shape}, expected [{n_frames}]")
+    if forces.shape != positions.shape:
+        raise DataError(f"{path}: {f!r} has shape {forces.shape}, expected {positions.shape}")
+    return (
+        numbers.astype(np.int64),
+        positions.astype(np.float64),
+        energies.astype(np.float64).reshape(n_frames),
+        forces.astype(np.float64),
+    )
+
+
+def _rmd17(path: Path, file: Any, labels: str | None) -> tuple[Arrays, str, str]:
+    keys = set(file.files)
+    if labels == "md17":
+        if not {"old_energies", "old_forces"} <= keys:
+            raise DataError(
+                f"{path} has no MD17 labels (old_energies, old_forces), only {_listed(keys)}"
+            )
+        names = ("nuclear_charges", "coords", "old_energies", "old_forces")
+        return _checked(path, file, names), "md17", MD17_THEORY
+    names = ("nuclear_charges", "coords", "energies", "forces")
+    return _checked(path, file, names), "rmd17", RMD17_THEORY
+
+
+def _md17(path: Path, file: Any, labels: str | None) -> tuple[Arrays, str, str]:
+    theory = _text(file, "theory")
+    if theory.lower() in ("", "unknown"):
+        # Nobody else writes these names; any other file keeps its theory to itself.
+        stem = path.stem.lower()
+        known = stem.startswith("md17_") or path.name.lower() in {m.md17_file for m in MOLECULES}
+        theory = MD17_THEORY if known or labels == "md17" else "unknown"
+    generated = theory == XTB_THEORY
+    if labels == "rmd17" or (labels == "md17" and generated):
+        raise DataError(
+            f"{path} has no {labels} labels: its only labels are of level of theory {theory}"
+        )
+    if generated:
+        name = "xtb"
+    else:
+        name = "md17" if labels == "md17" or theory == MD17_THEORY else path.stem
+    return _checked(path, file, ("z", "R", "E", "F")), name, theory
+
+
+def _unit(path: Path, file: Any) -> str:
+    """Energy unit of an MD17-layout file; sGDML's files may say it."""
+    length = _text(file, "r_unit").lower()
+    if length not in _ANGSTROM:
+        raise DataError(f"{path}: lengths are in {length!r}; convert them to Angstrom")
+    unit = _text(file, "e_unit") or "kcal/mol"
+    for known in ENERGY_UNITS:
+        if unit.lower() == known.lower():
+            return known
+    raise DataError(f"{path}: unknown energy unit {unit!r}; known are {', '.join(ENERGY_UNITS)}")
+
+
+def _text(file: Any, key: str) -> str:
+    """A string the file says about itself, or "" if it does not, or not as plain text."""
+    if key not in file.files:
+        return ""
+    try:
+        value = file[key]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return ""  # e.g. a pickled name in an old file: do without
+    if value.dtype.kind not in "SU" or value.size != 1:
+        return ""
+    text = value.reshape(-1)[0]
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+
+
+def _guess(said: str, stem: str, numbers: np.ndarray) -> Molecule | None:
+    """The molecule by the file's own word or its name, if the atoms agree."""
+    words = [said, *re.split(r"[\W_]+", stem)]
+    for word in words:
+        molecule = find_molecule(word) if len(word) > 3 else None  # "sal" may mean anything
+        if molecule is not None and same_formula(numbers, molecule):
+            return molecule
+    return None
+
+
+def _listed(keys: Any) -> str:
+    return ", ".join(sorted(keys)) or "none"
