@@ -1,0 +1,131 @@
+"""Checkpoints: plain tensors, numbers, strings, lists and dicts; nothing in them is ever executed.
+
+Files are written by ``torch.save`` and read by ``torch.load(weights_only=True)``, always. A file
+that is not one of ours gets one clear line.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcase._version import __version__
+from dcase.errors import CheckpointError
+from dcase.files import atomic_path
+
+Migration = Callable[[dict[str, Any]], None]
+
+_PLAIN = (str, int, float, bool, type(None), torch.Tensor)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import ase
+    import numpy
+
+    return {
+        "dcase": __version__,
+        "torch": str(torch.__version__),
+        "ase": ase.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save(path: str | os.PathLike[str], kind: str, version: int, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: Target; replaced only when the new file is complete.
+        kind: What it holds, e.g. ``"potential"``.
+        version: Format version of this kind.
+        content: Plain values (see the module text).
+
+    Raises:
+        CheckpointError: If ``content`` holds anything else, naming where.
+        DcaseError: If the file cannot be written.
+    """
+    _check_plain(content, "")
+    document = {"format": f"dcase-{kind}", "format_version": version, **content}
+    with atomic_path(path) as temporary:
+        torch.save(document, temporary)
+
+
+def load(
+    path: str | os.PathLike[str],
+    kind: str,
+    version: int,
+    migrations: dict[int, Migration] | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint of ``kind``, on the CPU, without executing anything in it.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        version: The newest format version this code knows.
+        migrations: ``{n: function}`` where the function turns a version-n document into n + 1.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: not a dcase checkpoint, or truncated (nothing in it was executed)"
+        )
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it holds Python objects, which could run code; a dcase checkpoint "
+            "holds only tensors and plain values (nothing in it was executed)"
+        ) from error
+    except Exception as error:  # torch raises many types for damaged archives
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a dcase checkpoint ({reason})") from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if not isinstance(found, str) or not found.startswith("dcase-"):
+        raise CheckpointError(f"{path}: a PyTorch file, but not a dcase checkpoint")
+    if found != f"dcase-{kind}":
+        raise CheckpointError(f"{path}: holds a {found.removeprefix('dcase-')}, not a {kind}")
+    have = document.get("format_version")
+    if not isinstance(have, int) or have > version:
+        raise CheckpointError(
+            f"{path}: format version {have} is newer than this dcase ({version}); upgrade dcase"
+        )
+    while have < version:
+        try:
+            (migrations or {})[have](document)
+        except KeyError:
+            raise CheckpointError(f"{path}: no way to migrate format version {have}") from None
+        have += 1
+        document["format_version"] = have
+    return document
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str | int):
+                raise CheckpointError(f"checkpoint key {where}[{key!r}] is not a string or number")
+            _check_plain(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif type(value) not in _PLAIN and not isinstance(value, torch.Tensor):
+        raise CheckpointError(
+            f"checkpoint value {where} is a {type(value).__name__}, not a plain value"
+        )

@@ -1,1 +1,0 @@
-"""Training recipes: small TOML files, read by :mod:`dcase.recipe`."""

@@ -1,0 +1,109 @@
+"""Everything that decides how a run trains, checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dcase.errors import OptionError
+
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine", "plateau", "exponential")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a :class:`~dcase.training.trainer.Trainer`.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Samples a step (over all processes together); 0: the whole set.
+        optimizer: ``"adam"`` or ``"adamw"``.
+        lr: Peak learning rate.
+        weight_decay: As the optimizer defines it.
+        beta1: Adam's decay of the gradient mean.
+        beta2: Adam's decay of the squared gradient.
+        eps: Adam's epsilon. Not negligible once labels are divided by a large C: gradients near it
+            turn rescaling into a smaller learning rate.
+        amsgrad: Use the AMSGrad variant.
+        schedule: ``"constant"``; ``"cosine"`` to ``final_lr``; ``"exponential"`` to ``final_lr``;
+            ``"plateau"``: times ``decay`` after ``patience`` validations without improvement.
+        warmup_steps: Linear warm-up from zero.
+        final_lr: Learning rate at the end, as a fraction of ``lr``.
+        decay: Factor of ``"plateau"``.
+        patience: Validations of ``"plateau"``.
+        ema: Decay of the exponential moving average of the weights; 0: none. Validation and the
+            saved model use the average.
+        clip_norm: Largest gradient norm; 0: no clipping.
+        early_stopping: Validations without improvement after which to stop; 0: never.
+        validate_every: Epochs between validations.
+        time_limit: Seconds; None: none. Schedules run to their end within it (then the learning rate
+            depends on the clock, and only runs without a limit repeat bit for bit).
+        checkpoint_every: Seconds between saves of the training state.
+        seed: Of the order of the samples.
+    """
+
+    epochs: int = 100
+    batch_size: int = 10
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    amsgrad: bool = False
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    final_lr: float = 0.0
+    decay: float = 0.5
+    patience: int = 10
+    ema: float = 0.0
+    clip_norm: float = 0.0
+    early_stopping: int = 0
+    validate_every: int = 1
+    time_limit: float | None = None
+    checkpoint_every: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise OptionError(f"schedule must be one of {', '.join(SCHEDULES)}")
+        for name in ("epochs", "validate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "eps", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("batch_size", "weight_decay", "warmup_steps", "clip_norm", "early_stopping"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptionError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.schedule == "exponential" and not self.final_lr > 0:
+            raise OptionError("the exponential schedule needs final_lr > 0")
+        if not 0 <= self.final_lr <= 1:
+            raise OptionError(f"final_lr is a fraction of lr, got {self.final_lr}")
+        if not 0 < self.decay < 1:
+            raise OptionError(f"decay must be between 0 and 1, got {self.decay}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise OptionError(f"time_limit must be positive, got {self.time_limit}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainSettings:
+        """Settings from plain values; unknown names are an error.
+
+        Raises:
+            OptionError: For an unknown name or an impossible value.
+        """
+        known = {f.name for f in fields(TrainSettings)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise OptionError(f"unknown training setting {unknown[0]!r}")
+        return TrainSettings(**values)

@@ -1,0 +1,267 @@
+"""The ASE calculator: ``atoms.calc = DCCalculator("aspirin_irelu.pt")``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    CalculatorError,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.data import chemical_symbols
+
+from dcase.errors import DcaseError, OptionError
+from dcase.potentials.evaluation import choose_device
+from dcase.potentials.graph import AtomicGraph, build_graph
+from dcase.potentials.potential import Potential, find_checkpoint, load_potential
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class DCCalculatorError(CalculatorError, DcaseError):
+    """The structure cannot be evaluated; the message says why."""
+
+
+class DCCalculator(Calculator):
+    """Energies, conservative forces and stress of a dcase potential, for ASE.
+
+    Forces are ``-dE/dx`` exactly, by autograd. Results: ``energy`` and ``free_energy`` (equal; eV),
+    ``energies`` (eV, shape [n_atoms]), ``forces`` (eV/A, shape [n_atoms, 3]) and, for systems that
+    are periodic in three directions, ``stress`` (eV/A^3, Voigt xx, yy, zz, yz, xz, xy).
+
+    Args:
+        path_or_potential: A checkpoint (a bare name is also looked for among the potentials shipped
+            with dcase; a note on stderr says so), or a
+            :class:`~dcase.potentials.potential.Potential` (it is copied, never changed).
+        device: ``"cpu"``, ``"cuda"``, ...; None: the CPU, or a GPU if there is one.
+        dtype: ``"float32"`` (geometry and energy sums in float64 all the same) or ``"float64"``.
+        skin: A; neighbours are searched to cutoff + skin and the list is reused until an atom has
+            moved by half of it. Results do not depend on it.
+        allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
+        use_cache: As in ASE.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or foreign.
+        OptionError: For an unknown dtype or a device that is not there.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy", "free_energy", "energies", "forces", "stress",
+    ]
+    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
+    discard_results_on_any_change = True
+
+    def __init__(
+        self,
+        path_or_potential: str | os.PathLike[str] | Potential,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        skin: float = 0.5,
+        allow_isolated: bool = False,
+        use_cache: bool = True,
+    ):
+        super().__init__()
+        if dtype not in DTYPES:
+            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+        if not skin >= 0:
+            raise OptionError(f"skin must not be negative, got {skin}")
+        self.device = choose_device(None if device is None else str(device))
+        self.dtype = dtype
+        self.skin = float(skin)
+        self.allow_isolated = allow_isolated
+        self.use_cache = use_cache
+        if isinstance(path_or_potential, Potential):
+            self.model_path = None
+            potential = _copy(path_or_potential)
+        else:
+            file, shipped = find_checkpoint(path_or_potential)
+            if shipped:
+                print(
+                    f"dcase: no {Path(path_or_potential).name} here, using the one shipped with "
+                    f"dcase ({file})",
+                    file=sys.stderr,
+                )
+            self.model_path = str(file)
+            potential = load_potential(file)
+        self._adopt(potential)
+
+    def _adopt(self, potential: Potential) -> None:
+        self.potential = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
+        self.potential.requires_grad_(False)
+        self._list: _NeighbourList | None = None
+
+    # -------------------------------------------------------------- ASE contract
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Compute everything cheap at once, and the stress when the system is 3D periodic.
+
+        Raises:
+            DCCalculatorError: For unknown elements, NaN positions, isolated atoms, no atoms.
+            PropertyNotImplementedError: For the stress of a system that is not 3D periodic.
+        """
+        super().calculate(atoms, properties or ["energy"], system_changes)
+        atoms = self.atoms
+        assert atoms is not None
+        self.results = {}
+        stress = bool(atoms.pbc.all())
+        if not stress and "stress" in (properties or []):
+            raise PropertyNotImplementedError(
+                "the stress needs a system that is periodic in all three directions"
+            )
+        graph = self._graph(atoms)
+        result = self.potential(graph, stress=stress)
+        energy = float(result["energy"][0])
+        if not np.isfinite(energy):
+            raise DCCalculatorError(
+                "the potential gave a NaN or infinite energy; are atoms on top of each other?"
+            )
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": result["energies"].cpu().numpy(),
+            "forces": result["forces"].cpu().numpy(),
+        }
+        if stress:
+            self.results["stress"] = result["stress"][0].cpu().numpy()
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """As ASE, but the stress of a system that is not 3D periodic says why there is none."""
+        if name == "stress" and atoms is not None and not atoms.pbc.all():
+            raise PropertyNotImplementedError(
+                "the stress needs a system that is periodic in all three directions"
+            )
+        return super().get_property(name, atoms, allow_calculation)
+
+    def todict(self, skip_default: bool = True) -> dict[str, Any]:
+        """What a trajectory stores about the calculator."""
+        return {"model": self.model_path or "in memory", "dtype": self.dtype,
+                "potential": self.potential.describe()}
+
+    def copy(self) -> DCCalculator:
+        """An independent calculator with the same potential."""
+        return DCCalculator(
+            self.potential, device=self.device, dtype=self.dtype, skin=self.skin,
+            allow_isolated=self.allow_isolated, use_cache=self.use_cache,
+        )
+
+    def __deepcopy__(self, memo: dict) -> DCCalculator:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["potential"] = self.potential.to_document()
+        state["device"] = str(self.device)
+        state["_list"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from dcase.potentials.potential import potential_from_document
+
+        self.__dict__.update(state)
+        self.device = choose_device(state["device"])
+        self._adopt(potential_from_document(state["potential"], "pickled calculator"))
+
+    @property
+    def name(self) -> str:
+        """Lower-case class name, as ASE has it."""
+        return "dccalculator"
+
+    # ------------------------------------------------------------------- graphs
+
+    def _graph(self, atoms: Atoms) -> AtomicGraph:
+        if len(atoms) == 0:
+            raise DCCalculatorError("there are no atoms")
+        finite = np.isfinite(atoms.positions).all(axis=1)
+        if not finite.all():
+            raise DCCalculatorError(
+                f"the position of atom {int(np.argmin(finite))} is NaN or infinite"
+            )
+        if self._list is None or not self._list.covers(atoms):
+            self._check_elements(atoms)
+            self._list = _NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
+        graph = self._list.graph(atoms)
+        if not self.allow_isolated and len(atoms) > 1:
+            # Counted from the pairs inside the cutoff, not inside the skin.
+            counts = torch.bincount(graph.pairs.flatten(), minlength=len(atoms))
+            if not bool((counts > 0).all()):
+                lonely = int(torch.argmin(counts))
+                raise DCCalculatorError(
+                    f"atom {lonely} ({atoms.symbols[lonely]}) has no neighbour within the cutoff "
+                    f"of {self.potential.cutoff} A: did the system fly apart, or are the positions "
+                    "not in Angstrom? (allow_isolated=True evaluates it all the same)"
+                )
+        return graph
+
+    def _check_elements(self, atoms: Atoms) -> None:
+        unknown = sorted(set(atoms.numbers.tolist()) - set(self.potential.elements))
+        if unknown:
+            known = ", ".join(chemical_symbols[z] for z in self.potential.elements)
+            symbols = ", ".join(chemical_symbols[z] for z in unknown)
+            raise DCCalculatorError(
+                f"the potential was not trained on {symbols}; it knows {known}"
+            )
+
+
+class _NeighbourList:
+    """Pairs within cutoff + skin, valid while no two atoms can have come closer by the skin.
+
+    Valid as long as every atom is within skin/2 of where it was *as given* (a wrapped atom has moved
+    by a lattice vector and triggers a rebuild), and species, cell and pbc are the same.
+    """
+
+    def __init__(self, atoms: Atoms, cutoff: float, skin: float, device: torch.device):
+        self.numbers = atoms.numbers.copy()
+        self.positions = atoms.positions.copy()
+        self.cell = atoms.cell.array.copy()
+        self.pbc = atoms.pbc.copy()
+        self.cutoff, self.limit = cutoff, (0.5 * skin) ** 2
+        self.wide = build_graph(
+            atoms.numbers, atoms.positions, cutoff + skin, self.cell, self.pbc
+        ).to(device)
+
+    def covers(self, atoms: Atoms) -> bool:
+        if len(atoms) != len(self.numbers) or (atoms.numbers != self.numbers).any():
+            return False
+        if (atoms.pbc != self.pbc).any():
+            return False
+        if self.pbc.any() and (atoms.cell.array != self.cell).any():
+            return False
+        moved = ((atoms.positions - self.positions) ** 2).sum(axis=1)
+        return bool(moved.max() < self.limit)
+
+    def graph(self, atoms: Atoms) -> AtomicGraph:
+        """The pairs inside the cutoff now: the same graph as a fresh search finds, in its order."""
+        positions = torch.as_tensor(
+            atoms.positions, dtype=torch.float64, device=self.wide.positions.device
+        )
+        wide = replace(self.wide, positions=positions)
+        r = wide.vectors()
+        inside = (r * r).sum(dim=1) < self.cutoff * self.cutoff
+        return replace(
+            wide,
+            pairs=wide.pairs[:, inside],
+            shifts=None if wide.shifts is None else wide.shifts[inside],
+        )
+
+
+def _copy(potential: Potential) -> Potential:
+    from dcase.potentials.potential import potential_from_document
+
+    return potential_from_document(potential.to_document(), "potential")

@@ -1,0 +1,124 @@
+"""Errors of a potential on labelled frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcase.data.dataset import AtomicDataset
+from dcase.errors import DataError
+from dcase.potentials.batching import FrameBatches
+from dcase.potentials.potential import Potential
+from dcase.rescaling import LabelScale
+from dcase.units import KCAL_PER_MOL
+
+# "Energy and forces within threshold": OC20 (Chanussot et al., ACS Catal. 11, 6059 (2021)).
+EFWT_ENERGY_EV = 0.02
+EFWT_FORCE_EV_A = 0.03
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions beside references, and their errors.
+
+    Attributes:
+        metrics: Errors by name; the unit is part of the name.
+        energy: Reference and predicted energies in eV, shape [2, n_frames], or None.
+        forces: Reference and predicted force components in eV/A, shape [2, 3 n_atoms], or None.
+        n_atoms: Atoms of each frame, shape [n_frames].
+    """
+
+    metrics: dict[str, Any]
+    energy: np.ndarray | None
+    forces: np.ndarray | None
+    n_atoms: np.ndarray
+
+
+def evaluate_potential(
+    potential: Potential, dataset: AtomicDataset, *, batch_size: int = 32
+) -> Evaluation:
+    """MAE and RMSE of energies (per frame and per atom) and of force components, and EFwT.
+
+    EFwT is the share of frames whose energy error is at most 0.02 eV and whose largest force
+    component error is at most 0.03 eV/A.
+
+    Args:
+        potential: Evaluated on its own device, in its own dtype.
+        dataset: Labelled frames.
+        batch_size: Frames at a time.
+
+    Returns:
+        Metrics: ``n_frames``; ``energy_mae_mev``, ``energy_rmse_mev``, ``energy_mae_mev_per_atom``,
+        ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
+        ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
+        ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there.
+
+    Raises:
+        DataError: If the frames have no labels, or elements the potential does not know.
+    """
+    unknown = sorted(set(dataset.elements) - set(potential.elements))
+    if unknown:
+        from ase.data import chemical_symbols
+
+        raise DataError(
+            f"the data hold {', '.join(chemical_symbols[z] for z in unknown)}, which the potential "
+            f"was not trained on (it knows "
+            f"{', '.join(chemical_symbols[z] for z in potential.elements)})"
+        )
+    if dataset.energies is None and dataset.forces is None:
+        raise DataError("the frames have neither energies nor forces to compare with")
+    frames = FrameBatches(dataset, potential.cutoff, LabelScale(), potential.device)
+    energies, forces = [], []
+    potential.eval()
+    for batch in frames.in_order(batch_size):
+        result = potential(batch.graph)
+        energies.append(result["energy"].cpu().numpy())
+        forces.append(result["forces"].cpu().numpy())
+    predicted_e, predicted_f = np.concatenate(energies), np.concatenate(forces)
+
+    metrics: dict[str, Any] = {"n_frames": len(dataset)}
+    energy_pair = forces_pair = None
+    if dataset.energies is not None:
+        error = predicted_e - dataset.energies
+        energy_pair = np.stack([dataset.energies, predicted_e])
+        for suffix, values in (
+            ("mev", error * 1e3),
+            ("mev_per_atom", error / dataset.n_atoms * 1e3),
+            ("kcal_mol", error / KCAL_PER_MOL),
+        ):
+            metrics[f"energy_mae_{suffix}"] = float(np.abs(values).mean())
+            metrics[f"energy_rmse_{suffix}"] = float(np.sqrt((values**2).mean()))
+    if dataset.forces is not None:
+        error_f = predicted_f - dataset.forces
+        forces_pair = np.stack([dataset.forces.ravel(), predicted_f.ravel()])
+        for suffix, factor in (("mev_angstrom", 1e3), ("kcal_mol_angstrom", 1 / KCAL_PER_MOL)):
+            metrics[f"forces_mae_{suffix}"] = float(np.abs(error_f).mean() * factor)
+            metrics[f"forces_rmse_{suffix}"] = float(np.sqrt((error_f**2).mean()) * factor)
+        if dataset.energies is not None:
+            largest = np.maximum.reduceat(np.abs(error_f).max(axis=1), dataset.ptr[:-1])
+            good = (np.abs(error) <= EFWT_ENERGY_EV) & (largest <= EFWT_FORCE_EV_A)
+            metrics["efwt"] = float(good.mean())
+    return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or None/"auto" (a GPU if there is one).
+
+    Raises:
+        OptionError: If there is no such device here.
+    """
+    from dcase.errors import OptionError
+
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)  # type: ignore[arg-type]
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(
+            f"device {name!r} is not available here: {str(error).splitlines()[0]}"
+        ) from None
+    return device

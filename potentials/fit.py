@@ -1,0 +1,214 @@
+"""Train a potential: dataset and recipe in, checkpoint out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcase import checkpoint
+from dcase.data.dataset import AtomicDataset
+from dcase.data.splits import Splits
+from dcase.errors import DataError, OptionError
+from dcase.files import write_json
+from dcase.objective import Objective
+from dcase.potentials.batching import FrameBatches
+from dcase.potentials.energy_forces import EnergyForces
+from dcase.potentials.evaluation import evaluate_potential
+from dcase.potentials.potential import Potential
+from dcase.potentials.recipe import Recipe
+from dcase.potentials.registry import create_potential
+from dcase.rescaling import LabelScale, fit_label_scale
+from dcase.training.trainer import Progress, Trainer, TrainResult
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run left behind.
+
+    Attributes:
+        potential: With the best weights.
+        path: The checkpoint.
+        folder: Training state, metrics.csv and report.json.
+        result: How the run ended.
+        report: The content of report.json.
+    """
+
+    potential: Potential
+    path: Path
+    folder: Path
+    result: TrainResult
+    report: dict[str, Any]
+
+
+def run_folder(out: Path) -> Path:
+    """Where the side files of checkpoint ``out`` go: ``aspirin_irelu.pt`` -> ``aspirin_irelu.run``."""
+    return out.with_suffix(".run")
+
+
+def fit_potential(
+    dataset: AtomicDataset,
+    splits: Splits,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str | torch.device = "cpu",
+    fabric: Any = None,
+    tensorboard: bool = False,
+    on_start: Callable[[Potential, Trainer], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train a potential and write it to ``out``.
+
+    Args:
+        dataset: All frames.
+        splits: Which of them train, validate and test.
+        recipe: Every choice of the run.
+        out: The checkpoint to write; side files go to a folder of the same name with ``.run``.
+        resume: Go on from the state in that folder, if there is one.
+        overwrite: Replace an existing checkpoint.
+        device: Where to train.
+        fabric: A launched Lightning Fabric for several processes.
+        tensorboard: Also write TensorBoard events.
+        on_start: Called once with the potential and the trainer.
+        on_step: Called after every step with the progress.
+
+    Returns:
+        The trained potential and where everything is.
+
+    Raises:
+        OptionError: If ``out`` exists and neither ``resume`` nor ``overwrite`` is given.
+        DataError: If a label that the loss needs is missing.
+        TrainingError: If training diverges.
+    """
+    out = Path(out)
+    folder = run_folder(out)
+    if not (resume or overwrite) and (out.exists() or (folder / "state.pt").exists()):
+        raise OptionError(
+            f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
+            "start again, or --out for another name"
+        )
+    terms = recipe.loss.terms()
+    if dataset.energies is None and terms["energy"].weight > 0:
+        raise DataError("the dataset has no energies; set --energy-weight 0 to train on forces only")
+    if dataset.forces is None and terms["forces"].weight > 0:
+        raise DataError("the dataset has no forces; set --forces-weight 0 to train on energies only")
+    terms = {
+        name: term for name, term in terms.items()
+        if (dataset.energies if name == "energy" else dataset.forces) is not None
+    }
+
+    train = dataset.subset(splits.train)
+    rescale, offset = recipe.labels.rescale, recipe.labels.offset
+    if dataset.energies is None:
+        offset = "none"
+    scale = fit_label_scale(train, rescale=rescale, offset=offset)
+    potential = create_potential(
+        recipe.model.architecture,
+        elements=dataset.elements,
+        size=recipe.model.size,
+        activation=recipe.model.activation,
+        seed=recipe.training.seed,
+        **recipe.model.hyper_parameters,
+    ).to(device)
+    potential.set_scale(scale)
+
+    data = FrameBatches(train, potential.cutoff, scale, device)
+    validation = None
+    if len(splits.val):
+        validation = FrameBatches(dataset.subset(splits.val), potential.cutoff, scale, device)
+    _initialize(potential, data, recipe)
+
+    problem = EnergyForces(
+        scale.constant,
+        per_atom=recipe.labels.energy_per_atom,
+        forces="forces" in terms and terms["forces"].weight > 0,
+    )
+    if not problem.forces:
+        terms.pop("forces", None)
+    trainer = Trainer(
+        potential, Objective(problem, terms), data, validation, recipe.training, folder,
+        identity={
+            "dataset": dataset.fingerprint(),
+            "split": splits.hash(),
+            "architecture": potential.architecture,
+            "hyper_parameters": potential.hyper_parameters,
+            "scale": scale.to_dict(),
+        },
+        fabric=fabric, on_step=on_step, tensorboard=tensorboard,
+    )
+    if hasattr(potential.network, "tabulate_filters"):
+        potential.network.tabulate_filters(recipe.acceleration.filter_table or None)
+    if on_start:
+        on_start(potential, trainer)
+    started = time.time()
+    result = trainer.fit(resume=resume)
+    potential.eval()
+
+    report = _report(potential, dataset, splits, recipe, scale, result, trainer, started)
+    potential.metadata = {
+        "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
+        "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
+        "recipe": recipe.to_dict(),
+        "training": {
+            "status": result.status, "epochs": result.epochs, "steps": result.steps,
+            "seconds": result.elapsed,
+        },
+        "metrics": report["validation"],
+    }
+    if trainer.rank == 0 and result.status != "interrupted":
+        potential.save(out)
+        write_json(folder / "report.json", report)
+    return FitResult(potential, out, folder, result, report)
+
+
+def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:
+    if recipe.model.initialization == "default":
+        return
+    if recipe.model.initialization != "lsuv":
+        raise OptionError(
+            f"initialization must be default or lsuv, got {recipe.model.initialization!r}"
+        )
+    from dcase.initialization import lsuv_
+
+    batch = data.batch(torch.arange(min(32, len(data))))
+    lsuv_(potential.network, lambda: potential.atom_energies(batch.graph))
+
+
+def _report(
+    potential: Potential, dataset: AtomicDataset, splits: Splits, recipe: Recipe,
+    scale: LabelScale, result: TrainResult, trainer: Trainer, started: float,
+) -> dict[str, Any]:
+    """The content of report.json."""
+    validation: dict[str, Any] = {}
+    if len(splits.val):
+        validation = evaluate_potential(potential, dataset.subset(splits.val)).metrics
+    return {
+        "status": result.status,
+        "model": potential.describe(),
+        "dataset": {**dataset.info.to_dict(), "frames": len(dataset),
+                    "fingerprint": dataset.fingerprint()},
+        "level_of_theory": dataset.info.level_of_theory,
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        "split_hash": splits.hash(),
+        "recipe": recipe.to_dict(),
+        "label_scale": scale.to_dict(),
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "training_time_s": result.elapsed,
+        "best_epoch": result.best.get("epoch"),
+        "validation": validation,
+        "device": str(potential.device),
+        "processes": trainer.world,
+        "machine": platform.platform(),
+        "started_unix": started,
+        "versions": checkpoint.versions(),
+    }

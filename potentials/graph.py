@@ -1,0 +1,163 @@
+"""Atoms and the pairs within the cutoff: the input of every energy model.
+
+Pairs are kept as a *half list*: each pair of atoms (and each periodic image of it) appears once.
+Whatever depends on the distance alone is then computed once for both directions. No neighbour is
+ever dropped: a "maximum number of neighbours" would make the energy discontinuous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from matscipy.neighbours import neighbour_list
+from torch import Tensor
+
+# Up to this many atoms all pairs are enumerated and filtered; beyond it a cell list is faster.
+_ALL_PAIRS_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class AtomicGraph:
+    """One or more systems, atoms concatenated.
+
+    Attributes:
+        numbers: Atomic numbers, int64, shape [n_atoms].
+        positions: A, float64, shape [n_atoms, 3]. Geometry is float64 also for float32 networks:
+            it costs nothing and keeps rounding out of the distances.
+        system: Which system an atom belongs to, int64, shape [n_atoms].
+        n_systems: Number of systems.
+        pairs: Atoms i and j of each pair, int64, shape [2, n_pairs]; each pair once.
+        shifts: How many lattice vectors lie between i's and j's cell, float64, shape [n_pairs, 3],
+            or None when nothing is periodic. ``r_ij = x_j - x_i + shifts @ cell``.
+        cells: Lattice vectors as rows, A, float64, shape [n_systems, 3, 3], or None.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    system: Tensor
+    n_systems: int
+    pairs: Tensor
+    shifts: Tensor | None = None
+    cells: Tensor | None = None
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in all systems together."""
+        return self.numbers.shape[0]
+
+    def vectors(self) -> Tensor:
+        """``r_ij = x_j - x_i`` with periodic images, A, shape [n_pairs, 3]."""
+        i, j = self.pairs
+        r = self.positions.index_select(0, j) - self.positions.index_select(0, i)
+        if self.shifts is not None and self.cells is not None:
+            cell = self.cells.index_select(0, self.system.index_select(0, i))  # [n_pairs, 3, 3]
+            r = r + torch.einsum("pc,pcx->px", self.shifts, cell)
+        return r
+
+    def distances(self) -> Tensor:
+        """``|r_ij|`` in A, shape [n_pairs]."""
+        return torch.linalg.vector_norm(self.vectors(), dim=1)
+
+    def to(self, device: torch.device | str) -> AtomicGraph:
+        """A copy on ``device``."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        return replace(
+            self,
+            numbers=self.numbers.to(device),
+            positions=self.positions.to(device),
+            system=self.system.to(device),
+            pairs=self.pairs.to(device),
+            shifts=move(self.shifts),
+            cells=move(self.cells),
+        )
+
+    def sum_over_atoms(self, values: Tensor) -> Tensor:
+        """Per-system sums of per-atom ``values`` [n_atoms], shape [n_systems]."""
+        total = values.new_zeros(self.n_systems)
+        return total.index_add(0, self.system, values)
+
+    def to_pyg(self):  # noqa: ANN201 - torch_geometric is imported only where it is asked for
+        """The same graph as a ``torch_geometric.data.Data`` with a full (two-way) edge list."""
+        from torch_geometric.data import Data
+
+        i, j = self.pairs
+        data = Data(
+            z=self.numbers,
+            pos=self.positions,
+            batch=self.system,
+            edge_index=torch.cat([torch.stack([j, i]), torch.stack([i, j])], dim=1),
+        )
+        if self.shifts is not None:
+            data.shifts = torch.cat([self.shifts, -self.shifts])
+            data.cell = self.cells
+        return data
+
+
+def half_neighbour_list(
+    positions: np.ndarray,
+    cutoff: float,
+    cell: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """All pairs closer than ``cutoff``, each once.
+
+    Args:
+        positions: A, shape [n_atoms, 3]; may lie outside the cell.
+        cutoff: A.
+        cell: Lattice vectors as rows, shape [3, 3], needed if any direction is periodic.
+        pbc: Periodic directions, shape [3].
+
+    Returns:
+        Pairs (int64, shape [2, n_pairs]) and shifts (float64, shape [n_pairs, 3]; None for
+        molecules). The order is fixed by the geometry alone.
+    """
+    n_atoms = len(positions)
+    periodic = pbc is not None and bool(np.any(pbc))
+    if not periodic and n_atoms <= _ALL_PAIRS_LIMIT:
+        i, j = np.triu_indices(n_atoms, k=1)
+        close = ((positions[j] - positions[i]) ** 2).sum(1) < cutoff * cutoff
+        return np.stack([i[close], j[close]]).astype(np.int64), None
+    if not periodic:
+        # A box that holds everything: matscipy needs some cell.
+        low = positions.min(0) - 1.0
+        extent = positions.max(0) + 1.0 - low
+        i, j = neighbour_list(
+            "ij", positions=positions, cutoff=cutoff, cell=np.diag(extent),
+            cell_origin=low, pbc=np.zeros(3, dtype=bool),
+        )
+        half = i < j
+        return np.stack([i[half], j[half]]).astype(np.int64), None
+    i, j, shifts = neighbour_list("ijS", positions=positions, cutoff=cutoff, cell=cell, pbc=pbc)
+    # (i, j, S) and (j, i, -S) are the same pair; an atom's own images come as +S and -S.
+    first = np.where(shifts[:, 0] != 0, shifts[:, 0],
+                     np.where(shifts[:, 1] != 0, shifts[:, 1], shifts[:, 2]))
+    half = (i < j) | ((i == j) & (first > 0))
+    return np.stack([i[half], j[half]]).astype(np.int64), shifts[half].astype(np.float64)
+
+
+def build_graph(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cutoff: float,
+    cell: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
+) -> AtomicGraph:
+    """The graph of a single system (shapes as in :func:`half_neighbour_list`)."""
+    pairs, shifts = half_neighbour_list(positions, cutoff, cell, pbc)
+    n_atoms = len(numbers)
+    return AtomicGraph(
+        numbers=torch.as_tensor(np.asarray(numbers), dtype=torch.int64),
+        positions=torch.as_tensor(np.asarray(positions), dtype=torch.float64),
+        system=torch.zeros(n_atoms, dtype=torch.int64),
+        n_systems=1,
+        pairs=torch.as_tensor(pairs),
+        shifts=None if shifts is None else torch.as_tensor(shifts),
+        cells=None
+        if shifts is None
+        else torch.as_tensor(np.asarray(cell, dtype=np.float64)).reshape(1, 3, 3),
+    )

@@ -1,0 +1,257 @@
+"""A potential: a network, the label scale around it, and where it comes from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from dcase import checkpoint
+from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
+from dcase.errors import CheckpointError
+from dcase.potentials.exact import ExactBuffers
+from dcase.potentials.graph import AtomicGraph
+from dcase.rescaling import LabelScale
+
+FORMAT_VERSION = 1
+SHIPPED_DIR = Path(__file__).parent / "shipped"
+
+
+class Potential(ExactBuffers):
+    """Energies, forces and stress of atoms.
+
+    ``E = sum_i (C e_i + E0[z_i])``: the network's per-atom energies ``e_i`` in the network's dtype,
+    summed in float64, times the label scale C, plus per-element offsets in float64.
+
+    Args:
+        network: Maps ``(species, graph)`` to per-atom energies, and has a ``cutoff`` in A.
+        elements: Atomic numbers it knows, ascending.
+        architecture: Registry name.
+        hyper_parameters: What the network was built from.
+        scale: The label scale; unit scale if not given.
+        metadata: Plain values: dataset, level of theory, recipe, metrics, versions.
+    """
+
+    species_of: Tensor
+    offsets: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        elements: list[int],
+        *,
+        architecture: str,
+        hyper_parameters: dict[str, Any],
+        scale: LabelScale | None = None,
+        metadata: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.elements = list(elements)
+        self.architecture = architecture
+        self.hyper_parameters = dict(hyper_parameters)
+        self.metadata = dict(metadata or {})
+        table = torch.full((119,), -1, dtype=torch.int64)
+        table[torch.tensor(self.elements)] = torch.arange(len(self.elements))
+        self.register_buffer("species_of", table, persistent=False)
+        self.register_buffer("offsets", torch.zeros(119, dtype=torch.float64), persistent=False)
+        self.set_scale(scale or LabelScale())
+
+    def set_scale(self, scale: LabelScale) -> None:
+        """Replace the label scale."""
+        self.scale = scale
+        self.offsets = scale.table().to(self.offsets.device)
+
+    @property
+    def cutoff(self) -> float:
+        """The network's cutoff in A."""
+        return float(self.network.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's floating point type."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def level_of_theory(self) -> str:
+        """Of the training labels, or "none (untrained)"."""
+        dataset = self.metadata.get("dataset")
+        return dataset["level_of_theory"] if dataset else "none (untrained)"
+
+    def with_dtype(self, dtype: torch.dtype) -> Potential:
+        """Convert the network in place (offsets and geometry stay float64) and return self."""
+        self.network.to(dtype)
+        return self
+
+    def atom_energies(self, graph: AtomicGraph) -> Tensor:
+        """Per-atom energies in the network's unit and dtype, shape [n_atoms]."""
+        return self.network(self.species_of[graph.numbers], graph)
+
+    def energies(self, graph: AtomicGraph) -> Tensor:
+        """Total energies in the network's unit (no offset), float64, shape [n_systems]."""
+        return graph.sum_over_atoms(self.atom_energies(graph).double())
+
+    def energies_and_forces(
+        self, graph: AtomicGraph, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Energies [n_systems] and forces [n_atoms, 3], both in the network's unit, float64.
+
+        The forces are ``-dE/dx`` exactly, by autograd.
+        """
+        graph = replace(graph, positions=graph.positions.detach().requires_grad_(True))
+        energies = self.energies(graph)
+        gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
+        return energies, -gradient
+
+    def forward(self, graph: AtomicGraph, *, stress: bool = False) -> dict[str, Tensor]:
+        """Physical predictions.
+
+        Args:
+            graph: One or more systems; pairs must cover :attr:`cutoff`.
+            stress: Also compute the stress (all systems periodic).
+
+        Returns:
+            Detached float64 tensors: ``"energy"`` eV [n_systems], ``"energies"`` eV per atom
+            [n_atoms], ``"forces"`` eV/A [n_atoms, 3], and if asked ``"stress"`` eV/A^3
+            [n_systems, 6], Voigt.
+        """
+        positions = graph.positions.detach().requires_grad_(True)
+        cells, strain = graph.cells, None
+        inputs = [positions]
+        strained = positions
+        if stress:
+            if cells is None:
+                raise ValueError("the stress needs a periodic system")
+            strained, cells, strain = apply_strain(positions, cells, graph.system)
+            inputs.append(strain)
+        with torch.enable_grad():
+            per_atom = self.atom_energies(replace(graph, positions=strained, cells=cells)).double()
+            if per_atom.requires_grad:
+                gradients = torch.autograd.grad(per_atom.sum(), inputs, allow_unused=True)
+            else:
+                gradients = (None,) * len(inputs)
+        constant = self.scale.constant
+        with torch.no_grad():
+            per_atom = per_atom * constant + self.offsets[graph.numbers]
+            gradient = gradients[0]
+            result = {
+                "energy": graph.sum_over_atoms(per_atom),
+                "energies": per_atom,
+                "forces": torch.zeros_like(positions) if gradient is None
+                else gradient * -constant,
+            }
+            if strain is not None:
+                slope = gradients[1]
+                slope = torch.zeros_like(strain) if slope is None else slope * constant
+                assert graph.cells is not None
+                result["stress"] = stress_voigt(slope, graph.cells)
+        return {name: value.detach() for name, value in result.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint (plain tensors and values, atomic).
+
+        Raises:
+            DcaseError: If the file cannot be written.
+        """
+        checkpoint.save(path, "potential", FORMAT_VERSION, self.to_document())
+
+    def to_document(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        return {
+            "architecture": self.architecture,
+            "hyper_parameters": self.hyper_parameters,
+            "elements": self.elements,
+            "cutoff": self.cutoff,
+            "units": {"energy": "eV", "length": "Angstrom"},
+            "scale": self.scale.to_dict(),
+            "weights": {
+                name: value.detach().cpu().clone()
+                for name, value in self.network.state_dict().items()
+            },
+            "metadata": self.metadata,
+            "versions": checkpoint.versions(),
+        }
+
+    def describe(self) -> str:
+        """One line: architecture, activation, elements, size."""
+        symbols = "".join(chemical_symbols[z] for z in self.elements)
+        count = sum(p.numel() for p in self.network.parameters())
+        activation = self.hyper_parameters.get("activation", "")
+        return f"{self.architecture} ({activation}), {count:,} parameters, elements {symbols}"
+
+
+def potential_from_document(document: dict[str, Any], where: str = "checkpoint") -> Potential:
+    """Build a potential from a loaded checkpoint.
+
+    Raises:
+        CheckpointError: If parts are missing or do not fit together.
+    """
+    from dcase.potentials.registry import build_potential
+
+    try:
+        potential = build_potential(
+            document["architecture"],
+            document["hyper_parameters"],
+            [int(z) for z in document["elements"]],
+        )
+        weights = document["weights"]
+        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+        if len(dtypes) == 1:
+            potential.with_dtype(dtypes.pop())
+        potential.network.load_state_dict(weights)
+        potential.set_scale(LabelScale.from_dict(document["scale"]))
+        potential.metadata = dict(document["metadata"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{where}: parts of the checkpoint are missing or do not fit: {reason}"
+        ) from error
+    if not all(torch.isfinite(value).all() for value in potential.network.state_dict().values()):
+        raise CheckpointError(f"{where}: the weights hold NaN or infinite values")
+    return potential.eval()
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, bool]:
+    """``path`` itself, or the file of that bare name that is shipped with the package.
+
+    Returns:
+        The file to read, and whether it is the shipped one.
+
+    Raises:
+        CheckpointError: If there is neither.
+    """
+    given = Path(path)
+    if given.exists():
+        return given, False
+    shipped = SHIPPED_DIR / given.name
+    if given.parent == Path() and shipped.is_file():
+        return shipped, True
+    names = ", ".join(sorted(p.name for p in SHIPPED_DIR.glob("*.pt"))) or "none"
+    raise CheckpointError(f"{given}: no such file (potentials shipped with dcase: {names})")
+
+
+def load_potential(path: str | os.PathLike[str]) -> Potential:
+    """Load a potential, in evaluation mode, on the CPU, in the dtype it was saved in.
+
+    A bare file name that does not exist in the working directory is looked for among the potentials
+    shipped with the package.
+
+    Args:
+        path: A checkpoint written by :meth:`Potential.save` or ``dcase train``.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, foreign, or would run code.
+    """
+    file, _ = find_checkpoint(path)
+    document = checkpoint.load(file, "potential", FORMAT_VERSION)
+    return potential_from_document(document, str(file))

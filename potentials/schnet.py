@@ -1,0 +1,142 @@
+"""SchNet: continuous-filter convolutions (Schuett et al., NeurIPS 2017, arXiv:1706.08566).
+
+Notation: ``h_i`` features of atom i, ``d_ij`` distances, ``e_k`` Gaussians, ``fc`` the cutoff.
+
+    W^l(d)  = fc(d) * Dense(act(Dense(e(d))))             filter network       (eq. 3)
+    m_i     = sum_j W^l(d_ij) * (A^l h_j)                 continuous filter    (eq. 2)
+    h_i    <- h_i + Dense(act(Dense(m_i)))                interaction block    (fig. 2)
+    E       = sum_i Dense(act(Dense(h_i)))                read-out
+
+Layer for layer the same as ``torch_geometric.nn.models.SchNet`` (which the tests compare it with),
+except that no neighbour is ever dropped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dcase.activations import get_activation
+from dcase.errors import OptionError
+from dcase.potentials.basis import CosineCutoff, GaussianBasis
+from dcase.potentials.convolution import pair_convolution
+from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.spline import UniformSpline
+
+
+class Interaction(nn.Module):
+    """One interaction block with its filter network."""
+
+    def __init__(self, hidden: int, filters: int, gaussians: int, activation: str):
+        super().__init__()
+        self.filter_in = nn.Linear(gaussians, filters)
+        self.filter_act = get_activation(activation)
+        self.filter_out = nn.Linear(filters, filters)
+        self.atom_in = nn.Linear(hidden, filters, bias=False)
+        self.atom_out = nn.Linear(filters, hidden)
+        self.act = get_activation(activation)
+        self.update = nn.Linear(hidden, hidden)
+
+    def filters(self, basis: Tensor, envelope: Tensor) -> Tensor:
+        """``W(d)`` [n, filters] from the Gaussians [n, gaussians] and the cutoff [n, 1]."""
+        return self.filter_out(self.filter_act(self.filter_in(basis))) * envelope
+
+    def forward(self, h: Tensor, pairs: Tensor, filters: Tensor) -> Tensor:
+        """The update of ``h`` [n_atoms, hidden] from filters [n_pairs, filters]."""
+        message = pair_convolution(filters, self.atom_in(h), pairs)
+        return self.update(self.act(self.atom_out(message)))
+
+
+class SchNet(nn.Module):
+    """Per-atom energies from an :class:`~dcase.potentials.graph.AtomicGraph`.
+
+    Args:
+        num_elements: Number of element embeddings.
+        hidden_channels: Size of the atom features.
+        num_filters: Size of the filters.
+        num_interactions: Number of interaction blocks.
+        num_gaussians: Number of radial basis functions.
+        cutoff: A.
+        activation: Name of the activation, used everywhere (filter network, interaction, read-out),
+            as the paper's IReLU replacement does.
+
+    Raises:
+        OptionError: If a size is not positive.
+    """
+
+    def __init__(
+        self,
+        num_elements: int,
+        *,
+        hidden_channels: int = 128,
+        num_filters: int = 128,
+        num_interactions: int = 6,
+        num_gaussians: int = 50,
+        cutoff: float = 5.0,
+        activation: str = "irelu",
+    ):
+        super().__init__()
+        sizes = {
+            "hidden_channels": (hidden_channels, 2),
+            "num_filters": (num_filters, 1),
+            "num_interactions": (num_interactions, 0),
+            "num_gaussians": (num_gaussians, 2),
+        }
+        for name, (size, least) in sizes.items():
+            if size < least:
+                raise OptionError(f"{name} must be at least {least}, got {size}")
+        if not cutoff > 0:
+            raise OptionError(f"cutoff must be positive, got {cutoff}")
+        self.cutoff = float(cutoff)
+        self.embedding = nn.Embedding(num_elements, hidden_channels)
+        self.basis = GaussianBasis(cutoff, num_gaussians)
+        self.envelope = CosineCutoff(cutoff)
+        self.interactions = nn.ModuleList(
+            Interaction(hidden_channels, num_filters, num_gaussians, activation)
+            for _ in range(num_interactions)
+        )
+        self.out_in = nn.Linear(hidden_channels, hidden_channels // 2)
+        self.out_act = get_activation(activation)
+        self.out = nn.Linear(hidden_channels // 2, 1)
+        self.table: UniformSpline | None = None
+
+    def tabulate_filters(self, n_intervals: int | None) -> None:
+        """In training mode, evaluate filters from cubic splines on ``n_intervals``, or exactly (None).
+
+        A speed-up: the filter networks run on the knots only (see
+        :mod:`dcase.potentials.spline`). In evaluation mode filters are always exact, so that
+        validation and the saved model are; the choice is not stored in checkpoints.
+        """
+        self.table = None
+        if n_intervals is not None:
+            self.table = UniformSpline(self.cutoff, n_intervals).to(self.out.weight.device)
+
+    def forward(self, species: Tensor, graph: AtomicGraph) -> Tensor:
+        """Per-atom energies in the network's unit.
+
+        Args:
+            species: Index of each atom's element, int64, shape [n_atoms].
+            graph: The atoms and their pairs.
+
+        Returns:
+            Shape [n_atoms].
+        """
+        h = self.embedding(species)
+        if self.interactions:
+            filters = self._filters(graph.distances(), h.dtype)
+        for block, w in zip(self.interactions, filters if self.interactions else (), strict=True):
+            h = h + block(h, graph.pairs, w)
+        return self.out(self.out_act(self.out_in(h))).squeeze(-1)
+
+    def _filters(self, distances: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Filters of every block, each [n_pairs, num_filters]."""
+        if self.table is None or not self.training:
+            return self._exact_filters(distances, dtype)
+        at_knots = self._exact_filters(self.table.knots, dtype)
+        where = self.table.locate(distances)
+        return [self.table(self.table.coefficients(values), where) for values in at_knots]
+
+    def _exact_filters(self, distances: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        basis = self.basis(distances, dtype)
+        envelope = self.envelope(distances).to(dtype).unsqueeze(-1)
+        return [block.filters(basis, envelope) for block in self.interactions]  # type: ignore[operator, union-attr]
