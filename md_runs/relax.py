@@ -1,0 +1,215 @@
+"""Relax a structure, say whether it converged, and look for imaginary modes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.io import write
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from dcase.errors import OptionError, SimulationError
+from dcase.files import atomic_path, write_json
+from dcase.md_runs.describe import describe_calculator, versions
+from dcase.md_runs.frequency import harmonic_frequencies
+
+OPTIMIZERS: dict[str, Any] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
+
+IMAGINARY_CM = 20.0
+"""An imaginary wavenumber above this means a saddle point; below, the sign is noise."""
+
+DIVERGED_EV_A = 1e6
+"""A force above this means the atoms have run into each other."""
+
+
+@dataclass(frozen=True)
+class RelaxResult:
+    """What came of a relaxation.
+
+    Attributes:
+        atoms: The relaxed structure, with energy and forces attached.
+        converged: Whether the largest force is below ``fmax``.
+        status: One sentence.
+        steps: Optimizer steps taken.
+        energy_before_eV: eV.
+        energy_after_eV: eV.
+        fmax_before_eV_A: Largest force (and, with ``cell``, cell gradient), eV/A.
+        fmax_after_eV_A: The same afterwards.
+        frequencies_cm: Harmonic wavenumbers in cm^-1, imaginary ones negative; None if not asked.
+        imaginary_modes: How many are imaginary by more than 20 cm^-1; None if not asked.
+        out: Folder of the files; None if nothing was written.
+    """
+
+    atoms: Atoms
+    converged: bool
+    status: str
+    steps: int
+    energy_before_eV: float
+    energy_after_eV: float
+    fmax_before_eV_A: float
+    fmax_after_eV_A: float
+    frequencies_cm: tuple[float, ...] | None = None
+    imaginary_modes: int | None = None
+    out: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the structure, as plain values, for ``relax.json``."""
+        found = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("atoms", "out")
+        }
+        found["frequencies_cm"] = list(self.frequencies_cm) if self.frequencies_cm else None
+        return found
+
+
+def relax(
+    atoms: Atoms,
+    *,
+    fmax: float = 0.01,
+    steps: int = 500,
+    optimizer: str = "lbfgs",
+    cell: bool = False,
+    vibrations: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> RelaxResult:
+    """Move atoms downhill until no force exceeds ``fmax``.
+
+    Args:
+        atoms: With a calculator; left unchanged.
+        fmax: Largest force allowed, eV/A.
+        steps: Optimizer steps at most.
+        optimizer: ``lbfgs``, ``bfgs`` or ``fire``.
+        cell: Relax the cell too (exponential cell filter); needs a stress.
+        vibrations: Compute harmonic wavenumbers at the end (6N force calls).
+        out: Folder for ``relaxed.extxyz``, ``relaxation.extxyz`` (every step) and ``relax.json``.
+        overwrite: Replace an earlier result in ``out``.
+        progress: Called with steps done and the most there can be.
+        notify: Called with one line at the end, and with warnings.
+
+    Raises:
+        OptionError: For an impossible option, or no calculator.
+        SimulationError: If the first forces are not finite, or ``out`` holds a result.
+    """
+    if optimizer.lower() not in OPTIMIZERS:
+        raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer!r}")
+    if not (math.isfinite(fmax) and fmax > 0.0):
+        raise OptionError(f"fmax must be a number > 0 eV/A, not {fmax!r}")
+    if steps < 0:
+        raise OptionError(f"steps must be >= 0, not {steps}")
+    if atoms.calc is None:
+        raise OptionError("the structure has no calculator: set atoms.calc before relax")
+    if cell and not np.all(atoms.pbc):
+        raise OptionError("relaxing the cell needs periodic boundaries in all three directions")
+    if cell and "stress" not in getattr(atoms.calc, "implemented_properties", ()):
+        raise OptionError("relaxing the cell needs a stress, which this potential does not have")
+    folder = Path(out) if out is not None else None
+    if folder is not None and (folder / "relax.json").exists() and not overwrite:
+        raise SimulationError(
+            f"{folder} already holds a relaxation: overwrite it or choose another"
+        )
+
+    work = atoms.copy()
+    work.calc = atoms.calc
+    target: Any = FrechetCellFilter(work) if cell else work
+    energy_before, force_before = _energy(work), _largest(target)
+    if not (math.isfinite(energy_before) and math.isfinite(force_before)):
+        raise SimulationError(
+            "the energy or forces of the structure are not finite numbers: check the structure"
+        )
+    images = [_frozen(work)]
+    search = OPTIMIZERS[optimizer.lower()](target, logfile=None)
+    done, trouble = 0, ""
+    with contextlib.closing(search) if hasattr(search, "close") else contextlib.nullcontext():
+        while done < steps and _largest(target) > fmax:
+            search.step()
+            done += 1
+            force = _largest(target)
+            if not (
+                math.isfinite(force) and math.isfinite(_energy(work)) and force < DIVERGED_EV_A
+            ):
+                trouble = f"diverged at step {done}: the result is the structure before it"
+                work = images[-1].copy()
+                work.calc = images[-1].calc
+                target = work
+                break
+            images.append(_frozen(work))
+            if progress is not None:
+                progress(done, steps)
+    force_after, energy_after = _largest(target), _energy(work)
+    converged = not trouble and force_after <= fmax
+    status = trouble or (
+        f"converged in {done} steps"
+        if converged
+        else f"NOT converged after {done} steps: largest force {force_after:.3g} eV/A, "
+        f"asked for {fmax:g}"
+    )
+    modes: tuple[float, ...] | None = None
+    imaginary: int | None = None
+    if vibrations and not trouble:
+        work.calc = atoms.calc
+        modes = tuple(float(v) for v in harmonic_frequencies(work))
+        imaginary = sum(v < -IMAGINARY_CM for v in modes)
+        if imaginary:
+            status += f"; {imaginary} imaginary mode{'s' * (imaginary > 1)}: not a minimum"
+    result = RelaxResult(
+        atoms=images[-1],
+        converged=converged,
+        status=status,
+        steps=done,
+        energy_before_eV=energy_before,
+        energy_after_eV=energy_after,
+        fmax_before_eV_A=force_before,
+        fmax_after_eV_A=force_after,
+        frequencies_cm=modes,
+        imaginary_modes=imaginary,
+        out=folder,
+    )
+    if folder is not None:
+        with atomic_path(folder / "relaxation.extxyz") as path:
+            write(path, images, format="extxyz")
+        with atomic_path(folder / "relaxed.extxyz") as path:
+            write(path, result.atoms, format="extxyz")
+        options = {"fmax": fmax, "steps": steps, "optimizer": optimizer.lower(), "cell": cell}
+        write_json(
+            folder / "relax.json",
+            {
+                **result.to_dict(),
+                **describe_calculator(atoms.calc),
+                "options": options,
+                "versions": versions(),
+            },
+        )
+    if notify is not None:
+        notify(status)
+    return result
+
+
+def _energy(atoms: Atoms) -> float:
+    return float(atoms.get_potential_energy())
+
+
+def _largest(target: Any) -> float:
+    """Largest force on an atom (and largest row of the cell's gradient), eV/A."""
+    return float(np.sqrt((target.get_forces() ** 2).sum(axis=1).max()))
+
+
+def _frozen(atoms: Atoms) -> Atoms:
+    """A copy that carries its energy, forces and, if there is one, stress as numbers."""
+    image = atoms.copy()
+    results: dict[str, Any] = {"energy": _energy(atoms), "forces": atoms.get_forces()}
+    if "stress" in getattr(atoms.calc, "implemented_properties", ()) and np.all(atoms.pbc):
+        results["stress"] = atoms.get_stress()
+    image.calc = SinglePointCalculator(image, **results)
+    return image
