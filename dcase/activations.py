@@ -10,11 +10,11 @@ eq. 3), so that the derivative of the network looks like an ordinary network.
 
 All of them are elementwise, keep shape and dtype, and can be differentiated three times or more,
 by ``torch.autograd.grad(..., create_graph=True)`` and by ``torch.func`` (``jvp``, ``jacrev``,
-``vmap`` and their nestings).  None of them forms ``exp`` of a positive number, so that the overflow
-of the textbook shifted softplus ``log(0.5 * exp(x) + 0.5)`` (inf from x = 88.7 in float32, then
-NaN) cannot occur, and none of them differentiates through a ``where`` whose unselected branch could
-be infinite: where a closed form needs one, it sits in the forward of an ``autograd.Function`` whose
-backward calls the base activation.
+``vmap`` and their nestings).  None of them forms ``exp`` of an unbounded argument, so that the
+overflow of the textbook shifted softplus ``log(0.5 * exp(x) + 0.5)`` (inf from x = 88.7 in float32,
+then NaN) cannot occur, and none of them differentiates through a ``where`` whose unselected branch
+could be infinite: where a closed form needs one, it sits in the forward of an ``autograd.Function``
+whose backward calls the base activation.
 
 ========================  ======================================================  ==============
 name                      Phi(x)                                                  Phi'(x)
@@ -37,6 +37,7 @@ name                      Phi(x)                                                
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -60,6 +61,9 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 
 
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", None)
+
+
 class _Antiderivative(torch.autograd.Function):
     """Elementwise function with a known derivative: ``y = value(x)``, ``dy = derivative(x) dx``.
 
@@ -72,6 +76,15 @@ class _Antiderivative(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, value: Callable, derivative: Callable, params: tuple) -> Tensor:
         return value(x, *params)
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        # Function.apply binds the signature with `inspect` on every call (20 us, as long as the
+        # activation of a small layer itself) and looks for functorch; skip both when no transform
+        # is active.  Where torch does not say, take its own road.
+        if _transforms_active is None or _transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -88,6 +101,18 @@ class _Antiderivative(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return tangent * ctx.derivative(x, *ctx.params)
+
+
+def _wide(value: Callable) -> Callable:
+    """Evaluate ``value`` in float32 for half-precision input: the closed forms need the digits."""
+
+    @functools.wraps(value)
+    def wrapped(x: Tensor, *params: float) -> Tensor:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return value(x.float(), *params).to(x.dtype)
+        return value(x, *params)
+
+    return wrapped
 
 
 def _integrate(x: Tensor, value: Callable, derivative: Callable, *params: float) -> Tensor:
@@ -152,7 +177,7 @@ def _terms(x: Tensor, coefficients: list[float], double: int, single: int) -> li
 def _blend(x: Tensor, odd: list[float], closed: Tensor, linear: float = 0.0) -> Tensor:
     """``linear x + x^2/4 + x^3 odd(x^2)`` for small |x|, ``closed`` elsewhere."""
     square = x * x
-    series = _horner(square, _terms(x, odd, 12, 5)).mul_(x).add_(0.25).mul_(square)
+    series = _horner(square, _terms(x, odd, 11, 4)).mul_(x).add_(0.25).mul_(square)
     if linear:
         series = series.add_(x, alpha=linear)
     return torch.where(x.abs() < _SMALL, series, closed)
@@ -162,7 +187,7 @@ def _softplus_integral(x: Tensor) -> Tensor:
     """S(x) = int_0^x softplus = -Li2(-e^x) - pi^2/12, few-ulp for |x| >= 1/2."""
     u = F.softplus(-x.abs(), 1.0, _THRESHOLD)
     square = u * u
-    dilog = _horner(square, _terms(x, _DILOG, 7, 4)).mul_(u).add_(0.25).mul_(square).add_(u)
+    dilog = _horner(square, _terms(x, _DILOG, 7, 3)).mul_(u).add_(0.25).mul_(square).add_(u)
     dilog = dilog.sub_(_PI2_12)
     positive = x.clamp(min=0.0)
     return torch.where(x > 0, (0.5 * positive).mul_(positive).sub_(dilog), dilog)
@@ -202,6 +227,7 @@ def ileaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return _integrate(x, _value_ileaky, F.leaky_relu, negative_slope)
 
 
+@_wide
 def _value_ielu(x: Tensor, alpha: float) -> Tensor:
     negative = x.clamp(max=0.0)
     r = torch.relu(x)
@@ -224,6 +250,7 @@ def ielu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return _integrate(x, _value_ielu, _elu, alpha)
 
 
+@_wide
 def _value_iselu(x: Tensor) -> Tensor:
     return _value_ielu(x, _SELU_ALPHA).mul_(_SELU_SCALE)
 
@@ -233,6 +260,7 @@ def iselu(x: Tensor) -> Tensor:
     return _integrate(x, _value_iselu, F.selu)
 
 
+@_wide
 def _value_isilu(x: Tensor) -> Tensor:
     closed = F.softplus(x, 1.0, _THRESHOLD).mul_(x).sub_(_softplus_integral(x))
     return _blend(x, _ISILU_ODD, closed)
@@ -243,6 +271,7 @@ def isilu(x: Tensor) -> Tensor:
     return _integrate(x, _value_isilu, F.silu)
 
 
+@_wide
 def _value_igelu(x: Tensor) -> Tensor:
     cdf = torch.erfc(x * -_INV_SQRT2).mul_(0.5)
     pdf = torch.exp(x * x * -0.5).mul_(_INV_SQRT_2PI)
@@ -256,6 +285,7 @@ def igelu(x: Tensor) -> Tensor:
     return _integrate(x, _value_igelu, F.gelu)
 
 
+@_wide
 def _value_isoftplus(x: Tensor) -> Tensor:
     return _blend(x, _ISSP_ODD, _softplus_integral(x), linear=_LN2)
 
@@ -265,6 +295,7 @@ def isoftplus(x: Tensor) -> Tensor:
     return _integrate(x, _value_isoftplus, softplus)
 
 
+@_wide
 def _value_issp(x: Tensor) -> Tensor:
     return _blend(x, _ISSP_ODD, _softplus_integral(x).sub_(x, alpha=_LN2))
 
@@ -274,12 +305,15 @@ def issp(x: Tensor) -> Tensor:
     return _integrate(x, _value_issp, ssp)
 
 
+@_wide
 def _value_log_cosh(x: Tensor) -> Tensor:
     a = x.abs()
-    large = torch.exp(-2.0 * a).log1p_().add_(a).sub_(_LN2)
-    # |x| + ... - ln 2 cancels for small x, where 1 - tanh^2 = 1 / cosh^2 does not.
-    small = torch.tanh(a).square_().neg_().log1p_().mul_(-0.5)
-    return torch.where(a < 1.0, small, large)
+    capped = a.clamp(max=_THRESHOLD)
+    # cosh a = 1 + e^2 / (2 + 2e), e = expm1(a): no cancellation anywhere.  Above the cap, cosh is
+    # e^a / 2 to rounding and the logarithm goes on as a straight line.
+    e = torch.expm1(capped)
+    rise = (a - capped).clamp_(min=0.0)
+    return (e * e).div_(e.add_(1.0).mul_(2.0)).log1p_().add_(rise)
 
 
 def log_cosh(x: Tensor) -> Tensor:
@@ -306,6 +340,7 @@ def iclipped_relu(x: Tensor, tau: float = 1.0) -> Tensor:
     return _integrate(x, _value_iclipped, clipped_relu, tau)
 
 
+@_wide
 def _value_ierf(x: Tensor) -> Tensor:
     return torch.erf(x).mul_(x).add_(torch.expm1(-x * x), alpha=_INV_SQRT_PI)
 
