@@ -19,6 +19,7 @@ from dcase.md_runs.finish import recover
 from dcase.md_runs.html import render
 from dcase.md_runs.stability import bond_stability, distance_distribution, distribution_error
 from dcase.md_runs.state import FIGURES, SERIES, Checkpoint, RunFolder
+from dcase.md_runs.trajectory import read_positions, read_series
 
 NOT_APPLICABLE = "not applicable: Langevin dynamics exchanges energy with its bath"
 
