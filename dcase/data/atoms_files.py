@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import ase
 import ase.io
 import numpy as np
-from ase.io.formats import UnknownFileTypeError
+from ase.db import connect
+from ase.io.formats import UnknownFileTypeError, string2index
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from dcase.data.dataset import AtomicDataset, DatasetInfo
@@ -53,7 +55,7 @@ def read_atoms(
         need: Labels that every frame must have, from "energy", "forces", "stress". A label with
             an explicit key is needed as well. Others are read if all frames have them (stress
             only if all frames are periodic).
-        index: Which frames, as in ``ase.io.read``, e.g. ``":100"``.
+        index: Which frames, as in ``ase.io.read``, e.g. ``":100"``; for a .db also a query.
 
     Raises:
         OptionError: If ``need`` or ``index`` cannot be understood.
@@ -110,8 +112,12 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
         raise DataError(f"{path} is not a file")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; fetch or make it again")
+    database = path.suffix in (".db", ".json")
+    chosen = string2index(index) if isinstance(index, str) and _is_index(index) else index
+    if isinstance(chosen, str) and not database:
+        raise OptionError(f"index {index!r} is not like ':', ':100' or '-1'")
     try:
-        read = ase.io.read(path, index=index)
+        read = _rows(path, chosen) if database else ase.io.read(path, index=chosen)
     except UnknownFileTypeError as error:
         raise DataError(
             f"{path}: ASE does not know this kind of file; use extxyz, .traj or .db"
@@ -121,8 +127,6 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
-        if isinstance(index, str) and "index" in str(error).lower():
-            raise OptionError(f"index {index!r} is not like ':', ':100' or '-1'") from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: ASE cannot read it, it may be damaged ({reason})") from error
     frames = read if isinstance(read, list) else [read]
@@ -132,6 +136,19 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
         if len(atoms) == 0:
             raise DataError(f"{path}: frame {number} has no atoms")
     return frames
+
+
+def _is_index(text: str) -> bool:
+    """Whether a string is an index or slice; else it can only be a database query."""
+    return re.fullmatch(r"-?\d*(:(-?\d*)){0,2}", text) is not None and text not in ("", "-")
+
+
+def _rows(path: Path, chosen: str | int | slice) -> list[ase.Atoms] | ase.Atoms:
+    """Frames of an ASE database with their columns and data, which ``ase.io.read`` leaves out."""
+    with connect(path, use_lock_file=False) as database:
+        rows = database.select(chosen if isinstance(chosen, str) else None)
+        frames = [row.toatoms(add_additional_information=True) for row in rows]
+    return frames if isinstance(chosen, str) else frames[chosen]
 
 
 def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from dcase.errors import DataError
 from dcase.files import atomic_path
 
 Progress = Callable[[int, int], None]
+DAMAGED = (zipfile.BadZipFile, zlib.error)
 Frame = tuple[np.ndarray, float, np.ndarray]
 
 
@@ -131,11 +133,11 @@ def load_state(out: Path, settings: dict[str, Any], atoms: ase.Atoms) -> State:
     if not path.exists():
         return State.empty(len(atoms))
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files}
         scalars = json.loads(str(stored["scalars"]))
         found = scalars.pop("settings")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, *DAMAGED) as error:
         raise DataError(f"{path} is damaged; delete it to start anew") from error
     _same_settings(path, found, settings)
     notes = tuple(scalars.pop("notes"))
@@ -161,9 +163,9 @@ def load_finished(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists():
         return False
     try:
-        with np.load(out, allow_pickle=False) as file:
+        with open(out, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             found = json.loads(str(file["metadata"]))["settings"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, *DAMAGED) as error:
         raise DataError(
             f"{out} exists and was not made by dcase; choose another file, or start anew "
             "(resume off) to replace it"

@@ -8,7 +8,8 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +112,26 @@ def same_formula(numbers: np.ndarray, molecule: Molecule) -> bool:
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The npz, open. The handle is ours, because numpy forgets to close that of a damaged file."""
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; fetch or make it again")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path} is damaged or cut short; fetch or make it again") from error
-    except PermissionError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is not an npz file (pickles are not loaded)") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} holds a single array, not an npz with R, z, E, F")
-    return file
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context(open(path, "rb"))
+            file = np.load(handle, allow_pickle=False)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DataError(f"{path} is damaged or cut short; fetch or make it again") from error
+        except PermissionError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path} is not an npz file (pickles are not loaded)") from error
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array, not an npz with R, z, E, F")
+        yield stack.enter_context(file)
 
 
 def _array(path: Path, file: Any, key: str) -> np.ndarray:
