@@ -13,8 +13,11 @@ by ``torch.autograd.grad(..., create_graph=True)`` and by ``torch.func`` (``jvp`
 ``vmap`` and their nestings).  None of them forms ``exp`` of an unbounded argument, so that the
 overflow of the textbook shifted softplus ``log(0.5 * exp(x) + 0.5)`` (inf from x = 88.7 in float32,
 then NaN) cannot occur, and none of them differentiates through a ``where`` whose unselected branch
-could be infinite: where a closed form needs one, it sits in the forward of an ``autograd.Function``
-whose backward calls the base activation.
+could be infinite.
+
+Each integral exists twice: as an ``autograd.Function`` (fast kernel forward, backward calls the
+base activation) for ordinary reverse mode, and as a composite of torch operations for everything
+else; which one runs is decided per call and is of no concern to the caller.
 
 ========================  ======================================================  ==============
 name                      Phi(x)                                                  Phi'(x)
@@ -46,6 +49,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dcase.errors import OptionError
 
@@ -64,43 +68,42 @@ _SELU_SCALE = 1.0507009873554804934193349852946
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", None)
 
 
+def _composite_needed() -> bool:
+    """Whether to leave the ``autograd.Function`` and use its composite of torch operations.
+
+    Forward mode nested in forward mode gives *zeros* through a Function, without a word (torch
+    2.13), and Neural-PINN code takes second derivatives exactly so.  Hence the fast road only for
+    plain reverse mode; if a future torch does not say what is active, the slow one always.
+    """
+    return (
+        _transforms_active is None
+        or _transforms_active()
+        or getattr(forward_ad, "_current_level", 0) >= 0
+        or torch.compiler.is_compiling()
+    )
+
+
 class _Antiderivative(torch.autograd.Function):
     """Elementwise function with a known derivative: ``y = value(x)``, ``dy = derivative(x) dx``.
 
     ``derivative`` is made of differentiable operations, so that every higher order follows from
     it by autograd; ``value`` is never differentiated and may use in-place operations and branches.
+    Written in the one-method style: with ``setup_context``, torch binds the signature by
+    ``inspect`` in every call, 20 us, which is as long as the activation of a small layer.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, value: Callable, derivative: Callable, params: tuple) -> Tensor:
-        return value(x, *params)
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        # Function.apply binds the signature with `inspect` on every call (20 us, as long as the
-        # activation of a small layer itself) and looks for functorch; skip both when no transform
-        # is active.  Where torch does not say, take its own road.
-        if _transforms_active is None or _transforms_active():
-            return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, _, ctx.derivative, ctx.params = inputs
+    def forward(
+        ctx: Any, x: Tensor, value: Callable, derivative: Callable, params: tuple
+    ) -> Tensor:
+        ctx.derivative, ctx.params = derivative, params
         ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
+        return value(x, *params)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return grad * ctx.derivative(x, *ctx.params), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return tangent * ctx.derivative(x, *ctx.params)
 
 
 def _wide(value: Callable) -> Callable:
@@ -115,7 +118,12 @@ def _wide(value: Callable) -> Callable:
     return wrapped
 
 
-def _integrate(x: Tensor, value: Callable, derivative: Callable, *params: float) -> Tensor:
+def _integrate(
+    x: Tensor, value: Callable, derivative: Callable, composite: Callable, *params: float
+) -> Tensor:
+    """Apply Phi = ``value``, with Phi' = ``derivative``; ``composite`` is Phi for any autodiff."""
+    if _composite_needed():
+        return composite(x, *params)
     return _Antiderivative.apply(x, value, derivative, params)
 
 
@@ -194,6 +202,80 @@ def _softplus_integral(x: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
+# Composites: the same functions out of operations that any autodiff mode can take apart, to any
+# order and without overflow in branches that are not selected.  Near 0 some have absolute, not
+# relative, accuracy.
+
+
+def _composite_irelu(x: Tensor) -> Tensor:
+    r = torch.relu(x)
+    return 0.5 * r * r
+
+
+def _composite_ileaky(x: Tensor, slope: float) -> Tensor:
+    return 0.5 * x * F.leaky_relu(x, slope)
+
+
+def _composite_ielu(x: Tensor, alpha: float) -> Tensor:
+    negative = -torch.relu(-x)
+    return _composite_irelu(x) + alpha * (torch.expm1(negative) - negative)
+
+
+def _composite_iselu(x: Tensor) -> Tensor:
+    return _SELU_SCALE * _composite_ielu(x, _SELU_ALPHA)
+
+
+def _composite_softplus(x: Tensor) -> Tensor:
+    return F.softplus(x, 1.0, _THRESHOLD)
+
+
+def _composite_ssp(x: Tensor) -> Tensor:
+    return _composite_softplus(x) - _LN2
+
+
+def _composite_isoftplus(x: Tensor) -> Tensor:
+    # Two one-sided halves, each constant (and harmless) where the other one lives.
+    zero = torch.zeros_like(x)
+    above, below = torch.where(x > 0, x, zero), torch.where(x > 0, zero, x)
+    series = []
+    for side in (below, -above):
+        u = _composite_softplus(side)
+        square = u * u
+        tail = torch.full_like(u, _DILOG[-1])
+        for c in reversed(_DILOG[:-1]):
+            tail = tail * square + c
+        series.append(u + square * (0.25 + u * tail))
+    return series[0] - series[1] + 0.5 * above * above
+
+
+def _composite_issp(x: Tensor) -> Tensor:
+    return _composite_isoftplus(x) - _LN2 * x
+
+
+def _composite_isilu(x: Tensor) -> Tensor:
+    return x * _composite_softplus(x) - _composite_isoftplus(x)
+
+
+def _composite_igelu(x: Tensor) -> Tensor:
+    cdf = 0.5 * torch.erfc(x * -_INV_SQRT2)
+    pdf = _INV_SQRT_2PI * torch.exp(-0.5 * x * x)
+    return 0.5 * ((x - 1.0) * (x + 1.0) * cdf + x * pdf) + 0.25
+
+
+def _composite_log_cosh(x: Tensor) -> Tensor:
+    return _composite_softplus(2.0 * x) - x - _LN2
+
+
+def _composite_iclipped(x: Tensor, tau: float) -> Tensor:
+    c = torch.clamp(x, 0.0, tau)
+    return c * (x - 0.5 * c)
+
+
+def _composite_ierf(x: Tensor) -> Tensor:
+    return x * torch.erf(x) + _INV_SQRT_PI * torch.expm1(-x * x)
+
+
+# ---------------------------------------------------------------------------------------------
 # Functional forms
 
 
@@ -215,7 +297,7 @@ def irelu(x: Tensor) -> Tensor:
     Returns:
         Same shape and dtype.
     """
-    return _integrate(x, _value_irelu, torch.relu)
+    return _integrate(x, _value_irelu, torch.relu, _composite_irelu)
 
 
 def _value_ileaky(x: Tensor, slope: float) -> Tensor:
@@ -224,7 +306,7 @@ def _value_ileaky(x: Tensor, slope: float) -> Tensor:
 
 def ileaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """Integrated leaky ReLU ``0.5 x leaky(x)``; derivative ``leaky_relu(x, negative_slope)``."""
-    return _integrate(x, _value_ileaky, F.leaky_relu, negative_slope)
+    return _integrate(x, _value_ileaky, F.leaky_relu, _composite_ileaky, negative_slope)
 
 
 @_wide
@@ -247,7 +329,7 @@ def _elu(x: Tensor, alpha: float) -> Tensor:
 
 def ielu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """Integrated ELU: ``x^2/2`` for x > 0, ``alpha (e^x - 1 - x)`` below; derivative ``elu``."""
-    return _integrate(x, _value_ielu, _elu, alpha)
+    return _integrate(x, _value_ielu, _elu, _composite_ielu, alpha)
 
 
 @_wide
@@ -257,7 +339,7 @@ def _value_iselu(x: Tensor) -> Tensor:
 
 def iselu(x: Tensor) -> Tensor:
     """Integrated SELU: lambda times the integrated ELU of alpha = 1.6733; derivative ``selu``."""
-    return _integrate(x, _value_iselu, F.selu)
+    return _integrate(x, _value_iselu, F.selu, _composite_iselu)
 
 
 @_wide
@@ -268,7 +350,7 @@ def _value_isilu(x: Tensor) -> Tensor:
 
 def isilu(x: Tensor) -> Tensor:
     """Integrated SiLU ``x softplus(x) - S(x)``; derivative ``silu``."""
-    return _integrate(x, _value_isilu, F.silu)
+    return _integrate(x, _value_isilu, F.silu, _composite_isilu)
 
 
 @_wide
@@ -282,7 +364,7 @@ def _value_igelu(x: Tensor) -> Tensor:
 
 def igelu(x: Tensor) -> Tensor:
     """Integrated GELU ``[(x^2-1) N(x) + x n(x)]/2 + 1/4``, N and n the normal law's cdf and pdf."""
-    return _integrate(x, _value_igelu, F.gelu)
+    return _integrate(x, _value_igelu, F.gelu, _composite_igelu)
 
 
 @_wide
@@ -292,7 +374,7 @@ def _value_isoftplus(x: Tensor) -> Tensor:
 
 def isoftplus(x: Tensor) -> Tensor:
     """Integrated softplus ``S(x) = -Li2(-e^x) - pi^2/12``; derivative ``softplus``."""
-    return _integrate(x, _value_isoftplus, softplus)
+    return _integrate(x, _value_isoftplus, softplus, _composite_isoftplus)
 
 
 @_wide
@@ -302,7 +384,7 @@ def _value_issp(x: Tensor) -> Tensor:
 
 def issp(x: Tensor) -> Tensor:
     """Integrated shifted softplus ``S(x) - x ln 2``; derivative ``ssp``."""
-    return _integrate(x, _value_issp, ssp)
+    return _integrate(x, _value_issp, ssp, _composite_issp)
 
 
 @_wide
@@ -318,7 +400,7 @@ def _value_log_cosh(x: Tensor) -> Tensor:
 
 def log_cosh(x: Tensor) -> Tensor:
     """Integrated tanh ``ln cosh x``; derivative ``tanh``."""
-    return _integrate(x, _value_log_cosh, torch.tanh)
+    return _integrate(x, _value_log_cosh, torch.tanh, _composite_log_cosh)
 
 
 def _value_iclipped(x: Tensor, tau: float) -> Tensor:
@@ -337,7 +419,7 @@ def iclipped_relu(x: Tensor, tau: float = 1.0) -> Tensor:
 
     Grows linearly, so that it does not square its way to infinity in deep stacks as IReLU can.
     """
-    return _integrate(x, _value_iclipped, clipped_relu, tau)
+    return _integrate(x, _value_iclipped, clipped_relu, _composite_iclipped, tau)
 
 
 @_wide
@@ -347,7 +429,7 @@ def _value_ierf(x: Tensor) -> Tensor:
 
 def ierf(x: Tensor) -> Tensor:
     """Integrated error function ``x erf(x) + (e^(-x^2) - 1)/sqrt(pi)``; derivative ``erf``."""
-    return _integrate(x, _value_ierf, torch.erf)
+    return _integrate(x, _value_ierf, torch.erf, _composite_ierf)
 
 
 def _value_softplus(x: Tensor) -> Tensor:
@@ -356,7 +438,7 @@ def _value_softplus(x: Tensor) -> Tensor:
 
 def softplus(x: Tensor) -> Tensor:
     """``ln(1 + e^x)``, overflow-free and with exact derivatives of every order."""
-    return _integrate(x, _value_softplus, torch.sigmoid)
+    return _integrate(x, _value_softplus, torch.sigmoid, _composite_softplus)
 
 
 def _value_ssp(x: Tensor) -> Tensor:
@@ -372,7 +454,7 @@ def ssp(x: Tensor) -> Tensor:
     Returns:
         Same shape and dtype; finite for every finite x.
     """
-    return _integrate(x, _value_ssp, torch.sigmoid)
+    return _integrate(x, _value_ssp, torch.sigmoid, _composite_ssp)
 
 
 # ---------------------------------------------------------------------------------------------
