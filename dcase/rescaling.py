@@ -99,8 +99,8 @@ def fit_offsets(dataset: AtomicDataset, offset: str) -> dict[int, float]:
     """Per-element offset energies in eV.
 
     ``"mean"``: the mean energy per atom, the same for every element. ``"atomic"``: least squares of
-    the total energies on the composition (the minimum-norm solution where compositions do not
-    determine it, as for a single molecule, where the result is the mean energy again).
+    the total energies on the composition; where compositions do not determine it, as for a single
+    molecule, the solution nearest to the mean energy per atom.
 
     Raises:
         OptionError: If ``offset`` is not one of "atomic", "mean", "none".
@@ -112,15 +112,16 @@ def fit_offsets(dataset: AtomicDataset, offset: str) -> dict[int, float]:
         return {}
     if dataset.energies is None:
         raise DataError("an energy offset needs energies; use --offset none to train on forces only")
+    per_atom = float(dataset.energies.sum() / dataset.n_atoms.sum())
     if offset == "mean":
-        per_atom = float(dataset.energies.sum() / dataset.n_atoms.sum())
         return dict.fromkeys(dataset.elements, per_atom)
     elements = dataset.elements
     frame_of_atom = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
     counts = np.zeros((len(dataset), len(elements)))
     np.add.at(counts, (frame_of_atom, np.searchsorted(elements, dataset.numbers)), 1.0)
-    solution, *_ = np.linalg.lstsq(counts, dataset.energies, rcond=1e-8)
-    return dict(zip(elements, (float(e) for e in solution), strict=True))
+    rest = dataset.energies - per_atom * dataset.n_atoms
+    solution, *_ = np.linalg.lstsq(counts, rest, rcond=1e-8)
+    return dict(zip(elements, (per_atom + float(e) for e in solution), strict=True))
 
 
 def fit_label_scale(

@@ -1,0 +1,53 @@
+"""``dcase check``: the conformance checks on a user's own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dcase.cli.options import device_option, threads_option, use_threads
+from dcase.files import write_json
+
+
+@click.command()
+@click.argument("model")
+@click.argument("structure", required=False)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64",
+              show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), default=None,
+              help="Write the results to this file.")
+@device_option
+@threads_option
+def check(
+    model: str, structure: str | None, dtype: str, json_file: str | None, device: str | None,
+    threads: int | None,
+) -> None:
+    """Check that MODEL is a conservative, invariant, smooth potential.
+
+    Finite-difference forces and stress, translation, rotation, mirror, permutation, batching,
+    separated fragments, the cutoff, momentum, float32 against float64, time reversibility and the
+    dt^2 law. STRUCTURE is a file or the name of an MD17 molecule; default: what the potential was
+    trained on. Exit status 1 if a check fails.
+    """
+    from rich.console import Console
+
+    from dcase.cli.structures import load_structure
+    from dcase.data.molecules import find_molecule
+    from dcase.md_runs.checks import print_results, run_checks
+    from dcase.potentials.potential import load_potential
+
+    use_threads(threads)
+    potential = load_potential(model)
+    atoms, where = None, "a molecule of its elements"
+    trained_on = potential.metadata.get("dataset", {}).get("molecule", "")
+    if structure or find_molecule(trained_on):
+        atoms, where = load_structure(structure, potential)
+    console = Console()
+    console.print(f"{Path(model).name} on {where}, {dtype}", highlight=False)
+    results = run_checks(potential, atoms, dtype=dtype, device=device)
+    print_results(results, console)
+    if json_file:
+        write_json(json_file, [vars(result) for result in results])
+    if not all(result.passed or result.skipped for result in results):
+        raise click.exceptions.Exit(1)

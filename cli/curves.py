@@ -1,0 +1,64 @@
+"""Pictures of training and of errors, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcase.md_runs import figures
+from dcase.potentials.evaluation import Evaluation
+from dcase.training.logs import read_metrics
+from dcase.units import KCAL_PER_MOL
+
+
+def write_training_figure(folder: Path) -> str | None:
+    """Validation errors against epochs as ``training.png`` in a run's folder.
+
+    Returns:
+        The file's name, or None where there was no validation to draw.
+    """
+    rows = read_metrics(folder / "metrics.csv")
+    panels = []
+    for term, label, color in (
+        ("forces", "force MAE (meV/Å)", figures.BLUE),
+        ("energy", "energy MAE (meV)", figures.ORANGE),
+    ):
+        key = f"val_{term}_mae"
+        points = [(r["epoch"], r[key]) for r in rows if key in r]
+        if len(points) > 1:
+            panels.append((label, color, points))
+    if not panels:
+        return None
+    figure, axes = figures.new_figure(1, len(panels), (3.6 * len(panels), 3.2))
+    for ax, (label, color, points) in zip(axes, panels, strict=True):
+        ax.plot(*zip(*points, strict=True), color=color, linewidth=1.2)
+        ax.set_yscale("log")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("validation " + label)
+    figures.save(figure, folder / "training.png")
+    return "training.png"
+
+
+def write_parity_figure(outcome: Evaluation, path: Path) -> list[Path]:
+    """Parity plots in kcal/mol and kcal/mol/A, one file a quantity.
+
+    Args:
+        outcome: Predictions and references.
+        path: Gets ``_energy`` and ``_forces`` added to its stem.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for pair, unit, quantity, suffix in (
+        (outcome.energy, "kcal/mol", "energy", "_energy"),
+        (outcome.forces, "kcal/mol/Å", "force component", "_forces"),
+    ):
+        if pair is None:
+            continue
+        reference, predicted = pair / KCAL_PER_MOL
+        figure = figures.parity_figure(
+            reference, predicted, unit, quantity=quantity, centre=quantity == "energy"
+        )
+        written.append(path.with_stem(path.stem + suffix))
+        figures.save(figure, written[-1])
+    return written

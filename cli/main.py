@@ -1,0 +1,113 @@
+"""The ``dcase`` command: one group, its commands loaded only when used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from dcase._version import __version__
+from dcase.errors import DcaseError
+
+# name -> (module, attribute, one line for --help); imported when the command runs, so that
+# ``dcase --help`` does not wait for torch.
+COMMANDS = {
+    "train": ("dcase.cli.train", "train", "Train a potential (md17, xyz)."),
+    "md": ("dcase.cli.md", "md", "Run molecular dynamics and report the energy drift."),
+    "relax": ("dcase.cli.relax", "relax", "Relax a structure."),
+    "evaluate": ("dcase.cli.evaluate", "evaluate", "Errors of a potential on labelled frames."),
+    "check": ("dcase.cli.check", "check", "Check that a potential obeys the physics it should."),
+    "info": ("dcase.cli.info", "info", "What a checkpoint holds."),
+    "data": ("dcase.cli.data", "data", "List, fetch or generate training data."),
+    "quickstart": ("dcase.cli.quickstart", "quickstart",
+                   "Train, relax and simulate aspirin: the whole tool in a few minutes."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of ``cmd_name``."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command table, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dcase")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """Networks trained on their own derivatives, and put to work.
+
+    Train a potential:  dcase train md17 --molecule aspirin
+
+    Simulate with it:   dcase md --model aspirin_irelu.pt --steps 10000
+    """
+    ctx.obj = {"debug": debug}
+
+
+def entry_point(argv: list[str] | None = None) -> None:
+    """Run the command line; errors that a user can act on become one line and exit status 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # --debug is understood anywhere on the line.
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        outcome: Any = main(
+            args=[*(["--debug"] if debug else []), *arguments],
+            prog_name="dcase", standalone_mode=False,
+        )
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.Abort:
+        click.echo("dcase: stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError):
+            error.show()
+        else:
+            click.echo(f"dcase: error: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)
+    except DcaseError as error:
+        if debug:
+            raise
+        click.echo(f"dcase: error: {_one_line(error)}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("dcase: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # e.g. `dcase info x.pt | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"dcase: internal error: {type(error).__name__}: {_one_line(error)} "
+            "(run again with --debug for the traceback)",
+            err=True,
+        )
+        sys.exit(2)
+    sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,73 @@
+"""``dcase quickstart``: train, evaluate, relax and simulate aspirin, in a few minutes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dcase.cli.options import threads_option
+
+
+@click.command()
+@click.option("--out", type=click.Path(file_okay=False), default="quickstart", show_default=True,
+              help="Folder for everything that is made.")
+@click.option("--molecule", default="aspirin", show_default=True)
+@click.option("--train-seconds", type=float, default=120.0, show_default=True,
+              help="Time limit of the training.")
+@click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True,
+              help="Steps of the dynamics.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier quickstart in --out.")
+@threads_option
+@click.pass_context
+def quickstart(
+    ctx: click.Context, out: str, molecule: str, train_seconds: float, steps: int,
+    overwrite: bool, threads: int | None,
+) -> None:
+    """Train a potential briefly on the frames that ship with dcase, then use it.
+
+    The same as ``dcase train md17``, ``dcase evaluate``, ``dcase relax`` and ``dcase md`` one after
+    the other; a longer training gives a better potential.
+    """
+    from rich.console import Console
+
+    from dcase.cli.evaluate import evaluate
+    from dcase.cli.md import md
+    from dcase.cli.relax import relax
+    from dcase.cli.train import md17
+    from dcase.data.md17 import embedded_file
+    from dcase.data.molecules import get_molecule
+    from dcase.errors import OptionError
+
+    folder = Path(out)
+    if folder.exists():
+        if not overwrite:
+            raise OptionError(f"{folder} exists; use --overwrite, or --out for another folder")
+        if not (folder / "quickstart.txt").exists():
+            raise OptionError(f"{folder} was not made by dcase quickstart; it is left alone")
+        shutil.rmtree(folder)
+    chosen = get_molecule(molecule)
+    data = embedded_file(chosen)
+    if data is None:
+        raise OptionError(f"no frames of {chosen.name} ship with dcase; try aspirin or ethanol")
+    folder.mkdir(parents=True)
+    (folder / "quickstart.txt").write_text("Made by: dcase quickstart\n", encoding="utf-8")
+    model = folder / f"{chosen.name}_irelu.pt"
+    console = Console(stderr=True)
+
+    def step(number: int, title: str, command: click.Command, **options: Any) -> None:
+        console.rule(f"{number}/4  {title}", align="left")
+        ctx.invoke(command, threads=threads, **options)
+
+    step(1, f"Train on {chosen.name}, {train_seconds:g} s", md17, molecule=chosen.name,
+         source="xtb", out=str(model), time_limit=train_seconds)
+    step(2, "Errors on all frames that ship with dcase", evaluate, model=str(model),
+         data=str(data), plot=str(folder / "parity.png"))
+    step(3, "Relax", relax, model=str(model), out=str(folder / "relax"))
+    step(4, f"Dynamics, {steps} steps of 0.5 fs, and the drift report", md, model=str(model),
+         structure=str(folder / "relax" / "relaxed.extxyz"), steps=steps, scan=True,
+         out=str(folder / "md"))
+    console.rule("Done", align="left")
+    click.echo(f"everything is in {folder}/; open {folder / 'md' / 'report.html'}")

@@ -1,0 +1,36 @@
+"""Tables that several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+_COLUMNS = (
+    ("energy_mae_mev", "E meV", "{:.2f}"),
+    ("energy_mae_mev_per_atom", "meV/atom", "{:.3f}"),
+    ("energy_mae_kcal_mol", "kcal/mol", "{:.4f}"),
+    ("forces_mae_mev_angstrom", "F meV/A", "{:.2f}"),
+    ("forces_mae_kcal_mol_angstrom", "kcal/mol/A", "{:.4f}"),
+    ("efwt", "EFwT %", "{:.1f}"),
+)
+
+
+def error_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Mean absolute errors, a row a set of frames."""
+    columns = [c for c in _COLUMNS if any(c[0] in metrics for metrics in rows.values())]
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for _, header, _ in columns:
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, metrics in rows.items():
+        cells = []
+        for key, _, form in columns:
+            value = metrics.get(key)
+            if key == "efwt" and value is not None:
+                value *= 100
+            cells.append("-" if value is None else form.format(value))
+        table.add_row(name, *cells)
+    return table
