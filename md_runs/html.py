@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from dcase.md_runs.figures import DPI
+
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -27,6 +29,7 @@ img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
 footer { margin-top: 2rem; color: #555; font-size: .85rem; }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; }
+               img { max-height: 9.5cm; width: auto; }
                figure, table, p.verdict { break-inside: avoid; } h2 { break-after: avoid; } }
 """
 
@@ -47,9 +50,11 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         report: As in ``report.json``.
         images: PNG by name of the figure.
     """
-    from dcase.md_runs.report import summary_rows
+    from dcase.md_runs.report import ensemble_name, summary_rows
 
-    title = f"{report['formula']}: {report['ensemble']} at {report['temperature_K']:g} K"
+    title = (
+        f"{report['formula']}: {ensemble_name(report['ensemble'])} at {report['temperature_K']:g} K"
+    )
     drift = report["energy_drift"]["verdict"]
     good = report["finished"] and drift.startswith(
         ("no significant", "significant but small", "not applicable", "too short")
@@ -70,7 +75,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         data = base64.b64encode(image).decode("ascii")
         caption = CAPTIONS[name]
         parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+            f'<figure><img width="{_width(image)}" src="data:image/png;base64,{data}" '
+            f'alt="{escape(caption)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
         if name == "dt_scan":
@@ -80,6 +86,11 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     parts.append(f"<footer>{escape(versions)}</footer></body></html>")
     return "\n".join(parts) + "\n"
+
+
+def _width(image: bytes) -> int:
+    """Width in CSS pixels (96 per inch) at which text in the picture has the size of the page's."""
+    return round(int.from_bytes(image[16:20], "big") * 96 / DPI * 1.2)
 
 
 def _pairs(rows: list[tuple[str, str]]) -> str:

@@ -188,15 +188,14 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("potential", _model(report)),
         (
             "simulated",
-            f"{report['duration_ps']:g} ps {report['ensemble']}, time step "
+            f"{report['duration_ps']:g} ps {ensemble_name(report['ensemble'])}, time step "
             f"{report['timestep_fs']:g} fs, seed {report['seed']}",
         ),
-        (
-            "temperature",
-            f"{_pm(report['mean_temperature_K'], report['mean_temperature_stderr_K'])} K "
-            f"(asked for {report['temperature_K']:g} K{_spread(report)})",
-        ),
     ]
+    if math.isfinite(_number(report["mean_temperature_K"])):
+        mean = _pm(report["mean_temperature_K"], report["mean_temperature_stderr_K"])
+        asked = f"asked for {report['temperature_K']:g} K{_spread(report)}"
+        rows.append(("temperature", f"{mean} K ({asked})"))
     if math.isfinite(_number(drift["slope_mev_per_atom_ps"])):
         slope = _pm(drift["slope_mev_per_atom_ps"], drift["slope_stderr_mev_per_atom_ps"])
         rows += [
@@ -213,14 +212,11 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("bonds", broke if stability["collapsed"] else held))
     if report["h_of_r"]:
         rows.append(("h(r) error", f"{report['h_of_r']['mae_times_10']:.3g} (10 x MAE)"))
-    rows.append(
-        (
-            "speed",
-            f"{_number(report['ms_per_step']):.3g} ms/step, "
-            f"{_number(report['ns_per_day']):.3g} ns/day, "
-            f"{report['wall_time_s']:.1f} s on {report['device']} in {report['dtype']}",
-        )
-    )
+    if report["steps"]:
+        where = f"on {report['device']} in {report['dtype']}"
+        speed = f"{_number(report['ms_per_step']):.3g} ms/step"
+        speed += f", {_number(report['ns_per_day']):.3g} ns/day"
+        rows.append(("speed", f"{speed}, {report['wall_time_s']:.1f} s {where}"))
     return rows
 
 
@@ -240,6 +236,11 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     console.print(table)
     for text in report["warnings"]:
         console.print(f"warning: {text}", markup=False, highlight=False)
+
+
+def ensemble_name(ensemble: str) -> str:
+    """As people write it: ``NVE``, ``NVT (bussi)``."""
+    return "NVE" if ensemble == "nve" else f"NVT ({ensemble})"
 
 
 def _model(report: dict[str, Any]) -> str:

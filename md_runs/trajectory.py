@@ -75,10 +75,10 @@ def write_trajectory(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         root = file.create_group("h5md")
         root.attrs["version"] = np.array([1, 1], dtype=np.int32)
-        root.create_group("author").attrs["name"] = _text(_user())
+        root.create_group("author").attrs["name"] = _user()
         creator = root.create_group("creator")
-        creator.attrs["name"] = _text("dcase")
-        creator.attrs["version"] = _text(__version__)
+        creator.attrs["name"] = "dcase"
+        creator.attrs["version"] = __version__
         root.create_group("modules/units").attrs["version"] = np.array([1, 0], dtype=np.int32)
 
         atoms = file.create_group("particles/atoms")
@@ -86,7 +86,7 @@ def write_trajectory(
         position = atoms.create_group("position")
         position["step"] = steps
         position["time"] = steps * timestep_fs
-        position["time"].attrs["unit"] = _text("fs")
+        position["time"].attrs["unit"] = "fs"
         for name, first, unit in (
             ("position", head, "Angstrom"),
             ("velocity", head + 3 * n, "Angstrom fs-1"),
@@ -94,23 +94,24 @@ def write_trajectory(
             group = atoms.require_group(name)
             _share_clock(group, position)
             value = group.create_dataset("value", (len(frames), n, 3), dtype="<f8")
-            value.attrs["unit"] = _text(unit)
+            value.attrs["unit"] = unit
             for start in range(0, len(frames), BLOCK):
                 block = frames[start : start + BLOCK, first : first + 3 * n]
                 value[start : start + len(block)] = block.reshape(-1, n, 3)
         atoms["species"] = template.numbers.astype(np.int32)
         atoms["mass"] = template.get_masses()
-        atoms["mass"].attrs["unit"] = _text("u")
+        atoms["mass"].attrs["unit"] = "u"
         box = atoms.create_group("box")
         box.attrs["dimension"] = np.int32(3)
+        # Strings are of variable length: h5py, and so MDAnalysis, reads others as bytes.
         box.attrs["boundary"] = np.array(
-            [b"periodic" if p else b"none" for p in template.pbc], dtype="S8"
+            ["periodic" if p else "none" for p in template.pbc], dtype=h5py.string_dtype()
         )
         if np.any(template.pbc):
             edges = box.create_group("edges")
             _share_clock(edges, position)
             edges["value"] = np.broadcast_to(np.array(template.cell), (len(frames), 3, 3))
-            edges["value"].attrs["unit"] = _text("Angstrom")
+            edges["value"].attrs["unit"] = "Angstrom"
 
         observables = file.create_group("observables")
         columns = {name: frames[:, k] for k, name in enumerate(FRAME) if name != "step"}
@@ -119,7 +120,7 @@ def write_trajectory(
             group = observables.create_group(name)
             _share_clock(group, position)
             group["value"] = np.array(values)
-            group["value"].attrs["unit"] = _text(UNITS[name])
+            group["value"].attrs["unit"] = UNITS[name]
 
         ours = file.create_group("dcase")
         for name, value in (attributes or {}).items():
@@ -127,11 +128,11 @@ def write_trajectory(
         dense = ours.create_group("series")
         dense["step"] = np.array(series[:, 0], dtype=np.int64)
         dense["time"] = np.array(series[:, 0]) * timestep_fs
-        dense["time"].attrs["unit"] = _text("fs")
+        dense["time"].attrs["unit"] = "fs"
         for k, name in enumerate(SERIES):
             if name != "step":
                 dense[name] = np.array(series[:, k])
-                dense[name].attrs["unit"] = _text(UNITS[name])
+                dense[name].attrs["unit"] = UNITS[name]
 
 
 def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +173,7 @@ def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]
     with _open(_file_of(path)) as file:
         group = file["particles/atoms"]
         numbers, masses = np.asarray(group["species"]), np.asarray(group["mass"])
-        boundary = [bytes(b) == b"periodic" for b in group["box"].attrs["boundary"]]
+        boundary = [str(b) == "periodic" for b in group["box"].attrs["boundary"]]
         cell = np.asarray(group["box/edges/value"][0]) if "edges" in group["box"] else None
         steps = np.asarray(group["position/step"])[where]
         times = np.asarray(group["position/time"])[where]
@@ -250,11 +251,6 @@ def _open(path: Path) -> h5py.File:
         file.close()
         raise SimulationError(f"{path} is not an H5MD trajectory of dcase")
     return file
-
-
-def _text(value: str) -> np.bytes_:
-    """Fixed-length ASCII, which H5MD readers in C and Fortran expect."""
-    return np.bytes_(value.encode("ascii", "replace"))
 
 
 def _user() -> str:
