@@ -13,14 +13,24 @@ from dcase.files import write_json
 @click.command()
 @click.argument("model")
 @click.argument("structure", required=False)
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64",
-              show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), default=None,
-              help="Write the results to this file.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False),
+    default=None,
+    help="Write the results to this file.",
+)
 @device_option
 @threads_option
 def check(
-    model: str, structure: str | None, dtype: str, json_file: str | None, device: str | None,
+    model: str,
+    structure: str | None,
+    dtype: str,
+    json_file: str | None,
+    device: str | None,
     threads: int | None,
 ) -> None:
     """Check that MODEL is a conservative, invariant, smooth potential.

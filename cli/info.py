@@ -45,23 +45,26 @@ def info(model: str, as_json: bool) -> None:
     rows = {
         "file": content["file"],
         "network": f"{content['architecture']}, {content['parameters']:,} parameters, "
-                   f"{content['dtype']}",
+        f"{content['dtype']}",
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in content["hyper_parameters"].items()),
         "elements": " ".join(content["elements"]),
         "cutoff": f"{content['cutoff_angstrom']} A",
         "level of theory": content["level_of_theory"],
         "label scale": f"C = {scale['constant']:.6g} eV ({scale['rescale']}), offset "
-                       f"{scale['offset']}: "
-                       + ", ".join(f"{chemical_symbols[int(z)]} {e:.4f} eV"
-                                   for z, e in scale["offsets"].items()),
+        f"{scale['offset']}: "
+        + ", ".join(f"{chemical_symbols[int(z)]} {e:.4f} eV" for z, e in scale["offsets"].items()),
     }
     if "dataset" in content:
         data, split = content["dataset"], content["split"]
-        rows["data"] = (f"{data['name']} {data['molecule']}, {split['n_train']} frames trained, "
-                        f"{split['n_val']} validated, from {data['source']}")
+        rows["data"] = (
+            f"{data['name']} {data['molecule']}, {split['n_train']} frames trained, "
+            f"{split['n_val']} validated, from {data['source']}"
+        )
         training, recipe = content["training"], content["recipe"]
-        rows["training"] = (f"recipe {recipe['name']}, {training['epochs']} epochs, "
-                            f"{training['seconds']:.0f} s, {training['status']}")
+        rows["training"] = (
+            f"recipe {recipe['name']}, {training['epochs']} epochs, "
+            f"{training['seconds']:.0f} s, {training['status']}"
+        )
         metrics = content["metrics"]
         if "forces_mae_kcal_mol_angstrom" in metrics and "energy_mae_kcal_mol" in metrics:
             rows["validation MAE"] = (

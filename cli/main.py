@@ -21,8 +21,11 @@ COMMANDS = {
     "check": ("dcase.cli.check", "check", "Check that a potential obeys the physics it should."),
     "info": ("dcase.cli.info", "info", "What a checkpoint holds."),
     "data": ("dcase.cli.data", "data", "List, fetch or generate training data."),
-    "quickstart": ("dcase.cli.quickstart", "quickstart",
-                   "Train, relax and simulate aspirin: the whole tool in a few minutes."),
+    "quickstart": (
+        "dcase.cli.quickstart",
+        "quickstart",
+        "Train, relax and simulate aspirin: the whole tool in a few minutes.",
+    ),
 }
 
 
@@ -69,7 +72,8 @@ def entry_point(argv: list[str] | None = None) -> None:
     try:
         outcome: Any = main(
             args=[*(["--debug"] if debug else []), *arguments],
-            prog_name="dcase", standalone_mode=False,
+            prog_name="dcase",
+            standalone_mode=False,
         )
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)

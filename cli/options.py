@@ -33,7 +33,7 @@ def attribute_help(cls: type) -> dict[str, str]:
 
 
 def dataclass_options(cls: type, *, skip: tuple[str, ...] = ()) -> Decorator:
-    """An option for every field of a settings dataclass; the default None means "from the recipe"."""
+    """An option for every field of a settings dataclass; its default, None, means "as the recipe"."""
     texts = attribute_help(cls)
     hints = typing.get_type_hints(cls)
 
@@ -73,7 +73,10 @@ def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 owners.setdefault(key, []).append(name)
     for key in reversed(kinds):
         function = click.option(
-            "--" + key.replace("_", "-"), key, type=kinds[key], default=None,
+            "--" + key.replace("_", "-"),
+            key,
+            type=kinds[key],
+            default=None,
             help=f"Hyper-parameter of {', '.join(owners[key])}.",
         )(function)
     return function
@@ -82,7 +85,9 @@ def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--device``."""
     return click.option(
-        "--device", default=None, metavar="NAME",
+        "--device",
+        default=None,
+        metavar="NAME",
         help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.",
     )(function)
 
@@ -90,7 +95,9 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def threads_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--threads``, applied by :func:`use_threads`."""
     return click.option(
-        "--threads", type=click.IntRange(min=1), default=None,
+        "--threads",
+        type=click.IntRange(min=1),
+        default=None,
         help="CPU threads; default: PyTorch's choice.",
     )(function)
 

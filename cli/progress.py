@@ -89,8 +89,11 @@ def step_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None
     started, first = time.monotonic(), None
     if console.is_terminal and not console.quiet:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
         )
         with Bar(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=None, rate="")
@@ -119,7 +122,8 @@ def step_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None
         console.print(
             f"{title}: {done}/{total} | {rate:.0f} steps/s | "
             f"{duration((total - done) / max(rate, 1e-9))} to go",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )
 
     yield lines

@@ -12,19 +12,39 @@ from dcase.cli.options import threads_option
 
 
 @click.command()
-@click.option("--out", type=click.Path(file_okay=False), default="quickstart", show_default=True,
-              help="Folder for everything that is made.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    default="quickstart",
+    show_default=True,
+    help="Folder for everything that is made.",
+)
 @click.option("--molecule", default="aspirin", show_default=True)
-@click.option("--train-seconds", type=float, default=120.0, show_default=True,
-              help="Time limit of the training.")
-@click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True,
-              help="Steps of the dynamics.")
+@click.option(
+    "--train-seconds",
+    type=float,
+    default=120.0,
+    show_default=True,
+    help="Time limit of the training.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=4000,
+    show_default=True,
+    help="Steps of the dynamics.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier quickstart in --out.")
 @threads_option
 @click.pass_context
 def quickstart(
-    ctx: click.Context, out: str, molecule: str, train_seconds: float, steps: int,
-    overwrite: bool, threads: int | None,
+    ctx: click.Context,
+    out: str,
+    molecule: str,
+    train_seconds: float,
+    steps: int,
+    overwrite: bool,
+    threads: int | None,
 ) -> None:
     """Train a potential briefly on the frames that ship with dcase, then use it.
 
@@ -61,13 +81,33 @@ def quickstart(
         console.rule(f"{number}/4  {title}", align="left")
         ctx.invoke(command, threads=threads, **options)
 
-    step(1, f"Train on {chosen.name}, {train_seconds:g} s", md17, molecule=chosen.name,
-         source="xtb", out=str(model), time_limit=train_seconds)
-    step(2, "Errors on all frames that ship with dcase", evaluate, model=str(model),
-         data=str(data), plot=str(folder / "parity.png"))
+    step(
+        1,
+        f"Train on {chosen.name}, {train_seconds:g} s",
+        md17,
+        molecule=chosen.name,
+        source="xtb",
+        out=str(model),
+        time_limit=train_seconds,
+    )
+    step(
+        2,
+        "Errors on all frames that ship with dcase",
+        evaluate,
+        model=str(model),
+        data=str(data),
+        plot=str(folder / "parity.png"),
+    )
     step(3, "Relax", relax, model=str(model), out=str(folder / "relax"))
-    step(4, f"Dynamics, {steps} steps of 0.5 fs, and the drift report", md, model=str(model),
-         structure=str(folder / "relax" / "relaxed.extxyz"), steps=steps, scan=True,
-         out=str(folder / "md"))
+    step(
+        4,
+        f"Dynamics, {steps} steps of 0.5 fs, and the drift report",
+        md,
+        model=str(model),
+        structure=str(folder / "relax" / "relaxed.extxyz"),
+        steps=steps,
+        scan=True,
+        out=str(folder / "md"),
+    )
     console.rule("Done", align="left")
     click.echo(f"everything is in {folder}/; open {folder / 'md' / 'report.html'}")

@@ -11,25 +11,39 @@ from dcase.cli.options import device_option, threads_option, use_threads
 
 
 @click.command()
-@click.option("--model", default="aspirin_irelu.pt", show_default=True,
-              help="Checkpoint; the default is shipped with dcase.")
-@click.option("--structure", default=None,
-              help="Structure file or molecule name; default: what the potential was trained on.")
+@click.option(
+    "--model",
+    default="aspirin_irelu.pt",
+    show_default=True,
+    help="Checkpoint; the default is shipped with dcase.",
+)
+@click.option(
+    "--structure",
+    default=None,
+    help="Structure file or molecule name; default: what the potential was trained on.",
+)
 @click.option("--fmax", type=float, default=0.01, show_default=True, help="eV/A.")
 @click.option("--steps", type=click.IntRange(min=0), default=500, show_default=True)
-@click.option("--optimizer", type=click.Choice(["lbfgs", "bfgs", "fire"]), default="lbfgs",
-              show_default=True)
+@click.option(
+    "--optimizer", type=click.Choice(["lbfgs", "bfgs", "fire"]), default="lbfgs", show_default=True
+)
 @click.option("--cell", is_flag=True, help="Relax the cell too.")
 @click.option("--vibrations", is_flag=True, help="Harmonic wavenumbers at the minimum.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64",
-              show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True
+)
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(file_okay=False), default="relax_run", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in --out.")
 def relax(
-    model: str, structure: str | None, dtype: str, device: str | None, threads: int | None,
-    out: str, **options: Any,
+    model: str,
+    structure: str | None,
+    dtype: str,
+    device: str | None,
+    threads: int | None,
+    out: str,
+    **options: Any,
 ) -> None:
     """Relax a structure; exit status 1 if it does not converge."""
     from rich.console import Console
@@ -48,8 +62,7 @@ def relax(
     with step_bar(console, "relaxing") as progress:
         result = run(atoms, out=out, progress=progress, notify=click.echo, **options)
     if result.frequencies_cm:
-        click.echo("wavenumbers, 1/cm: "
-                   + " ".join(f"{f:.0f}" for f in result.frequencies_cm))
+        click.echo("wavenumbers, 1/cm: " + " ".join(f"{f:.0f}" for f in result.frequencies_cm))
     click.echo(f"written: {Path(out) / 'relaxed.extxyz'}")
     if not result.converged:
         raise click.exceptions.Exit(1)

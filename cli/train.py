@@ -36,8 +36,12 @@ from dcase.potentials.recipe import (
 from dcase.training.settings import TrainSettings
 
 # Tables of the recipe whose entries are options of the same name.
-_SETTINGS = {"labels": LabelChoice, "loss": LossChoice, "training": TrainSettings,
-             "acceleration": Acceleration}
+_SETTINGS = {
+    "labels": LabelChoice,
+    "loss": LossChoice,
+    "training": TrainSettings,
+    "acceleration": Acceleration,
+}
 
 
 @click.group()
@@ -55,30 +59,61 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     data_options = {p.name for p in getattr(function, "__click_params__", [])}
     decorators = [
-        click.option("--out", type=click.Path(dir_okay=False), default=None,
-                     help="Checkpoint to write; default: <molecule>_<activation>.pt."),
-        click.option("--recipe", default="default", show_default=True, metavar="NAME|FILE",
-                     help=f"A recipe ({', '.join(recipe_names())}) or a .toml file."),
+        click.option(
+            "--out",
+            type=click.Path(dir_okay=False),
+            default=None,
+            help="Checkpoint to write; default: <molecule>_<activation>.pt.",
+        ),
+        click.option(
+            "--recipe",
+            default="default",
+            show_default=True,
+            metavar="NAME|FILE",
+            help=f"A recipe ({', '.join(recipe_names())}) or a .toml file.",
+        ),
         click.option("--model", default=None, help="Architecture."),
         click.option("--size", default=None, help="Size preset of the architecture."),
         click.option("--activation", default=None, help="Activation function."),
         click.option("--initialization", default=None, help="default or lsuv."),
         hyper_parameter_options,
-        click.option("--n-train", type=float, default=None,
-                     help="Training frames (a number, or a fraction below 1)."),
-        click.option("--n-val", type=float, default=None,
-                     help="Validation frames (a number, or a fraction below 1)."),
-        click.option("--test", "test_rest", is_flag=True,
-                     help="Also evaluate on all frames that were not trained on."),
+        click.option(
+            "--n-train",
+            type=float,
+            default=None,
+            help="Training frames (a number, or a fraction below 1).",
+        ),
+        click.option(
+            "--n-val",
+            type=float,
+            default=None,
+            help="Validation frames (a number, or a fraction below 1).",
+        ),
+        click.option(
+            "--test",
+            "test_rest",
+            is_flag=True,
+            help="Also evaluate on all frames that were not trained on.",
+        ),
         *(dataclass_options(cls) for cls in _SETTINGS.values()),
         click.option("--resume", is_flag=True, help="Go on from the last saved state."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run of this name."),
         device_option,
         threads_option,
-        click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True,
-                     help="Processes on each node (GPUs, or CPU processes)."),
-        click.option("--num-nodes", type=click.IntRange(min=1), default=1, show_default=True,
-                     help="Nodes, when started on each of them by torchrun."),
+        click.option(
+            "--devices",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Processes on each node (GPUs, or CPU processes).",
+        ),
+        click.option(
+            "--num-nodes",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Nodes, when started on each of them by torchrun.",
+        ),
         click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events."),
         click.option("--quiet", "-q", is_flag=True, help="Print the result only."),
     ]
@@ -90,12 +125,25 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @train.command()
 @training_options
 @click.option("--molecule", "-m", required=True, help="Name or abbreviation (aspirin, asp, ...).")
-@click.option("--source", default="auto", show_default=True, metavar="auto|md17|rmd17|xtb|FILE",
-              help="Where the frames come from; a path is read as an MD17 or rMD17 .npz.")
-@click.option("--labels", type=click.Choice(["md17", "rmd17"]), default=None,
-              help="Label set, where a file holds both.")
-@click.option("--data-dir", type=click.Path(file_okay=False), default=None,
-              help="Where downloads are kept; default: the user's cache folder.")
+@click.option(
+    "--source",
+    default="auto",
+    show_default=True,
+    metavar="auto|md17|rmd17|xtb|FILE",
+    help="Where the frames come from; a path is read as an MD17 or rMD17 .npz.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["md17", "rmd17"]),
+    default=None,
+    help="Label set, where a file holds both.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False),
+    default=None,
+    help="Where downloads are kept; default: the user's cache folder.",
+)
 def md17(
     chosen: dict[str, Any], molecule: str, source: str, labels: str | None, data_dir: str | None
 ) -> None:
@@ -108,9 +156,14 @@ def md17(
 
     console = Console(stderr=True)
     dataset = load_md17(
-        molecule, source, labels, cache_dir=data_dir, seed=chosen["seed"] or 0,
-        notify=lambda line: console.print(f"WARNING: {line}", style="bold yellow", soft_wrap=True,
-                                          highlight=False),
+        molecule,
+        source,
+        labels,
+        cache_dir=data_dir,
+        seed=chosen["seed"] or 0,
+        notify=lambda line: console.print(
+            f"WARNING: {line}", style="bold yellow", soft_wrap=True, highlight=False
+        ),
     )
     _train(dataset, chosen, get_molecule(molecule).name, (950, 50))
 
@@ -120,9 +173,7 @@ def md17(
 @click.argument("file", type=click.Path())
 @click.option("--energy-key", default=None, help="Key of the energy in the file.")
 @click.option("--forces-key", default=None, help="Key of the forces in the file.")
-def xyz(
-    chosen: dict[str, Any], file: str, energy_key: str | None, forces_key: str | None
-) -> None:
+def xyz(chosen: dict[str, Any], file: str, energy_key: str | None, forces_key: str | None) -> None:
     """Train on your own frames: extxyz, ASE .traj or .db, or anything that ASE reads.
 
     Labels: --energy-key/--forces-key, else REF_energy/REF_forces, else energy/forces (also where
@@ -130,10 +181,21 @@ def xyz(
     """
     from dcase.data.atoms_files import read_atoms
 
-    recipe = load_recipe(chosen["recipe"], {"loss.energy_weight": chosen["energy_weight"],
-                                            "loss.forces_weight": chosen["forces_weight"]})
-    need = [name for name, weight in (("energy", recipe.loss.energy_weight),
-                                      ("forces", recipe.loss.forces_weight)) if weight > 0]
+    recipe = load_recipe(
+        chosen["recipe"],
+        {
+            "loss.energy_weight": chosen["energy_weight"],
+            "loss.forces_weight": chosen["forces_weight"],
+        },
+    )
+    need = [
+        name
+        for name, weight in (
+            ("energy", recipe.loss.energy_weight),
+            ("forces", recipe.loss.forces_weight),
+        )
+        if weight > 0
+    ]
     dataset = read_atoms(file, energy_key=energy_key, forces_key=forces_key, need=tuple(need))
     _train(dataset, chosen, Path(file).stem, (0.9, 0.1))
 
@@ -173,19 +235,32 @@ def _train(
                 f"energy offset: {potential.scale.offset}\n"
                 f"recipe  {recipe.name}: {recipe.training.epochs} epochs of "
                 f"{trainer.steps_per_epoch} steps"
-                + (f", at most {recipe.training.time_limit:g} s" if recipe.training.time_limit
-                   else ""),
-                highlight=False, soft_wrap=True,
+                + (
+                    f", at most {recipe.training.time_limit:g} s"
+                    if recipe.training.time_limit
+                    else ""
+                ),
+                highlight=False,
+                soft_wrap=True,
             )
-        display = TrainingDisplay(console, trainer.objective.problem.display,
-                                  quiet=quiet or not first)
+        display = TrainingDisplay(
+            console, trainer.objective.problem.display, quiet=quiet or not first
+        )
         display.__enter__()
 
     try:
         outcome = fit_potential(
-            dataset, splits, recipe, out, resume=chosen["resume"], overwrite=chosen["overwrite"],
-            device=device, fabric=fabric, tensorboard=chosen["tensorboard"],
-            on_start=started, on_step=lambda p: display(p) if display else None,
+            dataset,
+            splits,
+            recipe,
+            out,
+            resume=chosen["resume"],
+            overwrite=chosen["overwrite"],
+            device=device,
+            fabric=fabric,
+            tensorboard=chosen["tensorboard"],
+            on_start=started,
+            on_step=lambda p: display(p) if display else None,
         )
     finally:
         if display:
@@ -203,7 +278,9 @@ def _conclude(outcome: FitResult, dataset: AtomicDataset, splits: Any, test_rest
     if result.status == "interrupted":
         console.print(
             f"stopped after epoch {result.epochs}; the state is saved in {outcome.folder}. "
-            "The same command with --resume goes on.", soft_wrap=True, highlight=False,
+            "The same command with --resume goes on.",
+            soft_wrap=True,
+            highlight=False,
         )
         raise click.exceptions.Exit(130)
     figure = write_training_figure(outcome.folder)
@@ -223,7 +300,8 @@ def _conclude(outcome: FitResult, dataset: AtomicDataset, splits: Any, test_rest
         f"potential  {outcome.path}\n"
         f"run        {outcome.folder} (report.json, metrics.csv{', ' + figure if figure else ''})\n"
         f"next       dcase md --model {outcome.path}   |   dcase check {outcome.path}",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

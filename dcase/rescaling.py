@@ -1,10 +1,10 @@
 """Label rescaling and energy offsets, kept outside the network in float64.
 
-A network predicts ``e = (E - E_offset) / C``. ``C`` sets the network's unit for energies *and* forces
-(one constant, so that ``F = -dE/dx`` stays true), ``E_offset`` is a sum of per-element energies.
+A network predicts ``e = (E - E_offset) / C``. ``C`` sets the network's unit for energies *and*
+forces (one constant, so that ``F = -dE/dx`` stays true), ``E_offset`` sums per-element energies.
 
-Aspirin's total energy is about -17638 eV, where one float32 step is 2 meV: without an offset that is
-the floor of any float32 network, with or without ``C``. The paper subtracts nothing;
+Aspirin's total energy is about -17638 eV, where one float32 step is 2 meV: without an offset that
+is the floor of any float32 network, with or without ``C``. The paper subtracts nothing;
 ``fit_label_scale(..., rescale="paper", offset="none")`` is its letter.
 """
 
@@ -111,7 +111,9 @@ def fit_offsets(dataset: AtomicDataset, offset: str) -> dict[int, float]:
     if offset == "none":
         return {}
     if dataset.energies is None:
-        raise DataError("an energy offset needs energies; use --offset none to train on forces only")
+        raise DataError(
+            "an energy offset needs energies; use --offset none to train on forces only"
+        )
     per_atom = float(dataset.energies.sum() / dataset.n_atoms.sum())
     if offset == "mean":
         return dict.fromkeys(dataset.elements, per_atom)

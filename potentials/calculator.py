@@ -55,7 +55,11 @@ class DCCalculator(Calculator):
     """
 
     implemented_properties: ClassVar[list[str]] = [
-        "energy", "free_energy", "energies", "forces", "stress",
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
     ]
     ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
     discard_results_on_any_change = True
@@ -151,14 +155,21 @@ class DCCalculator(Calculator):
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """What a trajectory stores about the calculator."""
-        return {"model": self.model_path or "in memory", "dtype": self.dtype,
-                "potential": self.potential.describe()}
+        return {
+            "model": self.model_path or "in memory",
+            "dtype": self.dtype,
+            "potential": self.potential.describe(),
+        }
 
     def copy(self) -> DCCalculator:
         """An independent calculator with the same potential."""
         return DCCalculator(
-            self.potential, device=self.device, dtype=self.dtype, skin=self.skin,
-            allow_isolated=self.allow_isolated, use_cache=self.use_cache,
+            self.potential,
+            device=self.device,
+            dtype=self.dtype,
+            skin=self.skin,
+            allow_isolated=self.allow_isolated,
+            use_cache=self.use_cache,
         )
 
     def __deepcopy__(self, memo: dict) -> DCCalculator:
@@ -214,9 +225,7 @@ class DCCalculator(Calculator):
         if unknown:
             known = ", ".join(chemical_symbols[z] for z in self.potential.elements)
             symbols = ", ".join(chemical_symbols[z] for z in unknown)
-            raise DCCalculatorError(
-                f"the potential was not trained on {symbols}; it knows {known}"
-            )
+            raise DCCalculatorError(f"the potential was not trained on {symbols}; it knows {known}")
 
 
 class _NeighbourList:

@@ -38,8 +38,6 @@ class EnergyForces:
         if batch.energies is not None:
             error = energies - batch.energies
             if self.per_atom:
-                error = error / torch.bincount(
-                    batch.graph.system, minlength=batch.graph.n_systems
-                )
+                error = error / torch.bincount(batch.graph.system, minlength=batch.graph.n_systems)
             residuals["energy"] = error.to(model.dtype)
         return residuals

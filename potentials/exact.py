@@ -15,7 +15,9 @@ class ExactBuffers(nn.Module):
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExactBuffers:
-        exact = {n: b for n, b in self._buffers.items() if b is not None and b.dtype == torch.float64}
+        exact = {
+            n: b for n, b in self._buffers.items() if b is not None and b.dtype == torch.float64
+        }
         super()._apply(fn, recurse)
         for name, value in exact.items():
             moved = self._buffers[name]

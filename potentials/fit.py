@@ -97,11 +97,16 @@ def fit_potential(
         )
     terms = recipe.loss.terms()
     if dataset.energies is None and terms["energy"].weight > 0:
-        raise DataError("the dataset has no energies; set --energy-weight 0 to train on forces only")
+        raise DataError(
+            "the dataset has no energies; set --energy-weight 0 to train on forces only"
+        )
     if dataset.forces is None and terms["forces"].weight > 0:
-        raise DataError("the dataset has no forces; set --forces-weight 0 to train on energies only")
+        raise DataError(
+            "the dataset has no forces; set --forces-weight 0 to train on energies only"
+        )
     terms = {
-        name: term for name, term in terms.items()
+        name: term
+        for name, term in terms.items()
         if (dataset.energies if name == "energy" else dataset.forces) is not None
     }
 
@@ -134,7 +139,12 @@ def fit_potential(
     if not problem.forces:
         terms.pop("forces", None)
     trainer = Trainer(
-        potential, Objective(problem, terms), data, validation, recipe.training, folder,
+        potential,
+        Objective(problem, terms),
+        data,
+        validation,
+        recipe.training,
+        folder,
         identity={
             "dataset": dataset.fingerprint(),
             "split": splits.hash(),
@@ -142,7 +152,9 @@ def fit_potential(
             "hyper_parameters": potential.hyper_parameters,
             "scale": scale.to_dict(),
         },
-        fabric=fabric, on_step=on_step, tensorboard=tensorboard,
+        fabric=fabric,
+        on_step=on_step,
+        tensorboard=tensorboard,
     )
     if hasattr(potential.network, "tabulate_filters"):
         potential.network.tabulate_filters(recipe.acceleration.filter_table or None)
@@ -158,7 +170,9 @@ def fit_potential(
         "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
         "recipe": recipe.to_dict(),
         "training": {
-            "status": result.status, "epochs": result.epochs, "steps": result.steps,
+            "status": result.status,
+            "epochs": result.epochs,
+            "steps": result.steps,
             "seconds": result.elapsed,
         },
         "metrics": report["validation"],
@@ -183,8 +197,14 @@ def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> Non
 
 
 def _report(
-    potential: Potential, dataset: AtomicDataset, splits: Splits, recipe: Recipe,
-    scale: LabelScale, result: TrainResult, trainer: Trainer, started: float,
+    potential: Potential,
+    dataset: AtomicDataset,
+    splits: Splits,
+    recipe: Recipe,
+    scale: LabelScale,
+    result: TrainResult,
+    trainer: Trainer,
+    started: float,
 ) -> dict[str, Any]:
     """The content of report.json."""
     validation: dict[str, Any] = {}
@@ -193,8 +213,11 @@ def _report(
     return {
         "status": result.status,
         "model": potential.describe(),
-        "dataset": {**dataset.info.to_dict(), "frames": len(dataset),
-                    "fingerprint": dataset.fingerprint()},
+        "dataset": {
+            **dataset.info.to_dict(),
+            "frames": len(dataset),
+            "fingerprint": dataset.fingerprint(),
+        },
         "level_of_theory": dataset.info.level_of_theory,
         "n_train": len(splits.train),
         "n_val": len(splits.val),

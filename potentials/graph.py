@@ -81,7 +81,7 @@ class AtomicGraph:
         total = values.new_zeros(self.n_systems)
         return total.index_add(0, self.system, values)
 
-    def to_pyg(self):  # noqa: ANN201 - torch_geometric is imported only where it is asked for
+    def to_pyg(self):
         """The same graph as a ``torch_geometric.data.Data`` with a full (two-way) edge list."""
         from torch_geometric.data import Data
 
@@ -127,15 +127,20 @@ def half_neighbour_list(
         low = positions.min(0) - 1.0
         extent = positions.max(0) + 1.0 - low
         i, j = neighbour_list(
-            "ij", positions=positions, cutoff=cutoff, cell=np.diag(extent),
-            cell_origin=low, pbc=np.zeros(3, dtype=bool),
+            "ij",
+            positions=positions,
+            cutoff=cutoff,
+            cell=np.diag(extent),
+            cell_origin=low,
+            pbc=np.zeros(3, dtype=bool),
         )
         half = i < j
         return np.stack([i[half], j[half]]).astype(np.int64), None
     i, j, shifts = neighbour_list("ijS", positions=positions, cutoff=cutoff, cell=cell, pbc=pbc)
     # (i, j, S) and (j, i, -S) are the same pair; an atom's own images come as +S and -S.
-    first = np.where(shifts[:, 0] != 0, shifts[:, 0],
-                     np.where(shifts[:, 1] != 0, shifts[:, 1], shifts[:, 2]))
+    first = np.where(
+        shifts[:, 0] != 0, shifts[:, 0], np.where(shifts[:, 1] != 0, shifts[:, 1], shifts[:, 2])
+    )
     half = (i < j) | ((i == j) & (first > 0))
     return np.stack([i[half], j[half]]).astype(np.int64), shifts[half].astype(np.float64)
 

@@ -147,8 +147,7 @@ class Potential(ExactBuffers):
             result = {
                 "energy": graph.sum_over_atoms(per_atom),
                 "energies": per_atom,
-                "forces": torch.zeros_like(positions) if gradient is None
-                else gradient * -constant,
+                "forces": torch.zeros_like(positions) if gradient is None else gradient * -constant,
             }
             if strain is not None:
                 slope = gradients[1]

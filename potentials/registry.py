@@ -51,16 +51,25 @@ ARCHITECTURES: dict[str, Architecture] = {
         sizes={
             # Open Catalyst's largest SchNet, the size of the paper's tables.
             "paper": {
-                "hidden_channels": 1024, "num_filters": 256, "num_interactions": 5,
-                "num_gaussians": 200, "cutoff": 6.0,
+                "hidden_channels": 1024,
+                "num_filters": 256,
+                "num_interactions": 5,
+                "num_gaussians": 200,
+                "cutoff": 6.0,
             },
             "md17": {
-                "hidden_channels": 128, "num_filters": 128, "num_interactions": 6,
-                "num_gaussians": 50, "cutoff": 5.0,
+                "hidden_channels": 128,
+                "num_filters": 128,
+                "num_interactions": 6,
+                "num_gaussians": 50,
+                "cutoff": 5.0,
             },
             "tiny": {
-                "hidden_channels": 16, "num_filters": 16, "num_interactions": 2,
-                "num_gaussians": 12, "cutoff": 4.0,
+                "hidden_channels": 16,
+                "num_filters": 16,
+                "num_interactions": 2,
+                "num_gaussians": 12,
+                "cutoff": 4.0,
             },
         },
         paper_activation="ssp",

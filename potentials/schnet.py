@@ -101,7 +101,7 @@ class SchNet(nn.Module):
         self.table: UniformSpline | None = None
 
     def tabulate_filters(self, n_intervals: int | None) -> None:
-        """In training mode, evaluate filters from cubic splines on ``n_intervals``, or exactly (None).
+        """In training mode, take filters from cubic splines on ``n_intervals`` (None: exactly).
 
         A speed-up: the filter networks run on the knots only (see
         :mod:`dcase.potentials.spline`). In evaluation mode filters are always exact, so that

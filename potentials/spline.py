@@ -7,8 +7,8 @@ exact derivative, so an energy from the spline is conserved as well as any other
 
 The B-spline form is used: ``W(d) = sum_k B_k(d) c_k`` with four non-zero ``B_k`` at each ``d``, so
 an evaluation is a weighted sum of four rows. Coefficients follow from the values at the knots by a
-fixed linear map, through which training gradients pass. End conditions: no curvature at 0, no slope
-at the cutoff, as for everything multiplied by a smooth cutoff; beyond the cutoff the last value holds.
+fixed linear map, through which training gradients pass. End conditions: no curvature at 0, and no
+slope at the cutoff, as for everything multiplied by a smooth cutoff; beyond it the last value holds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def _weights(t: Tensor, order: int, spacing: float) -> Tensor:
     """
     if order == 0:
         s = 1.0 - t
-        stacked = [
-            s**3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (3 * s**3 - 6 * s**2 + 4) / 6, t**3 / 6
-        ]
+        stacked = [s**3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (3 * s**3 - 6 * s**2 + 4) / 6, t**3 / 6]
     elif order == 1:
         s = 1.0 - t
         stacked = [-(s**2) / 2, (3 * t**2 - 4 * t) / 2, (4 * s - 3 * s**2) / 2, t**2 / 2]
@@ -52,8 +50,13 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, coefficients: Tensor, distances: Tensor, row: Tensor, t: Tensor,
-        order: int, spacing: float,
+        ctx: Any,
+        coefficients: Tensor,
+        distances: Tensor,
+        row: Tensor,
+        t: Tensor,
+        order: int,
+        spacing: float,
     ) -> Tensor:
         ctx.save_for_backward(coefficients, distances, row, t)
         ctx.order, ctx.spacing = order, spacing
@@ -83,8 +86,14 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, distances: Tensor, row: Tensor, t: Tensor,
-        order: int, spacing: float, n_rows: int,
+        ctx: Any,
+        values: Tensor,
+        distances: Tensor,
+        row: Tensor,
+        t: Tensor,
+        order: int,
+        spacing: float,
+        n_rows: int,
     ) -> Tensor:
         ctx.save_for_backward(values, distances, row, t)
         ctx.order, ctx.spacing = order, spacing
