@@ -288,8 +288,8 @@ class Simulation:
         n_dof = self.n_dof if self.production else 3 * len(self.atoms)
         heat = kinetic_temperature(kinetic, n_dof)
         positions = self.atoms.get_positions()
-        trouble = self.watch.look(positions, potential + kinetic, heat)
-        if np.isfinite(positions).all():
+        trouble = self.watch.look(positions, potential, kinetic, heat)
+        if np.isfinite(positions).all() and np.isfinite(kinetic):
             self.last_good = (positions, self.atoms.get_momenta())
         return trouble
 

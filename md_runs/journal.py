@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dcase.errors import DcaseError
+from dcase.errors import DcaseError, SimulationError
 
 
 class Journal:
@@ -26,7 +26,8 @@ class Journal:
         rows: Rows to keep; what lies after them is cut off.
 
     Raises:
-        DcaseError: If the file cannot be opened, or has fewer rows.
+        DcaseError: If the file cannot be opened.
+        SimulationError: If it has fewer rows.
     """
 
     def __init__(self, path: Path, width: int, rows: int = 0) -> None:
@@ -39,7 +40,7 @@ class Journal:
             size = os.fstat(self._file.fileno()).st_size
             if size < rows * self._row_bytes:
                 self._file.close()
-                raise DcaseError(f"{path} is shorter than its checkpoint says: it was changed")
+                raise SimulationError(f"{path} is shorter than its checkpoint says: it was changed")
             self._file.truncate(rows * self._row_bytes)
         except OSError as error:
             raise DcaseError(f"cannot write {path}: {error.strerror or error}") from error

@@ -69,18 +69,23 @@ class BlowUpWatch:
         self.bonds = covalent_bonds(reference)
         self.lengths = bond_lengths(reference.get_positions(), self.bonds, self.cell)
 
-    def look(self, positions: np.ndarray, energy: float, temperature_K: float) -> str:
+    def look(
+        self, positions: np.ndarray, potential: float, kinetic: float, temperature_K: float
+    ) -> str:
         """What is wrong, as in "bond C3-H10 broke (1.09 -> 1.62 A)", or "" if nothing is.
 
         Args:
             positions: ``(N, 3)`` A.
-            energy: Total energy, eV.
+            potential: Potential energy, eV.
+            kinetic: Kinetic energy, eV.
             temperature_K: Kinetic temperature, K.
         """
         if not np.isfinite(positions).all():
             return "positions are not finite numbers"
-        if not np.isfinite(energy):
+        if not np.isfinite(potential):
             return "the energy is not a finite number"
+        if not np.isfinite(kinetic):  # only forces change momenta
+            return "the forces are not finite numbers"
         if self.bond_stretch_A is not None and len(self.lengths):
             now = bond_lengths(positions, self.bonds, self.cell)
             stretch = now - self.lengths

@@ -68,7 +68,7 @@ def test_autocorrelation_time_of_a_known_process(phi):
 @pytest.mark.physics
 @pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, 0.97])
 def test_stated_slope_error_is_calibrated(phi):
-    """Over many series the slope scatters by the error that is stated, and 2 sigma means 2 sigma."""
+    """Over many series the slope scatters by the stated error, and 2 sigma means 2 sigma."""
     rng = np.random.default_rng(7)
     times = np.arange(1500) * 0.5
     fits = [fit_line(times, ar1(rng, 1500, phi)) for _ in range(250)]
