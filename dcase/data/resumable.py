@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from dcase.errors import DataError
 
 ATTEMPTS = 3
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 
 
 class DownloadError(DataError):
