@@ -58,10 +58,10 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "cutoff": 6.0,
             },
             "md17": {
-                "hidden_channels": 128,
-                "num_filters": 128,
-                "num_interactions": 6,
-                "num_gaussians": 50,
+                "hidden_channels": 64,
+                "num_filters": 64,
+                "num_interactions": 3,
+                "num_gaussians": 25,
                 "cutoff": 5.0,
             },
             "tiny": {
