@@ -126,7 +126,7 @@ def test_a_later_report_drops_pictures_that_do_not_belong_to_it(full):
 @pytest.mark.physics
 def test_a_force_that_is_no_gradient_is_flagged(tmp_path):
     atoms = spring_molecule("CH4", curl=0.02)
-    settings = MDSettings(steps=1500, equilibrate=200)
+    settings = MDSettings(steps=800, equilibrate=100)
     run_md(atoms, settings, tmp_path)
     report = write_report(tmp_path, dt_scan=dt_scan(atoms, settings))
     assert report["energy_drift"]["verdict"].startswith("not conserved")
