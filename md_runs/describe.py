@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("dcase", "ase", "numpy", "torch", "h5py", "matplotlib")
@@ -13,23 +14,27 @@ PACKAGES = ("dcase", "ase", "numpy", "torch", "h5py", "matplotlib")
 def describe_calculator(calculator: Any) -> dict[str, Any]:
     """Name, level of theory, precision and device of an ASE calculator.
 
-    A ``DCCalculator`` says what it is through ``potential.name``, ``potential.metadata``, ``dtype``
-    and ``device``. Any other calculator is taken to be float64 on the CPU under its own name.
+    A ``DCCalculator`` says what it is through ``potential``, ``model_path``, ``dtype`` and
+    ``device``. Any other calculator is taken to be float64 on the CPU under its own name.
 
     Returns:
         ``model``, ``level_of_theory`` (None if unknown), ``dtype`` and ``device``.
     """
     potential = getattr(calculator, "potential", None)
     facts = getattr(potential, "metadata", None)
-    facts = facts if isinstance(facts, dict) else {}
-    dataset = facts.get("dataset")
+    dataset = facts.get("dataset") if isinstance(facts, dict) else None
     level = dataset.get("level_of_theory") if isinstance(dataset, dict) else None
-    name = getattr(potential, "name", None) or getattr(calculator, "name", None)
-    if not isinstance(name, str) or not name:
-        name = type(calculator).__name__
+    path = getattr(calculator, "model_path", None)
+    names = (
+        getattr(potential, "name", None),
+        Path(path).name if isinstance(path, str) else None,
+        getattr(potential, "architecture", None),
+        getattr(calculator, "name", None),
+    )
+    name = next((n for n in names if isinstance(n, str) and n), type(calculator).__name__)
     return {
         "model": name,
-        "level_of_theory": level or facts.get("level_of_theory"),
+        "level_of_theory": level or getattr(potential, "level_of_theory", None),
         "dtype": str(getattr(calculator, "dtype", "float64")).removeprefix("torch."),
         "device": str(getattr(calculator, "device", "cpu")),
     }

@@ -10,28 +10,28 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import CalculatorError
+from ase.md.nose_hoover_chain import NoseHooverChainNVT
 
-from dcase.errors import SimulationError
+from dcase.errors import DcaseError, SimulationError
 from dcase.md_runs.describe import describe_calculator, versions
 from dcase.md_runs.finish import publish, write_final
 from dcase.md_runs.folder_log import RunLog
 from dcase.md_runs.frequency import check_timestep
 from dcase.md_runs.integrators import (
-    conserved_energy,
     get_state,
     make_dynamics,
     restore_rng,
     restore_thermostat,
 )
 from dcase.md_runs.interrupt import interruptible
-from dcase.md_runs.journal import Journal
-from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, momentum_norms, still
+from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, still
 from dcase.md_runs.mechanics import temperature as kinetic_temperature
+from dcase.md_runs.recorder import Recorder
 from dcase.md_runs.settings import MDSettings
-from dcase.md_runs.state import SERIES, Checkpoint, RunFolder, frame_width
-from dcase.md_runs.trajectory import read_series, rows_of
+from dcase.md_runs.state import Checkpoint, RunFolder
+from dcase.md_runs.trajectory import read_series
 from dcase.md_runs.watch import BlowUpWatch
-from dcase.units import FS
 
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
@@ -106,9 +106,10 @@ class Simulation:
         self.production = False
         self.wall = {True: 0.0, False: 0.0}  # seconds by "is production"
         self.run_facts: dict[str, Any] = {}
-        self.series: Journal | None = None
-        self.frames: Journal | None = None
+        self.rows = Recorder(folder, len(atoms), settings.log_every, settings.traj_every)
         self.dynamics: Any = None
+        self.forces: np.ndarray | None = None  # at the current positions, if known
+        self.energies = (np.nan, np.nan)  # potential and kinetic, of the current step
         self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
         self._reported = 0.0
 
@@ -117,7 +118,12 @@ class Simulation:
     def start(self) -> None:
         """Begin from the structure: check the time step, draw momenta, first checkpoint."""
         settings, atoms = self.settings, self.atoms
-        self.folder.state.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SimulationError(
+                f"cannot write to {self.folder.root}: {error.strerror or error}"
+            ) from error
         period, warning = check_timestep(atoms, settings.timestep_fs, force=settings.force_timestep)
         self.run_facts = {
             "format": 1,
@@ -136,7 +142,7 @@ class Simulation:
         self.log.head(self.run_facts)
         if warning:
             self.warn(warning)
-        self.open_journals(0, 0)
+        self.rows.open(0, 0)
         if not settings.keep_momenta:
             draw_momenta(atoms, settings.temperature_K, self.rng)
         if settings.equilibrate and settings.temperature_K > 0:
@@ -152,6 +158,7 @@ class Simulation:
             still(self.atoms, self.settings.ensemble)
         self.step, self.production = 0, True
         self.dynamics = make_dynamics(self.atoms, self.settings, self.rng)
+        self.measure()
         self.record()
         self.checkpoint()
 
@@ -190,24 +197,12 @@ class Simulation:
             ensemble=self.settings.ensemble if self.production else "langevin",
         )
         restore_thermostat(self.dynamics, saved.dynamics)
-        if not self.folder.series.exists() or not self.folder.frames.exists():
-            self.rebuild_journals()
-        self.open_journals(saved.series_rows, saved.frame_rows)
+        self.rows.open(saved.series_rows, saved.frame_rows)
         facts["settings"] = self.settings.to_dict()
         self.run_facts = {**facts, "status": "running"}
         self.folder.write_run(self.run_facts)
         self.log.open(fresh=False)
         self.log.line(f"resumed at step {self.step}")
-
-    def rebuild_journals(self) -> None:
-        """Get the rows back from the trajectory, if someone has tidied the journals away."""
-        frames, series = rows_of(self.folder.trajectory)
-        for path, rows in ((self.folder.frames, frames), (self.folder.series, series)):
-            journal = Journal(path, rows.shape[1])
-            for row in rows:
-                journal.append(row)
-            journal.flush()
-            journal.close()
 
     def check_potential(self, stored: float) -> None:
         """Refuse another potential: its energy at the checkpoint would differ.
@@ -221,11 +216,6 @@ class Simulation:
                 f"cannot resume: this potential gives {energy:.6f} eV at the checkpoint, where the "
                 f"run had {stored:.6f} eV; use the potential the run was started with"
             )
-
-    def open_journals(self, series_rows: int, frame_rows: int) -> None:
-        """Open both journals, keeping the given numbers of rows."""
-        self.series = Journal(self.folder.series, len(SERIES), series_rows)
-        self.frames = Journal(self.folder.frames, frame_width(len(self.atoms)), frame_rows)
 
     # --- one step --------------------------------------------------------------------------
 
@@ -259,15 +249,18 @@ class Simulation:
         try:
             # Overflow is what a blow-up looks like; it is noticed and named below.
             with np.errstate(over="ignore", invalid="ignore"):
-                self.dynamics.step()
+                self.move()
+                self.step += 1
+                trouble = self.look()
+        except (DcaseError, CalculatorError) as error:
+            # A potential that refuses a structure (atoms flown apart, on top of each other).
+            self.step += 1
+            return str(error).splitlines()[0] if str(error) else "the potential refused"
         except Exception:
             if np.isfinite(self.atoms.get_positions()).all():
                 raise
             self.step += 1
             return "positions are not finite numbers"
-        self.step += 1
-        with np.errstate(over="ignore", invalid="ignore"):
-            trouble = self.look()
         if not phase:
             if not trouble and self.step == 0:
                 self.wall[False] += time.perf_counter() - began
@@ -281,56 +274,58 @@ class Simulation:
         self.report_progress()
         return trouble
 
+    def move(self) -> None:
+        """One step of the integrator.
+
+        ASE compares all atoms with the last call's whenever forces are asked for, which costs more
+        than a step of a small molecule should. Integrators that take the forces at the start of a
+        step (all but Nose-Hoover) are given those they returned.
+        """
+        if isinstance(self.dynamics, NoseHooverChainNVT):
+            self.dynamics.step()
+        else:
+            self.forces = self.dynamics.step(self.forces)
+
     def look(self) -> str:
         """Measure this step, and compare it with what is physical."""
-        potential = self.potential_energy()
-        kinetic = float(self.atoms.get_kinetic_energy())
+        self.measure()
+        potential, kinetic = self.energies
         n_dof = self.n_dof if self.production else 3 * len(self.atoms)
-        heat = kinetic_temperature(kinetic, n_dof)
         positions = self.atoms.get_positions()
+        heat = kinetic_temperature(kinetic, n_dof)
         trouble = self.watch.look(positions, potential, kinetic, heat)
         if np.isfinite(positions).all() and np.isfinite(kinetic):
             self.last_good = (positions, self.atoms.get_momenta())
         return trouble
 
+    def measure(self) -> None:
+        """Potential and kinetic energy of this step, eV."""
+        self.energies = (self.potential_energy(), float(self.atoms.get_kinetic_energy()))
+
     def potential_energy(self) -> float:
-        """Potential energy whose gradient the forces are, eV."""
+        """Potential energy whose gradient the forces are, eV.
+
+        Taken from the calculator's results where these are of exactly these positions.
+        """
+        calculator: Any = self.atoms.calc
+        results = getattr(calculator, "results", None) or {}
+        name = "free_energy" if self.energy_kind else "energy"
+        seen = getattr(calculator, "atoms", None)
+        known = name in results and seen is not None
+        if known and np.array_equal(seen.positions, self.atoms.positions):
+            return float(results[name])
         return float(self.atoms.get_potential_energy(force_consistent=self.energy_kind))
 
     def record(self, *, always: bool = False) -> None:
         """Add this step to the series and the trajectory, if it is due (or the last one)."""
-        due_series = always or self.step % self.settings.log_every == 0
-        due_frame = always or self.step % self.settings.traj_every == 0
-        if not (due_series or due_frame):
-            return
-        assert self.series is not None
-        assert self.frames is not None
-        potential = self.potential_energy()
-        kinetic = float(self.atoms.get_kinetic_energy())
-        total = potential + kinetic
-        heat = kinetic_temperature(kinetic, self.n_dof)
-        if due_series:
-            conserved = conserved_energy(self.dynamics, total)
-            linear, turn = momentum_norms(self.atoms)
-            row = (self.step, potential, kinetic, total, conserved, heat, linear, turn)
-            self.series.append(np.array(row))
-        if due_frame:
-            self.frames.append(
-                np.concatenate(
-                    [
-                        (self.step, potential, kinetic, heat),
-                        self.atoms.get_positions().ravel(),
-                        (self.atoms.get_velocities() * FS).ravel(),
-                    ]
-                )
-            )
+        self.rows.record(
+            self.step, self.atoms, self.energies, self.dynamics, self.n_dof, always=always
+        )
 
     def checkpoint(self) -> None:
         """Rows to the disk, then the state that counts them, then forget the calculator's past."""
-        assert self.series is not None
-        assert self.frames is not None
         energy = self.potential_energy()
-        series_rows, frame_rows = self.series.flush(), self.frames.flush()
+        series_rows, frame_rows = self.rows.flush()
         Checkpoint(
             step=self.step,
             production=self.production,
@@ -349,6 +344,7 @@ class Simulation:
 
     def reset_calculator(self) -> None:
         """Let the calculator compute the next step as if it were its first."""
+        self.forces = None
         reset = getattr(self.atoms.calc, "reset", None)
         if reset is not None:
             reset()
@@ -373,10 +369,7 @@ class Simulation:
 
     def finish(self, status: str) -> MDResult:
         """Write trajectory, final structure and status."""
-        assert self.series is not None
-        assert self.frames is not None
-        self.series.flush()
-        self.frames.flush()
+        self.rows.flush()
         facts = self.run_facts
         facts.update(
             status=status,
@@ -408,6 +401,4 @@ class Simulation:
 
     def close(self) -> None:
         """Close the journals."""
-        for journal in (self.series, self.frames):
-            if journal is not None:
-                journal.close()
+        self.rows.close()

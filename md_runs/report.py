@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +65,7 @@ def _build(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = recover(folder.root)
     settings = facts["settings"]
-    series, times, positions, first = _data(folder)
+    series, times, positions = _data(folder)
     n_atoms, n_dof = int(facts["n_atoms"]), int(facts["n_dof"])
     ensemble, steps = settings["ensemble"], int(facts["steps"])
     drift = _drift(series, ensemble, n_atoms, n_dof)
@@ -88,9 +87,11 @@ def _build(
         )
     if scan is not None:
         pictures["dt_scan"] = figures.dt_scan_figure(scan.entries)
-    stability = bond_stability(times, positions, first, reference_positions=reference).to_dict()
+    # The bonds of the structure given, not of a frame in which one may be stretched.
+    given = Checkpoint.load(folder.checkpoint).start
+    stability = bond_stability(times, positions, given, reference_positions=reference).to_dict()
     h_of_r = None
-    if reference is not None and len(times) and n_atoms > 1 and not np.any(first.pbc):
+    if reference is not None and len(times) and n_atoms > 1 and not np.any(given.pbc):
         kept = positions[times - times[0] <= stability["stable_ps"] * 1e3]
         r, density = distance_distribution(kept)
         _, expected = distance_distribution(np.asarray(reference))
@@ -138,13 +139,14 @@ def _build(
     return report, pictures
 
 
-def _data(folder: RunFolder) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, Atoms]:
-    """Series, frame times, positions and a structure; empty where production never began."""
+def _data(folder: RunFolder) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Series, frame times and positions; empty where production never began."""
     if folder.trajectory.exists():
-        return (read_series(folder.root), *read_positions(folder.root))
-    start = Checkpoint.load(folder.checkpoint).start
+        times, positions, _ = read_positions(folder.root)
+        return read_series(folder.root), times, positions
+    n_atoms = len(Checkpoint.load(folder.checkpoint).start)
     nothing = {name: np.zeros(0) for name in ("time", *SERIES)}
-    return nothing, np.zeros(0), np.zeros((0, len(start), 3)), start
+    return nothing, np.zeros(0), np.zeros((0, n_atoms, 3))
 
 
 def _drift(series: dict[str, np.ndarray], ensemble: str, n_atoms: int, n_dof: int) -> EnergyDrift:

@@ -49,7 +49,7 @@ class MDSettings:
     seed: int = 0
     log_every: int = 1
     traj_every: int = 10
-    checkpoint_every: int = 200
+    checkpoint_every: int = 500
     keep_momenta: bool = False
     bond_stretch_A: float | None = 0.5
     max_temperature_K: float | None = None

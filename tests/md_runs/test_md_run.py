@@ -339,3 +339,31 @@ def test_no_calculator_and_no_atoms(tmp_path):
     nothing.calc = EMT()
     with pytest.raises(OptionError, match="no atoms"):
         run_md(nothing, MDSettings(), tmp_path / "run")
+
+
+class Refusing(PairSprings):
+    """A potential that refuses a structure, as DCCalculator does when atoms have flown apart."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        if self.calls > 100:
+            raise SimulationError("atom 3 (H) has no neighbour\nwithin the cutoff")
+
+
+def test_a_potential_that_refuses_a_structure_stops_the_run_and_keeps_it(tmp_path):
+    source = spring_molecule("CH4").calc
+    atoms = spring_molecule("CH4")
+    atoms.calc = Refusing(source.pairs, source.lengths, depth=1.5)
+    result = run_md(atoms, MDSettings(steps=3000, equilibrate=0), tmp_path / "run")
+    assert result.status == (f"stopped early: atom 3 (H) has no neighbour at step {result.steps}")
+    assert result.series()["step"][-1] == result.steps - 1
+
+
+def test_frozen_start_and_a_folder_that_cannot_be_made(tmp_path):
+    frozen = MDSettings(temperature_K=0.0, steps=20)
+    result = run_md(spring_molecule("CH4"), frozen, tmp_path / "run")
+    assert result.finished
+    assert np.abs(result.series()["kinetic_energy"]).max() < 1e-12
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SimulationError, match="cannot write to"):
+        run_md(spring_molecule("CH4"), frozen, tmp_path / "file")
