@@ -27,6 +27,7 @@ __all__ = [
     "dt_scan_table",
     "fit_line",
     "mean_and_error",
+    "plus_minus",
 ]
 
 MIN_SAMPLES = 10
@@ -308,3 +309,13 @@ def _percent(fraction: float) -> str:
     if not math.isfinite(fraction):
         return "an undefined share"
     return f"{100.0 * fraction:.2g} %" if fraction < 1.0 else f"{100.0 * fraction:.0f} %"
+
+
+def plus_minus(value: float, error: float) -> str:
+    """``12.3 ± 0.4``: the error with two digits, the value with as many as that allows."""
+    if not (math.isfinite(error) and error > 0.0 and math.isfinite(value)):
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if digits > 6 or error >= 1e5:
+        return f"{value:.3g} ± {error:.2g}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -310,7 +310,7 @@ class Simulation:
         calculator: Any = self.atoms.calc
         results = getattr(calculator, "results", None) or {}
         name = "free_energy" if self.energy_kind else "energy"
-        seen = getattr(calculator, "atoms", None)
+        seen: Any = getattr(calculator, "atoms", None)
         known = name in results and seen is not None
         if known and np.array_equal(seen.positions, self.atoms.positions):
             return float(results[name])

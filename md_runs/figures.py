@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dcase.files import atomic_path
-from dcase.md_runs.drift import EnergyDrift, fit_line
+from dcase.md_runs.drift import EnergyDrift, fit_line, plus_minus
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 """Okabe and Ito's palette (Color Universal Design, 2008)."""
@@ -78,12 +78,13 @@ def _series(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, label: str) -> N
     if len(x) <= 2 * MOST_POINTS:
         ax.plot(x, y, color=color, linewidth=0.9, label=label)
         return
-    per = len(x) // MOST_POINTS
-    blocks = y[: per * MOST_POINTS].reshape(MOST_POINTS, per)
-    middle = x[: per * MOST_POINTS].reshape(MOST_POINTS, per).mean(axis=1)
-    low, high = blocks.min(axis=1), blocks.max(axis=1)
+    starts = np.linspace(0, len(x), MOST_POINTS, endpoint=False).astype(int)
+    counts = np.diff(np.append(starts, len(x)))
+    middle = np.add.reduceat(x, starts) / counts
+    mean = np.add.reduceat(y, starts) / counts
+    low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
     ax.fill_between(middle, low, high, color=color, alpha=0.3, linewidth=0.0)
-    ax.plot(middle, blocks.mean(axis=1), color=color, linewidth=1.0, label=label)
+    ax.plot(middle, mean, color=color, linewidth=1.0, label=label)
 
 
 def _time_axis(times_fs: np.ndarray) -> tuple[np.ndarray, str]:
@@ -164,7 +165,7 @@ def drift_figure(
                 line,
                 color=RED,
                 linewidth=1.6,
-                label=f"slope {slope:.2g} ± {error:.1g} meV/atom/ps".replace("-", "\u2212"),
+                label=f"slope {plus_minus(slope, error)} meV/atom/ps".replace("-", "\u2212"),
             )
             if math.isfinite(error):
                 # Lines through the mean point with slope +- 2 standard errors: a bow-tie.

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dcase.files import atomic_path, write_json, write_text
 from dcase.md_runs import figures
-from dcase.md_runs.drift import EnergyDrift, analyse, mean_and_error
+from dcase.md_runs.drift import EnergyDrift, analyse, mean_and_error, plus_minus
 from dcase.md_runs.fingerprint import DtScan
 from dcase.md_runs.finish import recover
 from dcase.md_runs.html import render
@@ -195,11 +195,15 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if math.isfinite(_number(report["mean_temperature_K"])):
-        mean = _pm(report["mean_temperature_K"], report["mean_temperature_stderr_K"])
+        mean = plus_minus(
+            _number(report["mean_temperature_K"]), _number(report["mean_temperature_stderr_K"])
+        )
         asked = f"asked for {report['temperature_K']:g} K{_spread(report)}"
         rows.append(("temperature", f"{mean} K ({asked})"))
     if math.isfinite(_number(drift["slope_mev_per_atom_ps"])):
-        slope = _pm(drift["slope_mev_per_atom_ps"], drift["slope_stderr_mev_per_atom_ps"])
+        slope = plus_minus(
+            _number(drift["slope_mev_per_atom_ps"]), _number(drift["slope_stderr_mev_per_atom_ps"])
+        )
         rows += [
             ("energy drift", f"{slope} meV/atom/ps = {drift['slope_kt_per_ns_dof']:.2g} kT/ns/dof"),
             ("energy fluctuation", f"{drift['rms_mev_per_atom']:.3g} meV/atom RMS about the line"),
@@ -264,14 +268,3 @@ def _spread(report: dict[str, Any]) -> str:
 def _number(value: Any) -> float:
     """Numbers read back from JSON are None where they were NaN."""
     return math.nan if value is None else float(value)
-
-
-def _pm(value: Any, error: Any) -> str:
-    """``12.3 ± 0.4`` with as many digits as the error allows."""
-    value, error = _number(value), _number(error)
-    if not math.isfinite(error) or error <= 0.0 or not math.isfinite(value):
-        return f"{value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    if digits > 6 or error >= 1e5:
-        return f"{value:.3g} ± {error:.1g}"
-    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -46,6 +46,17 @@ def test_run_figures_of_any_length(n):
     assert png(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("n", [801, 990, 1199, 7777])
+def test_no_part_of_a_long_series_is_left_out(n):
+    values = np.zeros(n)
+    values[-1] = 5.0
+    drift = analyse(np.arange(n), values, np.ones(n), n_atoms=1, n_dof=3)
+    (ax,) = drift_figure(np.arange(n), values, drift, n_atoms=1, name="total energy").axes
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(5000.0)
+    assert band[:, 0].max() * (1e3 if n > 2000 else 1) > 0.99 * n
+
+
 def test_run_figures_with_nothing_finite():
     bad = np.full(20, np.nan)
     drift = analyse(np.arange(20.0), bad, bad, n_atoms=3, n_dof=3)
