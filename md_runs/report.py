@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dcase.files import atomic_path, write_json, write_text
 from dcase.md_runs import figures
@@ -238,7 +239,7 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in summary_rows(report):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # not markup: names of models may hold brackets
     console.print(table)
     for text in report["warnings"]:
         console.print(f"warning: {text}", markup=False, highlight=False)
