@@ -1,4 +1,4 @@
-"""From the folder of a run to its report: numbers, pictures, one page. Keys: ``REPORT_KEYS.md``."""
+"""From the folder of a run to its report: numbers, pictures, one page. Keys: ``docs/report-keys.md``."""
 
 from __future__ import annotations
 
