@@ -6,6 +6,7 @@ that is not one of ours gets one clear line.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import platform
@@ -54,8 +55,11 @@ def save(path: str | os.PathLike[str], kind: str, version: int, content: dict[st
     """
     _check_plain(content, "")
     document = {"format": f"dcase-{kind}", "format_version": version, **content}
+    # Through memory: given a file, torch reports a full disk as a RuntimeError of its zip writer.
+    buffer = io.BytesIO()
+    torch.save(document, buffer)
     with atomic_path(path) as temporary:
-        torch.save(document, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dcase.errors import OptionError
+from dcase.options import check_types
 
 LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "l1": lambda r, _: r.abs(),
@@ -43,9 +44,10 @@ class Term:
     delta: float = 1.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.loss not in LOSSES:
             raise OptionError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
-        if not (self.weight >= 0 and self.weight < float("inf")):
+        if self.weight < 0:
             raise OptionError(f"a loss weight must be zero or positive, got {self.weight}")
         if not self.delta > 0:
             raise OptionError(f"delta of the Huber loss must be positive, got {self.delta}")
@@ -54,8 +56,10 @@ class Term:
 class Problem(Protocol):
     """What a domain implements."""
 
-    display: Mapping[str, tuple[float, str]]
-    """For reports: factor from the residual's unit to a physical unit, and that unit, by term."""
+    @property
+    def display(self) -> Mapping[str, tuple[float, str]]:
+        """For reports, by term: factor from the residual's unit to a physical one, and its name."""
+        ...
 
     def terms(self, model: nn.Module, batch: Any, training: bool) -> dict[str, Tensor]:
         """Residuals by name; differentiable in the model's parameters when ``training``."""
@@ -108,7 +112,8 @@ class Objective:
             r = residuals[name]
             count = r.numel() if counts is None else counts[name]
             values[name] = LOSSES[term.loss](r, term.delta).sum() / max(count, 1)
-        total = torch.stack(
-            [term.weight * values[name] for name, term in self.terms.items() if term.weight > 0]
-        ).sum()
+        used = [(term.weight, values[name]) for name, term in self.terms.items() if term.weight > 0]
+        total = used[0][0] * used[0][1]
+        for weight, value in used[1:]:
+            total = total + weight * value
         return total, values

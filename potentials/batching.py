@@ -57,6 +57,8 @@ class FrameBatches:
         cutoff: A.
         scale: Label scale.
         device: Where the tensors live.
+        frames: Numbers of these frames in the file they come from, for error messages; default: in
+            ``dataset``.
 
     Raises:
         DataError: If an atom of a frame has no neighbour within the cutoff (in frames of more than
@@ -69,7 +71,9 @@ class FrameBatches:
         cutoff: float,
         scale: LabelScale,
         device: torch.device | str = "cpu",
+        frames: np.ndarray | None = None,
     ):
+        self.frames = torch.arange(len(dataset)) if frames is None else torch.tensor(frames)
         pairs, shifts, ptr = [], [], [0]
         periodic = dataset.pbc is not None and bool(dataset.pbc.any())
         for f in range(len(dataset)):
@@ -82,7 +86,7 @@ class FrameBatches:
             if n > 1 and len(np.unique(p)) < n:
                 lonely = int(np.setdiff1d(np.arange(n), p)[0])
                 raise DataError(
-                    f"frame {f}: atom {lonely} has no neighbour within {cutoff} A; "
+                    f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within {cutoff} A; "
                     "are the positions in Angstrom?"
                 )
             pairs.append(p)
@@ -114,6 +118,7 @@ class FrameBatches:
 
     def batch(self, indices: Tensor) -> LabelledGraph:
         """The frames ``indices`` (int64, shape [n]) as one batch."""
+        frames = self.frames[indices.cpu()]
         indices = indices.to(self.atom_ptr.device)
         atoms, system = _ranges(self.atom_ptr, indices)
         edges, owner = _ranges(self.pair_ptr, indices)
@@ -132,7 +137,7 @@ class FrameBatches:
             graph,
             None if self.energies is None else self.energies[indices],
             None if self.forces is None else self.forces[atoms],
-            indices,
+            frames,
         )
 
     def in_order(self, batch_size: int) -> Iterable[LabelledGraph]:

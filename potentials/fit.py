@@ -47,7 +47,7 @@ class FitResult:
 
 
 def run_folder(out: Path) -> Path:
-    """Where the side files of checkpoint ``out`` go: ``aspirin_irelu.pt`` -> ``aspirin_irelu.run``."""
+    """Where the side files of checkpoint ``out`` go: ``aspirin.pt`` -> ``aspirin.run``."""
     return out.with_suffix(".run")
 
 
@@ -95,6 +95,11 @@ def fit_potential(
             f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
             "start again, or --out for another name"
         )
+    if resume and not overwrite and out.exists() and not (folder / "state.pt").exists():
+        raise OptionError(
+            f"{folder} holds no training state to resume, and {out} exists; use --overwrite to "
+            "start again, or --out for another name"
+        )
     terms = recipe.loss.terms()
     if dataset.energies is None and terms["energy"].weight > 0:
         raise DataError(
@@ -125,10 +130,11 @@ def fit_potential(
     ).to(device)
     potential.set_scale(scale)
 
-    data = FrameBatches(train, potential.cutoff, scale, device)
+    data = FrameBatches(train, potential.cutoff, scale, device, splits.train)
     validation = None
     if len(splits.val):
-        validation = FrameBatches(dataset.subset(splits.val), potential.cutoff, scale, device)
+        held_out = dataset.subset(splits.val)
+        validation = FrameBatches(held_out, potential.cutoff, scale, device, splits.val)
     _initialize(potential, data, recipe)
 
     problem = EnergyForces(
@@ -151,13 +157,17 @@ def fit_potential(
             "architecture": potential.architecture,
             "hyper_parameters": potential.hyper_parameters,
             "scale": scale.to_dict(),
+            "energy_per_atom": recipe.labels.energy_per_atom,
+            "filter_table": recipe.acceleration.filter_table,
         },
         fabric=fabric,
         on_step=on_step,
         tensorboard=tensorboard,
     )
     if hasattr(potential.network, "tabulate_filters"):
-        potential.network.tabulate_filters(recipe.acceleration.filter_table or None)
+        potential.network.tabulate_filters(  # type: ignore[operator]
+            recipe.acceleration.filter_table or None
+        )
     if on_start:
         on_start(potential, trainer)
     started = time.time()
@@ -208,7 +218,7 @@ def _report(
 ) -> dict[str, Any]:
     """The content of report.json."""
     validation: dict[str, Any] = {}
-    if len(splits.val):
+    if len(splits.val) and result.status != "interrupted":  # Ctrl-C should not wait for this
         validation = evaluate_potential(potential, dataset.subset(splits.val)).metrics
     return {
         "status": result.status,

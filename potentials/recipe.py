@@ -15,6 +15,7 @@ from typing import Any
 
 from dcase.errors import OptionError
 from dcase.objective import Term
+from dcase.options import check_types
 from dcase.training.settings import TrainSettings
 
 RECIPE_DIR = Path(__file__).parent / "recipes"
@@ -39,6 +40,9 @@ class ModelChoice:
     initialization: str = "default"
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
 
 @dataclass(frozen=True)
 class LabelChoice:
@@ -47,6 +51,9 @@ class LabelChoice:
     rescale: str | float = "forces"
     offset: str = "atomic"
     energy_per_atom: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class LossChoice:
     energy_loss: str = "l2"
     forces_loss: str = "l2"
     huber_delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.terms()  # impossible values are an error here rather than after reading the data
 
     def terms(self) -> dict[str, Term]:
         """As terms of an objective."""
@@ -77,6 +88,11 @@ class Acceleration:
     """
 
     filter_table: int = 128
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.filter_table < 0:
+            raise OptionError(f"filter_table must not be negative, got {self.filter_table}")
 
 
 @dataclass(frozen=True)
@@ -113,14 +129,13 @@ class Recipe:
                 continue
             if table not in _TABLES:
                 raise OptionError(f"recipe: unknown table [{table}]; known: {', '.join(_TABLES)}")
+            if not isinstance(content, Mapping):
+                raise OptionError(f"recipe: {table} must be a table, got {content!r}")
             known = {f.name for f in fields(_TABLES[table])}
             for key in content:
                 if key not in known:
                     raise OptionError(f"recipe: [{table}] has no entry {key!r}{_hint(key, known)}")
-            try:
-                parts[table] = _TABLES[table](**content)
-            except TypeError as error:
-                raise OptionError(f"recipe: [{table}]: {error}") from None
+            parts[table] = _TABLES[table](**content)
         return Recipe(**parts)
 
 
@@ -165,7 +180,7 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: not valid TOML: {error}") from error
     values.setdefault("name", path.stem)
     model_entries = {f.name for f in fields(ModelChoice)}
@@ -174,7 +189,8 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
             continue
         table, _, entry = key.partition(".")
         content = values.setdefault(table, {})
-        if table == "model" and entry not in model_entries:
+        if table == "model" and entry not in model_entries and isinstance(content, dict):
             content = content.setdefault("hyper_parameters", {})
-        content[entry] = value
+        if isinstance(content, dict):  # else from_dict says what is wrong with the file
+            content[entry] = value
     return Recipe.from_dict(values)

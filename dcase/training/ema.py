@@ -23,7 +23,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.updates = 0
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
-from dcase.errors import MissingExtraError
+from dcase.errors import DcaseError, MissingExtraError
 from dcase.files import write_text
 
 
 class MetricsLog:
-    """One row an epoch in ``metrics.csv``.
+    """One row an epoch in ``metrics.csv``; a fractional epoch is one that a limit cut short.
 
     Args:
         folder: Where to write.
@@ -41,34 +42,53 @@ class MetricsLog:
 
     def write(self, row: dict[str, float]) -> None:
         """Append a row; missing columns stay empty."""
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise DcaseError(f"cannot write {self.path}: {error.strerror or error}") from error
         if self._events is not None:
             for name, value in row.items():
                 if name != "epoch":
                     self._events.add_scalar(name, value, int(row["epoch"]))
             self._events.flush()
 
+    def close(self) -> None:
+        """End the TensorBoard events."""
+        if self._events is not None:
+            self._events.close()
+
     def cut_after(self, epoch: int) -> None:
         """Drop rows after ``epoch`` (written after the state that a resume goes on from)."""
-        if not self.path.exists():
-            self.start()
-            return
-        header, *rows = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [r for r in rows if r.count(",") == header.count(",")
-                and int(r.split(",")[0]) <= epoch]
+        header = ",".join(self.columns)
+        lines = _whole_lines(self.path) if self.path.exists() else []
+        kept = []
+        if lines and lines[0] == header:
+            kept = [r for r in lines[1:] if _epoch(r, len(self.columns)) <= epoch]
         write_text(self.path, "\n".join([header, *kept]) + "\n")
 
 
+def _whole_lines(path: Path) -> list[str]:
+    """Lines but a last one that a crash cut short."""
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def _epoch(row: str, n_columns: int) -> float:
+    cells = row.split(",")
+    try:
+        return float(cells[0]) if len(cells) == n_columns else math.inf
+    except ValueError:
+        return math.inf
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a ``metrics.csv`` as numbers; empty cells and a half-written last row are left out."""
+    """Rows of a ``metrics.csv`` as numbers, without empty cells and a half-written last row."""
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if None in row.values() or not row.get("epoch"):
-                continue
-            try:
-                rows.append({k: float(v) for k, v in row.items() if v})
-            except ValueError:
-                continue
+    for row in csv.DictReader(_whole_lines(path)):
+        if None in row.values() or None in row or not row.get("epoch"):
+            continue
+        try:
+            rows.append({k: float(v) for k, v in row.items() if v})
+        except ValueError:
+            continue
     return rows

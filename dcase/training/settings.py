@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dcase.errors import OptionError
+from dcase.options import check_types
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine", "plateau", "exponential")
@@ -16,7 +17,8 @@ class TrainSettings:
     """Settings of a :class:`~dcase.training.trainer.Trainer`.
 
     Attributes:
-        epochs: Passes over the training set.
+        epochs: Passes over the training set. More (or fewer) may be asked for on a resume; see
+            :meth:`~dcase.training.trainer.Trainer.fit` for what schedules then do.
         batch_size: Samples a step (over all processes together); 0: the whole set.
         optimizer: ``"adam"`` or ``"adamw"``.
         lr: Peak learning rate.
@@ -36,9 +38,10 @@ class TrainSettings:
             saved model use the average.
         clip_norm: Largest gradient norm; 0: no clipping.
         early_stopping: Validations without improvement after which to stop; 0: never.
-        validate_every: Epochs between validations.
-        time_limit: Seconds; None: none. Schedules run to their end within it (then the learning rate
-            depends on the clock, and only runs without a limit repeat bit for bit).
+        validate_every: Epochs between validations; the last epoch is always validated.
+        time_limit: Seconds of training over all sittings; None: none. Cosine and exponential
+            schedules run to their end within it (then the learning rate depends on the clock, and
+            only runs without a limit repeat bit for bit).
         checkpoint_every: Seconds between saves of the training state.
         seed: Of the order of the samples.
     """
@@ -66,10 +69,12 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise OptionError(f"optimizer must be one of {', '.join(OPTIMIZERS)}")
-        if self.schedule not in SCHEDULES:
-            raise OptionError(f"schedule must be one of {', '.join(SCHEDULES)}")
+        check_types(self)
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise OptionError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
         for name in ("epochs", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -79,6 +84,8 @@ class TrainSettings:
         for name in ("batch_size", "weight_decay", "warmup_steps", "clip_norm", "early_stopping"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -1,84 +1,47 @@
 """The one training loop: potentials, PINNs and neural DAEs all go through it.
 
-Several processes (``torchrun``, or Lightning Fabric's own launcher) each take a share of every batch;
-the gradients are summed with the joint number of residuals as divisor, so the loss is that of one
-process with the joint batch.
+A step: residuals -> loss -> gradient -> (sum over processes) -> guard -> clip -> optimiser -> EMA.
+
+Several processes (``torchrun``, or Lightning Fabric's own launcher) each take a share of every
+batch; the gradients are summed with the joint number of residuals as divisor, so the loss is that
+of one process with the joint batch.
+
+A resumed run goes on exactly where its state was saved: the order of the samples is a function of
+seed and epoch, and all else that the future depends on is in the state
+(:mod:`dcase.training.state`). Randomness within a model (dropout) would not be; use none.
 """
 
 from __future__ import annotations
 
-import signal
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcase import checkpoint
-from dcase.errors import CheckpointError, OptionError, TrainingError
+from dcase.errors import OptionError, TrainingError
+from dcase.files import remove_leftovers
 from dcase.objective import Objective
+from dcase.training import state
 from dcase.training.ema import WeightAverage
+from dcase.training.interrupt import interruptible
 from dcase.training.logs import MetricsLog
+from dcase.training.processes import Processes
+from dcase.training.progress import Progress, TrainResult
 from dcase.training.schedule import Schedule
 from dcase.training.settings import TrainSettings
+from dcase.training.validation import BatchSource, evaluate
 
-STATE_VERSION = 1
-
-
-class BatchSource(Protocol):
-    """Samples that can be had in any batches."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def batch(self, indices: Tensor) -> Any:
-        """The samples ``indices`` as one batch; may have ``describe() -> str`` for messages."""
-        ...
-
-
-@dataclass
-class Progress:
-    """What a progress display needs; passed after every step."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    elapsed: float
-    steps_per_second: float
-    remaining: float
-    lr: float
-    loss: float
-    validation: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        status: ``"finished"``, ``"time limit"``, ``"early stopping"`` or ``"interrupted"``.
-        epochs: Epochs completed.
-        steps: Optimiser steps done.
-        elapsed: Seconds spent training, over all sittings.
-        best: Validation metrics of the weights that the model now has, and their epoch.
-    """
-
-    status: str
-    epochs: int
-    steps: int
-    elapsed: float
-    best: dict[str, float]
+__all__ = ["BatchSource", "Progress", "TrainResult", "Trainer", "evaluate"]
 
 
 class Trainer:
-    """Fits a model to an objective.
+    """Fits a model to an objective. A trainer fits once; to go on, make another and resume.
 
     Args:
         model: Already on its device.
@@ -92,6 +55,11 @@ class Trainer:
         on_step: Called with a :class:`Progress` after every step.
         on_state: Called after each save of the training state (for tests and displays).
         tensorboard: Also write TensorBoard events (needs the extra).
+
+    Raises:
+        OptionError: If there are no samples, or a setting needs validation samples and there are
+            none.
+        MissingExtraError: If TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -109,22 +77,24 @@ class Trainer:
         on_state: Callable[[], None] | None = None,
         tensorboard: bool = False,
     ):
+        if len(train_data) == 0:
+            raise OptionError("there are no samples to train on")
+        if validation_data is not None and len(validation_data) == 0:
+            validation_data = None
+        if validation_data is None and (settings.schedule == "plateau" or settings.early_stopping):
+            what = "early_stopping" if settings.early_stopping else "the plateau schedule"
+            raise OptionError(f"{what} needs validation samples, and there are none")
         self.model, self.objective, self.settings = model, objective, settings
         self.train_data, self.validation_data = train_data, validation_data
         self.folder = Path(folder)
         self.identity = dict(identity or {})
-        self.fabric = fabric if fabric is not None and fabric.world_size > 1 else None
-        self.rank = self.fabric.global_rank if self.fabric else 0
-        self.world = self.fabric.world_size if self.fabric else 1
+        self.processes = Processes(fabric)
+        self.rank, self.world = self.processes.rank, self.processes.world
         self.on_step, self.on_state = on_step, on_state
 
+        self.processes.share_weights(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-        self.optimizer = kind(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay,
-            betas=(settings.beta1, settings.beta2), eps=settings.eps, amsgrad=settings.amsgrad,
-            foreach=True,
-        )
+        self.optimizer = _optimizer(settings, self.parameters)
         self.schedule = Schedule(settings)
         self.ema = WeightAverage(model, settings.ema) if settings.ema > 0 else None
         self.log = None
@@ -137,12 +107,14 @@ class Trainer:
         self.batch_in_epoch = 0  # batches done of the current epoch
         self.step = 0
         self.elapsed = 0.0
+        self.sums: dict[str, float] = {}  # of the losses of the current epoch's batches
         self.best: dict[str, float] = {}
         self.best_weights: list[Tensor] | None = None
+        self.best_buffers: list[Tensor] | None = None
         self.validations_since_best = 0
         self.last_validation: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
-        self._interrupted = threading.Event()
+        self.validated_step = -1
+        self._stop = threading.Event()
 
     def _columns(self) -> list[str]:
         terms = list(self.objective.terms)
@@ -159,41 +131,69 @@ class Trainer:
     # ---------------------------------------------------------------- the loop
 
     def fit(self, *, resume: bool = False) -> TrainResult:
-        """Train to the end of the settings, a limit, or Ctrl-C; leave the best weights in the model.
+        """Train to the end, a limit, or Ctrl-C; leave the best weights in the model.
+
+        On a resume ``epochs``, ``time_limit``, ``early_stopping`` and ``checkpoint_every`` may
+        differ from before, which shortens or extends the run. A schedule that depends on progress
+        (cosine, exponential) then goes on as if the new length had been the plan from the start:
+        when a finished cosine run is extended, its learning rate jumps up from its end to where the
+        longer cosine is at that step.
 
         Args:
             resume: Go on from :attr:`state_file` if it exists (a run that was never saved starts
-                from the beginning).
+                from the beginning). Otherwise a state there is deleted.
 
         Raises:
             TrainingError: If the loss or a gradient becomes NaN or infinite (the state on disk
                 stays at the last good save).
             CheckpointError: If the state on disk belongs to another run.
         """
-        if resume and self.state_file.exists():
-            self._load_state()
-        elif self.log:
-            self.log.start()
-        status = "finished"
+        saved = self.processes.from_first(lambda: self._prepare(resume))
+        if saved is not None:
+            state.restore(self, saved)
         self.model.train()
         self._started = time.monotonic() - self.elapsed
         self._saved = time.monotonic()
         self._rate = (time.monotonic(), self.step)
-        with self._interruptible():
-            while self.epoch < self.settings.epochs:
-                stopped = self._run_epoch()
-                if stopped:
-                    status = stopped
-                    break
-                if self._early():
-                    status = "early stopping"
-                    break
-        self._clock()
-        if status != "interrupted" and self.batch_in_epoch:  # a time limit within an epoch
-            self._validate()
-        self._save_state()
+        try:
+            with interruptible() as self._stop:
+                status = self._run()
+                self._clock()
+                if status != "interrupted" and self.batch_in_epoch:  # a limit within an epoch
+                    self._validate()
+                    self._write_row()
+                self._save_state()
+        finally:
+            if self.log:
+                self.log.close()
         self._adopt_best()
         return TrainResult(status, self.epoch, self.step, self.elapsed, dict(self.best))
+
+    def _prepare(self, resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, or None after clearing the folder for a new run."""
+        assert self.log is not None
+        remove_leftovers(self.state_file)
+        if resume and self.state_file.exists():
+            saved = state.load_state(self)
+            self.log.cut_after(saved["epoch"])
+            return saved
+        # Else a kill before the first save would leave the old run's state to be resumed.
+        self.state_file.unlink(missing_ok=True)
+        self.log.start()
+        return None
+
+    def _run(self) -> str:
+        limit = self.settings.time_limit
+        used_up = limit is not None and self.step > 0 and self.elapsed >= limit  # before the resume
+        while self.epoch < self.settings.epochs:
+            if used_up:
+                return "time limit"
+            if self._early():
+                return "early stopping"
+            stopped = self._run_epoch()
+            if stopped and self.epoch < self.settings.epochs:
+                return stopped
+        return "finished"
 
     def _run_epoch(self) -> str | None:
         order = self._order(self.epoch)
@@ -217,16 +217,30 @@ class Trainer:
         last = self.epoch == self.settings.epochs
         if self.epoch % self.settings.validate_every == 0 or last:
             self._validate()
-        if self.log:
-            means = {f"train_{k}": v / self.steps_per_epoch for k, v in self._sums.items()}
-            self.log.write(
-                {"epoch": self.epoch, "step": self.step, "elapsed_s": self.elapsed,
-                 "lr": self.optimizer.param_groups[0]["lr"], **means, **self.last_validation}
-            )
-        self._sums = {}
+        self._write_row()
+        self.sums = {}
+
+    def _write_row(self) -> None:
+        """Log the epoch that ends here, or the part of it that a limit left."""
+        if self.log is None:
+            return
+        batches = self.batch_in_epoch or self.steps_per_epoch
+        row = {f"train_{name}": value / batches for name, value in self.sums.items()}
+        if self.validated_step == self.step:
+            row |= self.last_validation
+        row |= {"step": self.step, "elapsed_s": self.elapsed}
+        self.log.write(
+            {"epoch": self._epochs_done(), "lr": self.optimizer.param_groups[0]["lr"], **row}
+        )
+
+    def _epochs_done(self) -> float:
+        """Whole epochs as an int, for the log."""
+        if not self.batch_in_epoch:
+            return self.epoch
+        return self.epoch + self.batch_in_epoch / self.steps_per_epoch
 
     def _order(self, epoch: int) -> Tensor:
-        """The order of the samples: a function of seed and epoch, so that a resume needs no state."""
+        """The order of the samples: a function of seed and epoch, which needs no saved state."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.train_data), generator=generator)
 
@@ -236,107 +250,105 @@ class Trainer:
         mine = indices[self.rank :: self.world]
         residuals: dict[str, Tensor] = {}
         batch = None
-        if len(mine):
+        if len(mine):  # a process may be left without samples in the last batch
             batch = self.train_data.batch(mine)
             residuals = self.objective.residuals(self.model, batch)
         counts, limit_share, interrupted = self._agree(residuals)
+
         self.optimizer.zero_grad()
-        values: dict[str, Tensor] = {}
-        total = torch.zeros(())
+        values = [torch.zeros(())] * (1 + len(counts))
         if residuals:
-            total, values = self.objective.reduce(residuals, counts)
-            total.backward()
-        report = self._joint_gradient(total, values)
-        self._guard(report, batch)
+            total, terms = self.objective.reduce(residuals, counts)
+            if total.requires_grad:
+                total.backward()
+            values = [total.detach(), *(value.detach() for value in terms.values())]
+        joint = self.processes.sum_gradients(self.parameters, values)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        report, norm = self._guard(joint, gradients, values, batch)
 
         progress = max(self.step / (self.settings.epochs * self.steps_per_epoch), limit_share)
         lr = self.schedule.lr(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if 0 < self.settings.clip_norm < norm:
+            torch._foreach_mul_(gradients, self.settings.clip_norm / norm)
         self.optimizer.step()
         if self.ema:
             self.ema.update()
         self.step += 1
         for name, value in report.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value
         if self.on_step:
             self.on_step(self._progress(lr, report["loss"]))
         if interrupted:
             return "interrupted"
         return "time limit" if limit_share >= 1.0 else None
 
-    # ------------------------------------------------- several processes as one
-
     def _agree(self, residuals: dict[str, Tensor]) -> tuple[dict[str, float], float, bool]:
-        """Joint residual counts, share of the time limit used, and whether anyone was interrupted."""
+        """Joint residual counts, share of the time limit used, whether anyone was interrupted."""
         names = list(self.objective.terms)
         counts = [float(residuals[n].numel()) if residuals else 0.0 for n in names]
         limit = self.settings.time_limit
-        share = self.elapsed / limit if limit else 0.0
-        interrupted = self._interrupted.is_set()
-        if self.fabric:
-            summed = torch.tensor([*counts, float(interrupted)], dtype=torch.float64)
-            *counts, anyone = self.fabric.all_reduce(summed, reduce_op="sum").tolist()
-            share = float(self.fabric.broadcast(share))
-            interrupted = anyone > 0
-        return dict(zip(names, counts, strict=True)), share, interrupted
+        # The first process has the clock.
+        share = self.elapsed / limit if limit and self.rank == 0 else 0.0
+        *counts, share, pressed = self.processes.sum([*counts, share, float(self._stop.is_set())])
+        return dict(zip(names, counts, strict=True)), share, pressed > 0
 
-    def _joint_gradient(self, total: Tensor, values: dict[str, Tensor]) -> dict[str, float]:
-        """Sum the gradients over processes in place; return the joint loss and terms."""
-        names = ["loss", *self.objective.terms]
-        numbers = torch.stack(
-            [total.detach().double().cpu(),
-             *(values[n].detach().double().cpu() if values else torch.zeros(()).double()
-               for n in self.objective.terms)]
-        )
-        if self.fabric:
-            for p in self.parameters:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-            flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
-            flat = self.fabric.all_reduce(flat, reduce_op="sum")
-            for p, g in zip(
-                self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True
-            ):
-                p.grad = g.view_as(p).clone()
-            numbers = self.fabric.all_reduce(numbers, reduce_op="sum")
-        return dict(zip(names, numbers.tolist(), strict=True))
+    def _guard(
+        self, joint: list[Tensor], gradients: list[Tensor], local: list[Tensor], batch: Any
+    ) -> tuple[dict[str, float], float]:
+        """Losses by name, and the gradient's norm; all of them finite.
 
-    def _guard(self, report: dict[str, float], batch: Any) -> None:
-        bad = next((n for n in (*self.objective.terms, "loss")
-                    if not abs(report[n]) < float("inf")), None)
-        if bad is None:
-            norm = nn.utils.get_total_norm(
-                [p.grad for p in self.parameters if p.grad is not None]
-            )
-            if torch.isfinite(norm):
-                return
-            bad = "gradient"
-        where = f" ({batch.describe()})" if hasattr(batch, "describe") else ""
+        Raises:
+            TrainingError: If one is not; in every process.
+        """
+        with torch.no_grad():
+            norm = joint[0].new_zeros(())
+            if gradients:
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            numbers = torch.stack([*joint, norm]).tolist()  # one transfer from a GPU
+        if all(map(math.isfinite, numbers)):
+            return dict(zip(["loss", *self.objective.terms], numbers, strict=False)), numbers[-1]
+
+        names = [*self.objective.terms, "gradient"]
+        bad = next((n for n, v in zip(names, numbers[1:], strict=True) if not math.isfinite(v)), "")
+        mine = batch.describe() if hasattr(batch, "describe") else ""
+        guilty = not all(math.isfinite(float(value)) for value in local)
+        found = self.processes.gather((guilty, mine))
+        blamed = [text for was, text in found if text and (was or not any(g for g, _ in found))]
+        where = f" ({'; '.join(blamed)})" if blamed else ""
         raise TrainingError(
-            f"the {bad} became NaN or infinite in epoch {self.epoch + 1}, batch "
-            f"{self.batch_in_epoch + 1}{where}; try a lower --lr, --clip-norm, or check these labels"
+            f"the {bad or 'loss'} became NaN or infinite in epoch {self.epoch + 1}, batch "
+            f"{self.batch_in_epoch + 1}{where}; try a lower --lr, --clip-norm, or check these "
+            "labels"
         )
 
     # ------------------------------------------------------------- validation
 
     def _validate(self) -> None:
+        """Validate the weights that would be kept (once a step), and keep them if they are best."""
+        if self.validated_step == self.step:
+            return
+        self.validated_step = self.step
         self.last_validation = {}
         if self.validation_data is None:
-            self.best = {"epoch": float(self.epoch)}
+            self.best = {"epoch": float(self._epochs_done())}
             return
         with self.ema.applied() if self.ema else nullcontext():
-            metrics = evaluate(self.objective, self.model, self.validation_data,
-                               max(self.batch_size, 32))
-            if self.fabric:
-                metrics = self.fabric.broadcast(metrics)
+            metrics = evaluate(
+                self.objective,
+                self.model,
+                self.validation_data,
+                max(-(-self.batch_size // self.world), 32),
+                self.processes,
+            )
             self.last_validation = {f"val_{k}": v for k, v in metrics.items()}
             self.schedule.validated(metrics["loss"])
-            if not self.best or metrics["loss"] < self.best["val_loss"]:
-                self.best = {"epoch": float(self.epoch), **self.last_validation}
+            # A loss of NaN is never the best.
+            if metrics["loss"] < self.best.get("val_loss", math.inf):
+                self.best = {"epoch": float(self._epochs_done()), **self.last_validation}
                 self.best_weights = [p.detach().clone() for p in self.model.parameters()]
+                self.best_buffers = [b.detach().clone() for b in state.buffers(self.model)]
                 self.validations_since_best = 0
             else:
                 self.validations_since_best += 1
@@ -348,29 +360,16 @@ class Trainer:
     @torch.no_grad()
     def _adopt_best(self) -> None:
         weights = self.best_weights
-        if weights is None:
-            weights = self.ema.average if self.ema else None
+        if weights is None and self.ema:
+            weights = self.ema.average
         if weights is not None:
             for p, w in zip(self.model.parameters(), weights, strict=True):
                 p.copy_(w)
+        if self.best_buffers is not None:
+            for b, w in zip(state.buffers(self.model), self.best_buffers, strict=True):
+                b.copy_(w)
 
-    # ------------------------------------------------------------ stop and go on
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C (or SIGTERM) ends the run after the current step; a second one at once."""
-        self._interrupted.clear()
-
-        def stop(signum: int, frame: Any) -> None:
-            if self._interrupted.is_set():
-                raise KeyboardInterrupt
-            self._interrupted.set()
-
-        with ExitStack() as stack:
-            if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    stack.callback(signal.signal, number, signal.signal(number, stop))
-            yield
+    # ------------------------------------------------------------ clock and state
 
     def _clock(self) -> None:
         self.elapsed = time.monotonic() - self._started
@@ -384,111 +383,38 @@ class Trainer:
         if self.settings.time_limit:
             remaining = min(remaining, max(self.settings.time_limit - self.elapsed, 0.0))
         return Progress(
-            epoch=self.epoch + 1, epochs=self.settings.epochs, step=self.step, steps=steps,
-            elapsed=self.elapsed, steps_per_second=rate, remaining=remaining, lr=lr, loss=loss,
+            epoch=self.epoch + 1,
+            epochs=self.settings.epochs,
+            step=self.step,
+            steps=steps,
+            elapsed=self.elapsed,
+            steps_per_second=rate,
+            remaining=remaining,
+            lr=lr,
+            loss=loss,
             validation=self.last_validation,
         )
 
     def _save_state(self) -> None:
-        """Everything that the rest of the run depends on."""
         self._clock()
         if self.rank == 0:
-            checkpoint.save(self.state_file, "training", STATE_VERSION, {
-                "identity": self.identity,
-                "settings": self.settings.to_dict(),
-                "terms": {n: [t.weight, t.loss, t.delta] for n, t in self.objective.terms.items()},
-                "model": {k: v.cpu() for k, v in self.model.state_dict().items()},
-                "ema": self.ema.state() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state(),
-                "epoch": self.epoch,
-                "batch_in_epoch": self.batch_in_epoch,
-                "step": self.step,
-                "elapsed": self.elapsed,
-                "sums": self._sums,
-                "best": self.best,
-                "best_weights": None if self.best_weights is None
-                else [w.cpu() for w in self.best_weights],
-                "validations_since_best": self.validations_since_best,
-                "last_validation": self.last_validation,
-            })
+            state.save_state(self)
         self._saved = time.monotonic()
         if self.on_state:
             self.on_state()
 
-    def _load_state(self) -> None:
-        state = checkpoint.load(self.state_file, "training", STATE_VERSION)
-        where = f"{self.state_file}: cannot resume"
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise CheckpointError(
-                    f"{where}: {key} differs ({state['identity'].get(key)!r} then, {value!r} now)"
-                )
-        # Limits may change between sittings; anything else would make another run of it.
-        free = {"epochs", "time_limit", "checkpoint_every", "early_stopping"}
-        now = self.settings.to_dict()
-        for key, value in state["settings"].items():
-            if key not in free and now[key] != value:
-                raise CheckpointError(f"{where}: {key} was {value!r}, now {now[key]!r}")
-        terms = {n: [t.weight, t.loss, t.delta] for n, t in self.objective.terms.items()}
-        if state["terms"] != terms:
-            raise CheckpointError(f"{where}: the loss was {state['terms']}, now {terms}")
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise OptionError(f"{where}: the model is not the same") from error
-        if self.ema:
-            self.ema.load_state(state["ema"])
-        self.schedule.load_state(state["schedule"])
-        self.epoch, self.batch_in_epoch = state["epoch"], state["batch_in_epoch"]
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        self._sums, self.best = dict(state["sums"]), dict(state["best"])
-        if state["best_weights"] is not None:
-            self.best_weights = [
-                w.to(p.device)
-                for w, p in zip(state["best_weights"], self.model.parameters(), strict=True)
-            ]
-        self.validations_since_best = state["validations_since_best"]
-        self.last_validation = dict(state["last_validation"])
-        if self.log:
-            self.log.cut_after(self.epoch)
 
-
-def evaluate(
-    objective: Objective, model: nn.Module, data: BatchSource, batch_size: int
-) -> dict[str, float]:
-    """Loss, and MAE and RMSE of every term in the problem's display unit.
-
-    Args:
-        objective: Gives residuals and loss.
-        model: Evaluated as it is.
-        data: Samples.
-        batch_size: Samples at a time (memory only; the result does not depend on it).
-
-    Returns:
-        ``{"loss": ..., "<term>_mae": ..., "<term>_rmse": ...}``.
-    """
-    loss: dict[str, float] = {}
-    absolute: dict[str, float] = {}
-    square: dict[str, float] = {}
-    count: dict[str, int] = {}
-    training = model.training
-    model.eval()
-    for chunk in torch.arange(len(data)).split(batch_size):
-        residuals = objective.residuals(model, data.batch(chunk), training=False)
-        residuals = {name: r.detach() for name, r in residuals.items()}
-        _, values = objective.reduce(residuals)
-        for name, r in residuals.items():
-            n = r.numel()
-            loss[name] = loss.get(name, 0.0) + float(values[name]) * n
-            absolute[name] = absolute.get(name, 0.0) + float(r.double().abs().sum())
-            square[name] = square.get(name, 0.0) + float(r.double().square().sum())
-            count[name] = count.get(name, 0) + n
-    model.train(training)
-    result = {"loss": sum(t.weight * loss[n] / count[n] for n, t in objective.terms.items())}
-    for name in objective.terms:
-        factor, _ = objective.problem.display[name]
-        result[f"{name}_mae"] = absolute[name] / count[name] * factor
-        result[f"{name}_rmse"] = (square[name] / count[name]) ** 0.5 * factor
-    return result
+def _optimizer(settings: TrainSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    # On small models Adam takes a good part of a step; fused it takes a third of "foreach".
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return kind(
+        parameters,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        amsgrad=settings.amsgrad,
+        fused=True if fused else None,
+        foreach=None if fused else True,
+    )

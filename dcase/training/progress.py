@@ -1,0 +1,41 @@
+"""What a trainer tells about a run, while it goes on and when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """What a progress display needs; passed after every step."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    elapsed: float
+    steps_per_second: float
+    remaining: float
+    lr: float
+    loss: float
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        status: ``"finished"``, ``"time limit"``, ``"early stopping"`` or ``"interrupted"``.
+        epochs: Epochs completed.
+        steps: Optimiser steps done.
+        elapsed: Seconds spent training, over all sittings.
+        best: Validation metrics of the weights that the model now has, and their epoch (with a
+            fraction if a limit came within an epoch).
+    """
+
+    status: str
+    epochs: int
+    steps: int
+    elapsed: float
+    best: dict[str, float]
