@@ -38,11 +38,11 @@ def default_structure(potential: Potential) -> Atoms:
     if candidates:
         atoms = g2[min(candidates)[2]]
         return Atoms(atoms.numbers, atoms.positions)
-    numbers = np.resize(potential.elements, max(5, len(known)))
-    bond = min(2.2 * covalent_radii[numbers].max(), 0.6 * potential.cutoff)
-    k = np.arange(len(numbers))
+    chain = np.resize(potential.elements, max(5, len(known)))
+    bond = min(2.2 * covalent_radii[chain].max(), 0.6 * potential.cutoff)
+    k = np.arange(len(chain))
     positions = bond * np.stack([0.8 * k, 0.6 * (k % 2), 0.3 * (k % 3)], axis=1)
-    return Atoms(numbers, positions)
+    return Atoms(chain, positions)
 
 
 def crystal_of(molecule: Atoms) -> Atoms:

@@ -54,14 +54,14 @@ class DCCalculator(Calculator):
         OptionError: For an unknown dtype or a device that is not there.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties: ClassVar[list[str]] = [  # type: ignore[misc]
         "energy",
         "free_energy",
         "energies",
         "forces",
         "stress",
     ]
-    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}
+    ignored_changes: ClassVar[set[str]] = {"initial_charges", "initial_magmoms"}  # type: ignore[misc]
     discard_results_on_any_change = True
 
     def __init__(
@@ -127,8 +127,9 @@ class DCCalculator(Calculator):
             raise PropertyNotImplementedError(
                 "the stress needs a system that is periodic in all three directions"
             )
-        graph = self._graph(atoms)
-        result = self.potential(graph, stress=stress)
+        with torch.inference_mode(False):  # its tensors could not be differentiated
+            graph = self._graph(atoms)
+            result = self.potential(graph, stress=stress)
         energy = float(result["energy"][0])
         if not np.isfinite(energy):
             raise DCCalculatorError(
@@ -163,7 +164,7 @@ class DCCalculator(Calculator):
 
     def copy(self) -> DCCalculator:
         """An independent calculator with the same potential."""
-        return DCCalculator(
+        other = DCCalculator(
             self.potential,
             device=self.device,
             dtype=self.dtype,
@@ -171,6 +172,8 @@ class DCCalculator(Calculator):
             allow_isolated=self.allow_isolated,
             use_cache=self.use_cache,
         )
+        other.model_path = self.model_path
+        return other
 
     def __deepcopy__(self, memo: dict) -> DCCalculator:
         return self.copy()
@@ -231,8 +234,8 @@ class DCCalculator(Calculator):
 class _NeighbourList:
     """Pairs within cutoff + skin, valid while no two atoms can have come closer by the skin.
 
-    Valid as long as every atom is within skin/2 of where it was *as given* (a wrapped atom has moved
-    by a lattice vector and triggers a rebuild), and species, cell and pbc are the same.
+    Valid as long as every atom is within skin/2 of where it was *as given* (a wrapped atom has
+    moved by a lattice vector and triggers a rebuild), and species, cell and pbc are the same.
     """
 
     def __init__(self, atoms: Atoms, cutoff: float, skin: float, device: torch.device):
@@ -256,7 +259,7 @@ class _NeighbourList:
         return bool(moved.max() < self.limit)
 
     def graph(self, atoms: Atoms) -> AtomicGraph:
-        """The pairs inside the cutoff now: the same graph as a fresh search finds, in its order."""
+        """The pairs inside the cutoff now: those that a fresh search finds."""
         positions = torch.as_tensor(
             atoms.positions, dtype=torch.float64, device=self.wide.positions.device
         )

@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 from torch import Tensor
+
+from dcase.errors import DataError
 
 # Up to this many atoms all pairs are enumerated and filtered; beyond it a cell list is faster.
 _ALL_PAIRS_LIMIT = 200
@@ -115,6 +118,9 @@ def half_neighbour_list(
     Returns:
         Pairs (int64, shape [2, n_pairs]) and shifts (float64, shape [n_pairs, 3]; None for
         molecules). The order is fixed by the geometry alone.
+
+    Raises:
+        DataError: If the cell has no volume.
     """
     n_atoms = len(positions)
     periodic = pbc is not None and bool(np.any(pbc))
@@ -136,13 +142,28 @@ def half_neighbour_list(
         )
         half = i < j
         return np.stack([i[half], j[half]]).astype(np.int64), None
-    i, j, shifts = neighbour_list("ijS", positions=positions, cutoff=cutoff, cell=cell, pbc=pbc)
+    i, j, shifts = neighbour_list(
+        "ijS", positions=positions, cutoff=cutoff, cell=_full_cell(cell, pbc), pbc=pbc
+    )
     # (i, j, S) and (j, i, -S) are the same pair; an atom's own images come as +S and -S.
     first = np.where(
         shifts[:, 0] != 0, shifts[:, 0], np.where(shifts[:, 1] != 0, shifts[:, 1], shifts[:, 2])
     )
     half = (i < j) | ((i == j) & (first > 0))
     return np.stack([i[half], j[half]]).astype(np.int64), shifts[half].astype(np.float64)
+
+
+def _full_cell(cell: np.ndarray | None, pbc: np.ndarray | None) -> np.ndarray:
+    """``cell`` with vectors put in for directions that are not periodic and have none."""
+    vectors = np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=np.float64)
+    periodic = np.asarray(pbc, dtype=bool)
+    usable = bool(np.isfinite(vectors).all() and vectors[periodic].any(axis=1).all())
+    full = np.asarray(complete_cell(vectors)) if usable else vectors
+    if not usable or abs(np.linalg.det(full)) < 1e-9:
+        raise DataError(
+            "a periodic system needs a cell with a volume: set the cell, or switch pbc off"
+        )
+    return full
 
 
 def build_graph(

@@ -106,12 +106,13 @@ class Potential(ExactBuffers):
     ) -> tuple[Tensor, Tensor]:
         """Energies [n_systems] and forces [n_atoms, 3], both in the network's unit, float64.
 
-        The forces are ``-dE/dx`` exactly, by autograd.
+        The forces are ``-dE/dx`` exactly, by autograd, also under ``torch.no_grad()``.
         """
-        graph = replace(graph, positions=graph.positions.detach().requires_grad_(True))
-        energies = self.energies(graph)
-        gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
-        return energies, -gradient
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = replace(graph, positions=graph.positions.detach().requires_grad_(True))
+            energies = self.energies(graph)
+            gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
+            return energies, -gradient
 
     def forward(self, graph: AtomicGraph, *, stress: bool = False) -> dict[str, Tensor]:
         """Physical predictions.
@@ -125,21 +126,23 @@ class Potential(ExactBuffers):
             [n_atoms], ``"forces"`` eV/A [n_atoms, 3], and if asked ``"stress"`` eV/A^3
             [n_systems, 6], Voigt.
         """
-        positions = graph.positions.detach().requires_grad_(True)
         cells, strain = graph.cells, None
-        inputs = [positions]
-        strained = positions
-        if stress:
-            if cells is None:
-                raise ValueError("the stress needs a periodic system")
-            strained, cells, strain = apply_strain(positions, cells, graph.system)
-            inputs.append(strain)
-        with torch.enable_grad():
+        # Everything the forces and the stress pass through, lest a caller's no_grad() make them 0.
+        with torch.inference_mode(False), torch.enable_grad():
+            positions = graph.positions.detach().requires_grad_(True)
+            gradients: list[Tensor | None]
+            inputs = [positions]
+            strained = positions
+            if stress:
+                if cells is None:
+                    raise ValueError("the stress needs a periodic system")
+                strained, cells, strain = apply_strain(positions, cells, graph.system)
+                inputs.append(strain)
             per_atom = self.atom_energies(replace(graph, positions=strained, cells=cells)).double()
             if per_atom.requires_grad:
-                gradients = torch.autograd.grad(per_atom.sum(), inputs, allow_unused=True)
+                gradients = list(torch.autograd.grad(per_atom.sum(), inputs, allow_unused=True))
             else:
-                gradients = (None,) * len(inputs)
+                gradients = [None] * len(inputs)
         constant = self.scale.constant
         with torch.no_grad():
             per_atom = per_atom * constant + self.offsets[graph.numbers]
@@ -210,8 +213,8 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
         potential.network.load_state_dict(weights)
         potential.set_scale(LabelScale.from_dict(document["scale"]))
         potential.metadata = dict(document["metadata"])
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{where}: parts of the checkpoint are missing or do not fit: {reason}"
         ) from error

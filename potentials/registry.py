@@ -177,7 +177,8 @@ def build_potential(
     architecture = get_architecture(name)
     # Modules draw their initial weights from the global generator: borrow it, and give it back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which also seeds the generators of every GPU.
+        torch.random.default_generator.manual_seed(seed)
         network = architecture.build(len(elements), **hyper_parameters)
     potential = Potential(network, elements, architecture=name, hyper_parameters=hyper_parameters)
     return potential.eval()
