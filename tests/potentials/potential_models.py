@@ -1,0 +1,66 @@
+"""Potentials and structures for the tests of dcase.potentials."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from dcase.potentials.graph import build_graph
+from dcase.potentials.potential import Potential
+from dcase.potentials.registry import create_potential
+from dcase.rescaling import LabelScale
+
+OFFSETS = {1: -13.587222780835477, 6: -1029.4889999755, 8: -2041.8396277138027}
+
+
+def ethanol(rattle: float = 0.05, seed: int = 0) -> Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms = Atoms(atoms.numbers, atoms.positions)
+    atoms.positions += np.random.default_rng(seed).normal(0, rattle, (len(atoms), 3))
+    return atoms
+
+
+def crystal(seed: int = 0) -> Atoms:
+    """Ethanol in a triclinic cell that is shorter than twice the cutoff."""
+    atoms = ethanol(seed=seed)
+    atoms.set_cell([[5.1, 0.3, 0.0], [0.4, 4.6, -0.2], [0.0, 0.5, 4.3]])
+    atoms.pbc = True
+    return atoms
+
+
+def lively(
+    architecture: str = "schnet",
+    activation: str = "irelu",
+    *,
+    force: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 3,
+    **options,
+) -> Potential:
+    """A potential whose forces are as large as those of real molecules (``force`` eV/A, rms).
+
+    Fresh weights give forces of 1e-4 eV/A on energies of 1 eV, among which a wrong force drowns.
+    """
+    options = {"elements": ["H", "C", "O"], "size": "tiny", **options}
+    potential = create_potential(architecture, activation=activation, seed=1, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in potential.network.named_parameters():
+            if "embedding" in name:
+                continue
+            size = 0.5 if weight.ndim == 1 else 1 / math.sqrt(math.prod(weight.shape[1:]))
+            weight.copy_(size * torch.randn(weight.shape, generator=generator))
+    potential.with_dtype(dtype)
+    atoms = ethanol()
+    atoms.numbers = np.where(
+        np.isin(atoms.numbers, potential.elements), atoms.numbers, potential.elements[0]
+    )
+    graph = build_graph(atoms.numbers, atoms.positions, potential.cutoff)
+    _, forces = potential.energies_and_forces(graph)
+    rms = float(forces.square().mean().sqrt())
+    potential.set_scale(LabelScale(force / rms, OFFSETS, "number", "atomic"))
+    return potential
