@@ -86,8 +86,8 @@ class FrameBatches:
             if n > 1 and len(np.unique(p)) < n:
                 lonely = int(np.setdiff1d(np.arange(n), p)[0])
                 raise DataError(
-                    f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within {cutoff} A; "
-                    "are the positions in Angstrom?"
+                    f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within "
+                    f"{cutoff} A; are the positions in Angstrom?"
                 )
             pairs.append(p)
             shifts.append(np.zeros((p.shape[1], 3)) if s is None else s)
