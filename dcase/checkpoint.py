@@ -90,6 +90,9 @@ def load(
         raise CheckpointError(
             f"{path}: not a dcase checkpoint, or truncated (nothing in it was executed)"
         )
+    damaged = _damaged_record(path)  # torch's reader does not look at the checksums
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: {damaged}; copy or train it again")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -118,6 +121,16 @@ def load(
         have += 1
         document["format_version"] = have
     return document
+
+
+def _damaged_record(path: Path) -> str:
+    """What is wrong with a zip archive, or an empty string."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except Exception as error:  # zipfile and zlib raise many types for damaged archives
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the checksum of {record} is wrong" if record else ""
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -44,6 +44,8 @@ class LabelScale:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.constant) and self.constant > 0):
             raise OptionError(f"the label scale must be a positive number, got {self.constant}")
+        if not all(math.isfinite(energy) for energy in self.offsets.values()):
+            raise OptionError("the energy offsets hold NaN or infinite values")
 
     def table(self) -> Tensor:
         """Offsets as a float64 look-up table over atomic numbers, shape [119]."""

@@ -214,7 +214,7 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
         potential.set_scale(LabelScale.from_dict(document["scale"]))
         potential.metadata = dict(document["metadata"])
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{where}: parts of the checkpoint are missing or do not fit: {reason}"
         ) from error
