@@ -91,6 +91,7 @@ def test_time_limit_is_agreed(outcomes):
     first, second = outcomes["time", 0], outcomes["time", 1]
     assert first["status"] == second["status"] == "time limit"
     assert first["steps"] == second["steps"] > 1
+    assert 0.5 <= first["elapsed"] < 5
     assert first["weights"] == second["weights"]
 
 

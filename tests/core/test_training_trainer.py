@@ -15,6 +15,7 @@ from training_problems import (
     CurveFit,
     network,
     rows_but_time,
+    same,
     saved,
     trainer,
     water,
@@ -317,15 +318,16 @@ def test_time_limit_ends_the_run_and_the_schedule(tmp_path, monkeypatch):
     assert rates[-1] == pytest.approx(0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates))
     # A limit within an epoch is validated and logged there.
-    if run.batch_in_epoch:
-        last = read_metrics(tmp_path / "metrics.csv")[-1]
-        assert last["epoch"] == pytest.approx(run.epoch + run.batch_in_epoch / 5)
-        assert last["step"] == result.steps
-        assert "val_loss" in last
+    assert run.batch_in_epoch, "the limit must come within an epoch"
+    last = read_metrics(tmp_path / "metrics.csv")[-1]
+    assert last["epoch"] == pytest.approx(run.epoch + run.batch_in_epoch / 5)
+    assert last["step"] == result.steps
+    assert "val_loss" in last
 
-    # Elapsed adds up: nothing is left of the limit, and no step is taken.
-    again = trainer(tmp_path, **options)
-    second = again.fit(resume=True)
+    # Elapsed adds up: nothing is left of the limit, and neither a step nor a validation is done.
+    ended = saved(tmp_path)
+    second = trainer(tmp_path, **options).fit(resume=True)
+    assert same(saved(tmp_path), ended)
     assert (second.status, second.steps) == ("time limit", result.steps)
     assert second.best == result.best
     assert result.elapsed <= second.elapsed < result.elapsed + 0.5

@@ -230,6 +230,7 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
     return {
         "status": result.status,
         "steps": result.steps,
+        "elapsed": result.elapsed,
         "losses": losses,
         "weights": [w.tolist() for w in weights(model)],
         "best": {k: float(v) for k, v in result.best.items()},
