@@ -114,7 +114,7 @@ def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) ->
         kind = type(defaults[key])
         try:
             converted = kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             converted = None
         if converted is None or (kind is int and converted != float(value)):
             raise OptionError(f"{key} must be a {kind.__name__}, got {value!r}")

@@ -85,7 +85,7 @@ class SchNet(nn.Module):
         for name, (size, least) in sizes.items():
             if size < least:
                 raise OptionError(f"{name} must be at least {least}, got {size}")
-        if not cutoff > 0:
+        if not 0 < cutoff < float("inf"):
             raise OptionError(f"cutoff must be positive, got {cutoff}")
         self.cutoff = float(cutoff)
         self.embedding = nn.Embedding(num_elements, hidden_channels)

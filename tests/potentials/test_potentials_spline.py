@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -48,7 +49,7 @@ def test_potentials_spline_error_falls_with_the_fourth_power():
         # sin(2.5 d) has no curvature at 0 but the envelope has: stay away from that end.
         away = d[d > 1.0]
         errors.append(float((spline(c, spline.locate(away))[:, 0] - _f(away)).abs().max()))
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(16.0, rel=0.15)
 
 
