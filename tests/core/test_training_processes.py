@@ -32,7 +32,7 @@ def outcomes(tmp_path_factory):
     assert codes == [0, 0]
     return {
         (name, rank): torch.load(folder / f"{name}{rank}.result")
-        for name in [*JOINT, "resumed"]
+        for name in [*JOINT, "resumed", "refused"]
         for rank in (0, 1)
     } | {"folder": folder}
 
@@ -87,6 +87,17 @@ def test_ctrl_c_in_one_process_ends_all(outcomes):
     assert (outcomes["folder"] / "interrupt0" / "state.pt").exists()
 
 
+def test_validation_is_shared_out(outcomes):
+    # 40 samples, 32 at a time: one batch each, at the end of each of 3 epochs.
+    assert outcomes["plain", 0]["validated"] == 3 * 32
+    assert outcomes["plain", 1]["validated"] == 3 * 8
+
+
+def test_an_error_of_the_first_process_is_one_of_all(outcomes):
+    for rank in (0, 1):
+        assert "cannot resume: lr was 0.01, now 0.5" in outcomes["refused", rank]["error"]
+
+
 def test_time_limit_is_agreed(outcomes):
     first, second = outcomes["time", 0], outcomes["time", 1]
     assert first["status"] == second["status"] == "time limit"
@@ -96,9 +107,17 @@ def test_time_limit_is_agreed(outcomes):
 
 
 def test_resume_needs_the_state_in_the_first_process_only(outcomes, tmp_path):
-    run = trainer(tmp_path, data=Curve(11), model=Shared(), **JOINT["plain"])
+    run = trainer(
+        tmp_path, data=Curve(11), validation=Curve(40, shift=0.05), model=Shared(), **JOINT["plain"]
+    )
     run.fit()
-    run = trainer(tmp_path, data=Curve(11), model=Shared(), **{**JOINT["plain"], "epochs": 5})
+    run = trainer(
+        tmp_path,
+        data=Curve(11),
+        validation=Curve(40, shift=0.05),
+        model=Shared(),
+        **{**JOINT["plain"], "epochs": 5},
+    )
     result = run.fit(resume=True)
     for rank in (0, 1):
         assert outcomes["resumed", rank]["steps"] == result.steps == 15

@@ -191,7 +191,7 @@ def test_best_weights_are_adopted(tmp_path, ema):
     assert len(seen) == 1
 
 
-def test_validation_and_result_are_of_the_average(tmp_path):
+def test_without_validation_the_average_is_kept(tmp_path):
     run = trainer(tmp_path, ema=0.9, epochs=1, validation=None)
     averages = []
     run.on_step = lambda _: averages.append([a.clone() for a in run.ema.average])
@@ -200,6 +200,14 @@ def test_validation_and_result_are_of_the_average(tmp_path):
     run.fit()
     assert all(map(torch.equal, weights(run.model), averages[-1]))
     assert not any(map(torch.equal, weights(run.model), last[-1]))
+
+
+def test_validation_is_that_of_the_average(tmp_path):
+    run = trainer(tmp_path, ema=0.9, epochs=1)
+    result = run.fit()
+    assert all(map(torch.equal, weights(run.model), run.ema.average))
+    now = evaluate(run.objective, run.model, run.validation_data, 9)
+    assert now["loss"] == result.best["val_loss"]
 
 
 def test_batch_norm_statistics_belong_to_the_best_weights(tmp_path):

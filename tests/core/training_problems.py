@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits, split
-from dcase.errors import TrainingError
+from dcase.errors import CheckpointError, TrainingError
 from dcase.objective import Objective, Term
 from dcase.potentials.fit import fit_potential
 from dcase.potentials.recipe import load_recipe
@@ -44,6 +44,7 @@ class Curve:
     def __init__(self, n: int = 22, poison: int | None = None, shift: float = 0.0):
         self.x = (torch.linspace(-1.5, 1.5, n) + shift).unsqueeze(1)
         self.y, self.slope = torch.sin(2 * self.x), 2 * torch.cos(2 * self.x)
+        self.asked = 0  # samples handed out
         if poison is not None:
             self.y[poison] = float("nan")
 
@@ -51,6 +52,7 @@ class Curve:
         return len(self.x)
 
     def batch(self, indices: Tensor) -> Points:
+        self.asked += len(indices)
         return Points(self.x[indices], self.y[indices], self.slope[indices], indices)
 
 
@@ -222,7 +224,16 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
     if rank == 1:  # another random start here must not matter
         for p in model.parameters():
             p.data.add_(1.0)
-    run = trainer(folder, data=data, model=model, fabric=fabric, on_step=on_step, **options)
+    validation = Curve(40, shift=0.05)
+    run = trainer(
+        folder,
+        data=data,
+        validation=validation,
+        model=model,
+        fabric=fabric,
+        on_step=on_step,
+        **options,
+    )
     try:
         result = run.fit()
     except TrainingError as error:
@@ -235,6 +246,7 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
         "weights": [w.tolist() for w in weights(model)],
         "best": {k: float(v) for k, v in result.best.items()},
         "idle_state": len(run.optimizer.state.get(model.idle, {})),
+        "validated": validation.asked,
         "last_batch": len(data) % run.batch_size,
     }
 
@@ -265,6 +277,7 @@ def joint_worker(rank: int, port: int, folder: Path) -> None:
     run = trainer(
         folder / f"plain{rank}",
         data=Curve(11),
+        validation=Curve(40, shift=0.05),
         model=model,
         fabric=fabric,
         **{**JOINT["plain"], "epochs": 5},
@@ -274,4 +287,14 @@ def joint_worker(rank: int, port: int, folder: Path) -> None:
         {"steps": result.steps, "weights": [w.tolist() for w in weights(model)]},
         folder / f"resumed{rank}.result",
     )
+    try:
+        trainer(
+            folder / f"plain{rank}",
+            data=Curve(11),
+            model=Shared(),
+            fabric=fabric,
+            **{**JOINT["plain"], "lr": 0.5},
+        ).fit(resume=True)
+    except CheckpointError as error:
+        torch.save({"error": str(error)}, folder / f"refused{rank}.result")
     torch.distributed.destroy_process_group()
