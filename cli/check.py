@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from dcase.cli.options import device_option, threads_option, use_threads
+from dcase.cli.options import device_option, dtype_option, threads_option, use_threads
 from dcase.files import write_json
 
 
 @click.command()
 @click.argument("model")
 @click.argument("structure", required=False)
-@click.option(
-    "--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True
-)
+@dtype_option("float64")
 @click.option(
     "--json",
     "json_file",
@@ -40,21 +38,20 @@ def check(
     dt^2 law. STRUCTURE is a file or the name of an MD17 molecule; default: what the potential was
     trained on. Exit status 1 if a check fails.
     """
-    from rich.console import Console
-
-    from dcase.cli.structures import load_structure
-    from dcase.data.molecules import find_molecule
+    from dcase.cli.show import results_console
+    from dcase.cli.structures import check_writable, load_structure, molecule_of
     from dcase.md_runs.checks import print_results, run_checks
     from dcase.potentials.potential import load_potential
 
     use_threads(threads)
+    if json_file:
+        check_writable(json_file)
     potential = load_potential(model)
     atoms, where = None, "a molecule of its elements"
-    trained_on = potential.metadata.get("dataset", {}).get("molecule", "")
-    if structure or find_molecule(trained_on):
+    if structure or molecule_of(potential):
         atoms, where = load_structure(structure, potential)
-    console = Console()
-    console.print(f"{Path(model).name} on {where}, {dtype}", highlight=False)
+    console = results_console()
+    console.print(f"{Path(model).name} on {where}, {dtype}", markup=False)
     results = run_checks(potential, atoms, dtype=dtype, device=device)
     print_results(results, console)
     if json_file:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
-from rich.table import Table
+
+from dcase.cli.options import POSITIVE, Number
 
 
 @click.group()
@@ -12,31 +12,57 @@ def data() -> None:
     """List, fetch or generate training data."""
 
 
-@data.command("list")
-@click.option("--data-dir", type=click.Path(file_okay=False), default=None)
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False),
+    default=None,
+    help="Where downloads are kept; default: the user's cache folder.",
+)
+
+
+@data.command("list", short_help="The datasets that dcase knows, and which are here.")
+@_data_dir
 def list_(data_dir: str | None) -> None:
-    """The datasets that dcase knows, and which are here."""
+    """The datasets that dcase knows, and which are here (else: the command that gets them)."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from dcase.cli.show import results_console
     from dcase.data.md17 import list_datasets
 
-    table = Table()
-    for column in ("molecule", "source", "level of theory", "frames", "here", "where"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("molecule", "source", "level of theory"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("frames", no_wrap=True, justify="right")
+    table.add_column("here", no_wrap=True)
+    table.add_column("file, or how to get it", overflow="fold")
     for row in list_datasets(data_dir):
+        fetch_it = f"dcase data fetch {row.molecule}" + (
+            " --source rmd17" if row.source == "rmd17" else ""
+        )
+        get_it = fetch_it if row.source != "xtb" else f"dcase data generate {row.molecule}"
         table.add_row(
             row.molecule,
             row.source,
             row.level_of_theory,
-            str(row.frames),
+            "" if row.frames is None else str(row.frames),
             "yes" if row.cached else "no",
-            str(row.where),
+            Text(row.where if row.cached else get_it),
         )
-    Console().print(table)
+    results_console().print(table)
 
 
-@data.command()
+@data.command(short_help="Download a molecule's frames.")
 @click.argument("molecule")
-@click.option("--source", type=click.Choice(["md17", "rmd17"]), default="md17", show_default=True)
-@click.option("--data-dir", type=click.Path(file_okay=False), default=None)
+@click.option(
+    "--source",
+    type=click.Choice(["md17", "rmd17"]),
+    default="md17",
+    show_default=True,
+    help="Which set; rmd17 is one archive of all molecules.",
+)
+@_data_dir
 def fetch(molecule: str, source: str, data_dir: str | None) -> None:
     """Download MOLECULE's frames (resumed if interrupted; the checksum is recorded)."""
     from dcase.data.md17 import load_md17
@@ -48,23 +74,60 @@ def fetch(molecule: str, source: str, data_dir: str | None) -> None:
     )
 
 
-@data.command()
+@data.command(short_help="Sample a molecule with GFN2-xTB.")
 @click.argument("source")
-@click.option("--frames", type=click.IntRange(min=1), default=1000, show_default=True)
-@click.option("--temperature", type=float, default=500.0, show_default=True, help="K.")
-@click.option("--timestep", type=float, default=0.5, show_default=True, help="fs.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Frames to make.",
+)
+@click.option(
+    "--temperature",
+    type=POSITIVE,
+    default=500.0,
+    show_default=True,
+    help="Of the Langevin thermostat, K.",
+)
+@click.option(
+    "--timestep", type=POSITIVE, default=0.5, show_default=True, help="Of the dynamics, fs."
+)
 @click.option(
     "--interval",
-    type=float,
+    type=POSITIVE,
     default=None,
-    help="fs between frames; default: four autocorrelation times of the energy.",
+    help="Between frames, fs; default: four autocorrelation times of the energy.",
 )
-@click.option("--equilibrate", type=float, default=1000.0, show_default=True, help="fs.")
-@click.option("--friction", type=float, default=0.05, show_default=True, help="1/fs.")
-@click.option("--walkers", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--out", type=click.Path(dir_okay=False), default=None, help="Default: <source>_gfn2xtb.npz."
+    "--equilibrate",
+    type=Number(min=0.0),
+    default=1000.0,
+    show_default=True,
+    help="Before the first frame, fs.",
+)
+@click.option(
+    "--friction", type=POSITIVE, default=0.05, show_default=True, help="Langevin friction, 1/fs."
+)
+@click.option(
+    "--walkers",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Independent trajectories that share the frames.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the trajectories.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    default=None,
+    help="The .npz to write; default: <source>_gfn2xtb.npz.",
 )
 @click.option("--overwrite", is_flag=True, help="Start anew; the default goes on where it stopped.")
 def generate(
@@ -80,9 +143,10 @@ def generate(
     out: str | None,
     overwrite: bool,
 ) -> None:
-    """Sample SOURCE (a molecule's name, a SMILES, or a structure file) with GFN2-xTB at 500 K.
+    """Sample SOURCE with GFN2-xTB: a molecule's name, a SMILES, or a structure file.
 
-    Needs the extra: pip install 'dcase[xtb]'.
+    Thermostatted dynamics as MD17's, decorrelated frames, energies and forces in MD17's layout.
+    Interrupt it at will: the same command goes on. Needs the extra: pip install 'dcase[xtb]'.
     """
     from pathlib import Path
 

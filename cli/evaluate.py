@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from dcase.cli.options import device_option, threads_option, use_threads
-from dcase.cli.show import error_table
+from dcase.cli.options import device_option, dtype_option, threads_option, use_threads
+from dcase.cli.show import error_table, results_console
+from dcase.cli.structures import check_writable, load_frames
+from dcase.errors import OptionError
 from dcase.files import write_json
 
 
@@ -22,9 +23,14 @@ from dcase.files import write_json
     default=None,
     help="Label set, where an .npz holds both.",
 )
-@click.option("--energy-key", default=None, help="Key of the energy in the file.")
-@click.option("--forces-key", default=None, help="Key of the forces in the file.")
-@click.option("--index", default=":", show_default=True, help="Frames, in ASE's notation.")
+@click.option("--energy-key", default=None, help="Key of the energy in the file (not for .npz).")
+@click.option("--forces-key", default=None, help="Key of the forces in the file (not for .npz).")
+@click.option(
+    "--index",
+    default=":",
+    show_default=True,
+    help="Frames, in ASE's notation: 5, :100, -50:, ::10.",
+)
 @click.option(
     "--json",
     "json_file",
@@ -38,10 +44,14 @@ from dcase.files import write_json
     default=None,
     help="Write parity plots: FILE_energy.png and FILE_forces.png for FILE.png.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Frames at a time.",
 )
+@dtype_option("float32")
 @device_option
 @threads_option
 def evaluate(
@@ -60,25 +70,26 @@ def evaluate(
 ) -> None:
     """Compare MODEL with the labels in DATA (.npz of MD17/rMD17, extxyz, .traj, .db).
 
+    Of energies and forces, those are compared that all frames have.
+
     Prints mean absolute and root mean square errors of the energy (per molecule and per atom) and
     of the force components, and EFwT: the share of frames within 0.02 eV and 0.03 eV/A.
     """
-    from dcase.data.npz import read_npz
     from dcase.potentials.calculator import DTYPES
     from dcase.potentials.evaluation import choose_device, evaluate_potential
     from dcase.potentials.potential import load_potential
 
     use_threads(threads)
+    if json_file:
+        check_writable(json_file)
+    if plot:
+        if Path(plot).suffix.lower() != ".png":
+            raise OptionError(f"--plot {plot}: the figures are PNG; name it FILE.png")
+        check_writable(plot)
     potential = load_potential(model).with_dtype(DTYPES[dtype]).to(choose_device(device))
-    if Path(data).suffix == ".npz":
-        dataset = read_npz(data, labels)
-        if index != ":":
-            numbers = range(len(dataset))[_as_slice(index)]
-            dataset = dataset.subset(list(numbers))
-    else:
-        from dcase.data.atoms_files import read_atoms
-
-        dataset = read_atoms(data, energy_key=energy_key, forces_key=forces_key, index=index)
+    dataset = load_frames(
+        data, labels=labels, energy_key=energy_key, forces_key=forces_key, index=index
+    )
     outcome = evaluate_potential(potential, dataset, batch_size=batch_size)
     metrics: dict[str, Any] = {
         **outcome.metrics,
@@ -88,13 +99,14 @@ def evaluate(
         "model_level_of_theory": potential.level_of_theory,
         "dtype": dtype,
     }
-    console = Console()
+    console = results_console()
     if potential.level_of_theory != dataset.info.level_of_theory:
-        Console(stderr=True).print(
+        click.secho(
             f"WARNING: the potential was trained on {potential.level_of_theory}, the data are "
             f"{dataset.info.level_of_theory}",
-            style="bold yellow",
-            soft_wrap=True,
+            fg="yellow",
+            bold=True,
+            err=True,
         )
     rmse = {k.replace("rmse", "mae"): v for k, v in metrics.items() if "rmse" in k}
     console.print(
@@ -109,13 +121,4 @@ def evaluate(
         from dcase.cli.curves import write_parity_figure
 
         written = write_parity_figure(outcome, Path(plot))
-        console.print(
-            f"parity plots: {', '.join(map(str, written))}", highlight=False, soft_wrap=True
-        )
-
-
-def _as_slice(text: str) -> slice:
-    from ase.io.formats import string2index
-
-    found = string2index(text)
-    return found if isinstance(found, slice) else slice(found, found + 1 or None)
+        click.echo(f"parity plots: {', '.join(map(str, written))}")

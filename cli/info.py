@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 from ase.data import chemical_symbols
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from dcase.cli.show import results_console
 from dcase.potentials.potential import find_checkpoint, load_potential
 
 
@@ -43,7 +44,8 @@ def info(model: str, as_json: bool) -> None:
         return
     scale = content["label_scale"]
     rows = {
-        "file": content["file"],
+        "file": content["file"]
+        + (" (shipped with dcase)" if content["shipped_with_dcase"] else ""),
         "network": f"{content['architecture']}, {content['parameters']:,} parameters, "
         f"{content['dtype']}",
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in content["hyper_parameters"].items()),
@@ -54,26 +56,30 @@ def info(model: str, as_json: bool) -> None:
         f"{scale['offset']}: "
         + ", ".join(f"{chemical_symbols[int(z)]} {e:.4f} eV" for z, e in scale["offsets"].items()),
     }
-    if "dataset" in content:
-        data, split = content["dataset"], content["split"]
-        rows["data"] = (
-            f"{data['name']} {data['molecule']}, {split['n_train']} frames trained, "
-            f"{split['n_val']} validated, from {data['source']}"
-        )
-        training, recipe = content["training"], content["recipe"]
+    # A potential saved from Python holds what its author put there, perhaps nothing.
+    data, split = content.get("dataset"), content.get("split")
+    if data:
+        rows["data"] = f"{data['name']} {data['molecule']}, from {data['source']}"
+    if split:
+        rows["frames"] = f"{split['n_train']} trained, {split['n_val']} validated"
+    training, recipe = content.get("training"), content.get("recipe")
+    if training and recipe:
         rows["training"] = (
             f"recipe {recipe['name']}, {training['epochs']} epochs, "
             f"{training['seconds']:.0f} s, {training['status']}"
         )
-        metrics = content["metrics"]
-        if "forces_mae_kcal_mol_angstrom" in metrics and "energy_mae_kcal_mol" in metrics:
-            rows["validation MAE"] = (
-                f"E {metrics['energy_mae_kcal_mol']:.3f} kcal/mol "
-                f"({metrics['energy_mae_mev']:.1f} meV), "
-                f"F {metrics['forces_mae_kcal_mol_angstrom']:.3f} kcal/mol/A "
-                f"({metrics['forces_mae_mev_angstrom']:.1f} meV/A)"
-            )
+    metrics = content.get("metrics") or {}
+    errors = [
+        f"{symbol} {metrics[f'{key}_{unit}']:.3f} {name} ({metrics[f'{key}_{small}']:.1f} {mev})"
+        for symbol, key, unit, name, small, mev in (
+            ("E", "energy_mae", "kcal_mol", "kcal/mol", "mev", "meV"),
+            ("F", "forces_mae", "kcal_mol_angstrom", "kcal/mol/A", "mev_angstrom", "meV/A"),
+        )
+        if f"{key}_{unit}" in metrics
+    ]
+    if errors:
+        rows["validation MAE"] = ", ".join(errors)
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", str(value))
-    Console().print(table)
+        table.add_row(Text(name, style="bold"), Text(str(value)))  # paths are not markup
+    results_console().print(table)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -51,20 +53,23 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dcase")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks; understood anywhere on the line.")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
     """Networks trained on their own derivatives, and put to work.
 
-    Train a potential:  dcase train md17 --molecule aspirin
+    \b
+    Train a potential:     dcase train md17 --molecule aspirin
+    Simulate with it:      dcase md --model aspirin_irelu.pt --steps 10000
+    Everything at once:    dcase quickstart
 
-    Simulate with it:   dcase md --model aspirin_irelu.pt --steps 10000
+    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (--resume goes on).
     """
     ctx.obj = {"debug": debug}
 
 
 def entry_point(argv: list[str] | None = None) -> None:
-    """Run the command line; errors that a user can act on become one line and exit status 1."""
+    """Run the command line; errors become one line and exit status 1 (wrong usage: 2)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # --debug is understood anywhere on the line.
     debug = "--debug" in arguments
@@ -77,8 +82,8 @@ def entry_point(argv: list[str] | None = None) -> None:
         )
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
-    except click.Abort:
-        click.echo("dcase: stopped", err=True)
+    except click.Abort as error:  # click's word for Ctrl-C; the cause may say how to go on
+        click.echo(f"dcase: {_one_line(error.__cause__ or error) or 'stopped'}", err=True)
         sys.exit(130)
     except click.ClickException as error:
         if isinstance(error, click.UsageError):
@@ -91,22 +96,31 @@ def entry_point(argv: list[str] | None = None) -> None:
             raise
         click.echo(f"dcase: error: {_one_line(error)}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("dcase: stopped", err=True)
-        sys.exit(130)
     except BrokenPipeError:  # e.g. `dcase info x.pt | head`
-        sys.stderr.close()
+        # Or Python would stumble over the same pipe when it flushes at its end.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"dcase: internal error: {type(error).__name__}: {_one_line(error)} "
-            "(run again with --debug for the traceback)",
-            err=True,
-        )
-        sys.exit(2)
+        click.echo(f"dcase: {_explain(error)}", err=True)
+        sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _explain(error: Exception) -> str:
+    """One line about an error that dcase did not raise itself."""
+    text = _one_line(error)
+    # torch says it in a RuntimeError on the CPU, and in a subclass of it on a GPU.
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return f"error: not enough memory; try a smaller model or batch size ({text[:120]})"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror}"
+    return (
+        f"internal error: {type(error).__name__}: {text} (run again with --debug for the traceback)"
+    )
 
 
 def _one_line(error: BaseException) -> str:

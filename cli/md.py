@@ -8,13 +8,26 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import attribute_help, device_option, threads_option, use_threads
+from dcase.cli.options import (
+    POSITIVE,
+    Number,
+    SectionedCommand,
+    attribute_help,
+    device_option,
+    dtype_option,
+    refuse_both,
+    section,
+    threads_option,
+    use_threads,
+)
+from dcase.errors import DataError, DcaseError
 from dcase.md_runs.settings import ENSEMBLES, MDSettings
 
 _HELP = attribute_help(MDSettings)
+_DEFAULT = MDSettings()
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.option(
     "--model",
     default="aspirin_irelu.pt",
@@ -26,32 +39,6 @@ _HELP = attribute_help(MDSettings)
     default=None,
     help="Structure file or molecule name; default: what the potential was trained on.",
 )
-@click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nve", show_default=True)
-@click.option("--temperature", type=float, default=300.0, show_default=True, help="K.")
-@click.option("--timestep", type=float, default=0.5, show_default=True, help="fs.")
-@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True)
-@click.option(
-    "--equilibrate",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help=_HELP["equilibrate"],
-)
-@click.option(
-    "--friction", type=float, default=0.02, show_default=True, help=_HELP["friction_per_fs"]
-)
-@click.option("--taut", type=float, default=100.0, show_default=True, help=_HELP["taut_fs"])
-@click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"])
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64"]),
-    default="float32",
-    show_default=True,
-    help="Of the network; geometry and energy sums are float64.",
-)
-@device_option
-@threads_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
@@ -59,40 +46,110 @@ _HELP = attribute_help(MDSettings)
     show_default=True,
     help="Folder of the run.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the last checkpoint in --out; --steps may be more."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option(
-    "--dt-scan",
-    "scan",
-    is_flag=True,
-    help="Also run dt, dt/2, dt/4 from the same start: the fluctuation of the energy "
-    "must fall by 4 each time.",
-)
-@click.option(
-    "--log-every", type=click.IntRange(min=1), default=1, show_default=True, help=_HELP["log_every"]
-)
-@click.option(
-    "--traj-every",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help=_HELP["traj_every"],
-)
-@click.option(
-    "--checkpoint-every",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help=_HELP["checkpoint_every"],
-)
-@click.option(
-    "--reference",
-    type=click.Path(),
-    default=None,
-    help="Reference frames of the same molecule (.npz): bond stability and h(r).",
-)
-@click.option("--force-timestep", is_flag=True, help=_HELP["force_timestep"])
 @click.option("--quiet", "-q", is_flag=True, help="Print the report only.")
+@section(
+    "Dynamics",
+    click.option(
+        "--ensemble",
+        type=click.Choice(ENSEMBLES),
+        default=_DEFAULT.ensemble,
+        show_default=True,
+        help="nve: velocity Verlet; the others keep the temperature.",
+    ),
+    click.option(
+        "--temperature",
+        type=Number(min=0.0),
+        default=_DEFAULT.temperature_K,
+        show_default=True,
+        help="K; of the first momenta, the equilibration and the thermostat.",
+    ),
+    click.option(
+        "--timestep",
+        type=POSITIVE,
+        default=_DEFAULT.timestep_fs,
+        show_default=True,
+        help="fs; 0.5 resolves a C-H stretch (11 fs) 22 times.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.steps,
+        show_default=True,
+        help="Production steps.",
+    ),
+    click.option(
+        "--equilibrate",
+        type=click.IntRange(min=0),
+        default=_DEFAULT.equilibrate,
+        show_default=True,
+        help=_HELP["equilibrate"],
+    ),
+    click.option(
+        "--friction",
+        type=POSITIVE,
+        default=_DEFAULT.friction_per_fs,
+        show_default=True,
+        help="Langevin friction of production and equilibration, 1/fs.",
+    ),
+    click.option(
+        "--taut",
+        type=POSITIVE,
+        default=_DEFAULT.taut_fs,
+        show_default=True,
+        help=_HELP["taut_fs"],
+    ),
+    click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"]),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=_DEFAULT.seed,
+        show_default=True,
+        help="Of everything random.",
+    ),
+    click.option("--force-timestep", is_flag=True, help=_HELP["force_timestep"]),
+)
+@section(
+    "Report",
+    click.option(
+        "--dt-scan",
+        "scan",
+        is_flag=True,
+        help="Also run dt, dt/2, dt/4 from the same start: the fluctuation of the energy must fall "
+        "by 4 each time.",
+    ),
+    click.option(
+        "--reference",
+        type=click.Path(),
+        default=None,
+        help="Reference frames of the same molecule (.npz, extxyz, ...): bond stability and h(r).",
+    ),
+    click.option(
+        "--log-every",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.log_every,
+        show_default=True,
+        help=_HELP["log_every"],
+    ),
+    click.option(
+        "--traj-every",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.traj_every,
+        show_default=True,
+        help=_HELP["traj_every"],
+    ),
+    click.option(
+        "--checkpoint-every",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.checkpoint_every,
+        show_default=True,
+        help=_HELP["checkpoint_every"],
+    ),
+)
+@section("Machine", dtype_option("float32"), device_option, threads_option)
 def md(
     model: str,
     structure: str | None,
@@ -113,8 +170,12 @@ def md(
 ) -> None:
     """Run molecular dynamics and report how well the energy is conserved.
 
-    With no options: the shipped aspirin potential, NVE at 300 K, 0.5 fs, 10 000 steps.
+    With no options: the shipped aspirin potential, NVE at 300 K, 0.5 fs, 10 000 steps. The folder
+    gets report.html, report.json (keys with units), figures, the trajectory (H5MD) and what
+    --resume needs. Ctrl-C stops after a step and keeps everything; a run that blows up does the
+    same and exits with 1.
     """
+    refuse_both(resume, overwrite)
     use_threads(threads)
     settings = MDSettings(
         temperature_K=temperature,
@@ -136,8 +197,6 @@ def md(
         reference=reference,
         quiet=quiet,
     )
-    if report["status"] == "interrupted":
-        raise click.exceptions.Exit(130)
     if report["status"] != "finished":
         raise click.exceptions.Exit(1)
 
@@ -160,8 +219,8 @@ def simulate(
     from rich.console import Console
 
     from dcase.cli.progress import step_bar
-    from dcase.cli.structures import load_structure
-    from dcase.data.npz import read_npz
+    from dcase.cli.show import results_console
+    from dcase.cli.structures import load_frames, load_structure
     from dcase.md_runs.report import print_summary, write_report
     from dcase.md_runs.scan import dt_scan
     from dcase.md_runs.simulate import run_md
@@ -172,19 +231,28 @@ def simulate(
     atoms, where = load_structure(structure, calc.potential)
     positions = None
     if reference:
-        frames = read_npz(reference)
+        frames = load_frames(reference)
+        same = frames.numbers.reshape(len(frames), -1) if len(set(frames.n_atoms)) == 1 else None
+        if same is None or same.shape[1] != len(atoms) or (same != atoms.numbers).any():
+            raise DataError(
+                f"--reference {reference}: its frames are not {atoms.get_chemical_formula()} with "
+                f"the atoms in the order of {where}"
+            )
         positions = frames.positions.reshape(len(frames), -1, 3)
     atoms.calc = calc
+    # A structure that the potential refuses is refused here, before there is a folder.
+    atoms.get_potential_energy()
     console.print(
         f"{calc.potential.describe()} ({calc.potential.level_of_theory}) on {where}: "
         f"{settings.steps} steps of {settings.timestep_fs} fs, {settings.ensemble}, "
         f"{settings.temperature_K:g} K, {dtype} on {calc.device}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
     def notify(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     with step_bar(console, "dynamics") as progress:
         result = run_md(
@@ -196,14 +264,25 @@ def simulate(
             progress=progress,
             notify=notify,
         )
-    table = None
+    table, failure = None, None
     if scan and result.status == "finished":
         start = atoms.copy()
         start.calc = calc
-        with step_bar(console, "dt scan") as progress:
-            table = dt_scan(start, settings, progress=progress, notify=notify)
+        try:
+            with step_bar(console, "dt scan") as progress:
+                table = dt_scan(start, settings, progress=progress, notify=notify)
+        except (DcaseError, KeyboardInterrupt) as error:
+            failure = error  # the run itself is done, and gets its report
+            again = "; --resume --dt-scan repeats it"
+            stopped = isinstance(error, KeyboardInterrupt)
+            notify("the time-step scan did not finish" + (again if stopped else ""))
     report = write_report(out, dt_scan=table, reference_positions=positions)
-    output = Console()
+    output = results_console()
     print_summary(report, output)
-    output.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    output.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+    if report["status"] == "interrupted":
+        notify("interrupted; the same command with --resume goes on")
+        raise click.exceptions.Exit(130)
+    if failure is not None:
+        raise failure
     return report

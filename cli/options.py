@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 import typing
@@ -15,13 +16,57 @@ import click
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def attribute_help(cls: type) -> dict[str, str]:
-    """The texts of a docstring's ``Attributes:`` section, by name, without markup."""
+# ---------------------------------------------------------------------------------------------
+# Values
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own lets NaN through, as NaN compares with nothing."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert and check."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = Number(min=0.0, min_open=True)
+
+
+class FrameCount(click.ParamType):
+    """A number of frames, or a share of all frames below 1."""
+
+    name = "number|fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """An int, or a float between 0 and 1."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if 0.0 < number < 1.0:
+            return number
+        if not math.isfinite(number) or number < 0.0 or number != int(number):
+            self.fail(
+                f"{value!r} is neither a number of frames nor a fraction below 1.", param, ctx
+            )
+        return int(number)
+
+
+# ---------------------------------------------------------------------------------------------
+# Help
+
+
+def attribute_help(cls: Any, section: str = "Attributes") -> dict[str, str]:
+    """The texts of a docstring's ``Attributes:`` (or other) section, by name, without markup."""
     text = inspect.getdoc(cls) or ""
-    _, _, section = text.partition("Attributes:\n")
+    _, _, body = text.partition(f"{section}:\n")
     found: dict[str, str] = {}
     name = ""
-    for line in section.splitlines():
+    for line in body.splitlines():
         match = re.match(r"    (\w+): (.*)", line)
         if match:
             name, found[match[1]] = match[1], match[2]
@@ -29,23 +74,68 @@ def attribute_help(cls: type) -> dict[str, str]:
             found[name] += " " + line.strip()
         elif line.strip():
             break
-    return {key: re.sub(r"``\"?(.*?)\"?``", r"\1", value) for key, value in found.items()}
+    return {key: _plain_text(value) for key, value in found.items()}
 
 
-def dataclass_options(cls: type, *, skip: tuple[str, ...] = ()) -> Decorator:
-    """An option for every field of a settings dataclass; its default, None, means "as the recipe"."""
-    texts = attribute_help(cls)
+def _plain_text(text: str) -> str:
+    """A docstring's sentence as a reader of ``--help`` wants it."""
+    text = re.sub(r"[;,]? ?[Ss]ee :\w+:`[^`]*`[^.;]*", "", text)  # no use without the code
+    text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", text)
+    text = re.sub(r"``\"?(.*?)\"?``", r"\1", text)
+    return text.replace("None: none", "default: none").strip()
+
+
+class SectionedCommand(click.Command):
+    """A command whose ``--help`` lists its options under headings (see :func:`section`)."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options without a heading first, then heading by heading."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(parameter, "section", "Options")
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def section(heading: str, *decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in this order, under a heading of the help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            before = len(getattr(function, "__click_params__", []))
+            function = decorator(function)
+            for parameter in function.__click_params__[before:]:  # type: ignore[attr-defined]
+                parameter.section = heading
+        return function
+
+    return decorate
+
+
+# ---------------------------------------------------------------------------------------------
+# Options
+
+
+def dataclass_options(cls: type, *, texts: dict[str, str] | None = None) -> Decorator:
+    """An option for every field of a settings dataclass; its default, None, means "as the recipe".
+
+    Args:
+        cls: The dataclass.
+        texts: Help of fields whose docstring does not suit the command line.
+    """
+    help_of = {**attribute_help(cls), **(texts or {})}
     hints = typing.get_type_hints(cls)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(fields(cls)):
-            if field.name in skip:
-                continue
             kind = _plain_type(hints[field.name])
             flag = "--" + field.name.replace("_", "-")
             declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
             function = click.option(
-                declared, field.name, type=kind, default=None, help=texts.get(field.name)
+                declared, field.name, type=kind, default=None, help=help_of.get(field.name)
             )(function)
         return function
 
@@ -65,21 +155,42 @@ def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     from dcase.potentials.registry import ARCHITECTURES
 
     kinds: dict[str, type] = {}
-    owners: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for name, architecture in ARCHITECTURES.items():
+        meanings = attribute_help(architecture.build, "Args")
         for key, default in architecture.hyper_parameters().items():
-            if key != "activation":
-                kinds[key] = type(default)
-                owners.setdefault(key, []).append(name)
+            if key == "activation":
+                continue
+            kinds.setdefault(key, type(default))
+            presets = ", ".join(
+                f"{size} {values[key]}"
+                for size, values in architecture.sizes.items()
+                if key in values
+            )
+            meaning = meanings.get(key, "").rstrip(".")
+            texts.setdefault(key, []).append(
+                f"{meaning} ({name}: {presets or default})" if meaning else f"Of {name}."
+            )
     for key in reversed(kinds):
         function = click.option(
             "--" + key.replace("_", "-"),
             key,
             type=kinds[key],
             default=None,
-            help=f"Hyper-parameter of {', '.join(owners[key])}.",
+            help="; ".join(texts[key]),
         )(function)
     return function
+
+
+def dtype_option(default: str) -> Decorator:
+    """``--dtype``."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64"]),
+        default=default,
+        show_default=True,
+        help="Precision of the network; geometry and energy sums are float64 always.",
+    )
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,3 +219,13 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def refuse_both(resume: bool, overwrite: bool) -> None:
+    """Refuse ``--resume`` together with ``--overwrite``.
+
+    Raises:
+        UsageError: If both are given.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import threads_option
+from dcase.cli.options import POSITIVE, threads_option
 
 
 @click.command()
@@ -19,20 +19,25 @@ from dcase.cli.options import threads_option
     show_default=True,
     help="Folder for everything that is made.",
 )
-@click.option("--molecule", default="aspirin", show_default=True)
+@click.option(
+    "--molecule",
+    default="aspirin",
+    show_default=True,
+    help="aspirin or ethanol: their frames ship.",
+)
 @click.option(
     "--train-seconds",
-    type=float,
+    type=POSITIVE,
     default=120.0,
     show_default=True,
-    help="Time limit of the training.",
+    help="Time limit of the training, s.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=4000,
     show_default=True,
-    help="Steps of the dynamics.",
+    help="Steps of the dynamics, 0.5 fs each.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier quickstart in --out.")
 @threads_option
@@ -48,8 +53,8 @@ def quickstart(
 ) -> None:
     """Train a potential briefly on the frames that ship with dcase, then use it.
 
-    The same as ``dcase train md17``, ``dcase evaluate``, ``dcase relax`` and ``dcase md`` one after
-    the other; a longer training gives a better potential.
+    The same as dcase train md17, dcase evaluate, dcase relax and dcase md one after the other; a
+    longer training gives a better potential.
     """
     from rich.console import Console
 
@@ -98,7 +103,10 @@ def quickstart(
         data=str(data),
         plot=str(folder / "parity.png"),
     )
-    step(3, "Relax", relax, model=str(model), out=str(folder / "relax"))
+    try:
+        step(3, "Relax", relax, model=str(model), out=str(folder / "relax"))
+    except click.exceptions.Exit:  # not converged: good enough to start dynamics from
+        console.print("going on from the last structure")
     step(
         4,
         f"Dynamics, {steps} steps of 0.5 fs, and the drift report",

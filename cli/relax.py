@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import device_option, threads_option, use_threads
+from dcase.cli.options import POSITIVE, device_option, dtype_option, threads_option, use_threads
 
 
 @click.command()
@@ -22,19 +22,39 @@ from dcase.cli.options import device_option, threads_option, use_threads
     default=None,
     help="Structure file or molecule name; default: what the potential was trained on.",
 )
-@click.option("--fmax", type=float, default=0.01, show_default=True, help="eV/A.")
-@click.option("--steps", type=click.IntRange(min=0), default=500, show_default=True)
 @click.option(
-    "--optimizer", type=click.Choice(["lbfgs", "bfgs", "fire"]), default="lbfgs", show_default=True
+    "--fmax",
+    type=POSITIVE,
+    default=0.01,
+    show_default=True,
+    help="Converged when no force is larger, eV/A.",
 )
-@click.option("--cell", is_flag=True, help="Relax the cell too.")
-@click.option("--vibrations", is_flag=True, help="Harmonic wavenumbers at the minimum.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True
+    "--steps",
+    type=click.IntRange(min=0),
+    default=500,
+    show_default=True,
+    help="Optimizer steps at most.",
 )
+@click.option(
+    "--optimizer",
+    type=click.Choice(["lbfgs", "bfgs", "fire"]),
+    default="lbfgs",
+    show_default=True,
+    help="fire is slower but robust far from a minimum.",
+)
+@click.option("--cell", is_flag=True, help="Relax the cell too (periodic systems).")
+@click.option("--vibrations", is_flag=True, help="Also print harmonic wavenumbers, 1/cm.")
+@dtype_option("float64")
 @device_option
 @threads_option
-@click.option("--out", type=click.Path(file_okay=False), default="relax_run", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    default="relax_run",
+    show_default=True,
+    help="Folder for relaxed.extxyz, every step, and relax.json.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result in --out.")
 def relax(
     model: str,
@@ -58,7 +78,9 @@ def relax(
     atoms, where = load_structure(structure, calc.potential)
     atoms.calc = calc
     console = Console(stderr=True)
-    console.print(f"{calc.potential.describe()} on {where}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{calc.potential.describe()} on {where}", highlight=False, soft_wrap=True, markup=False
+    )
     with step_bar(console, "relaxing") as progress:
         result = run(atoms, out=out, progress=progress, notify=click.echo, **options)
     if result.frequencies_cm:

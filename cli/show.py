@@ -1,11 +1,13 @@
-"""Tables that several commands print."""
+"""Tables that several commands print, and the console they print them to."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 _COLUMNS = (
@@ -18,11 +20,19 @@ _COLUMNS = (
 )
 
 
+def results_console() -> Console:
+    """Standard output, for results.
+
+    In a file or pipe, where rich assumes 80 columns, there is room for whole lines.
+    """
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
 def error_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """Mean absolute errors, a row a set of frames."""
     columns = [c for c in _COLUMNS if any(c[0] in metrics for metrics in rows.values())]
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for _, header, _ in columns:
         table.add_column(header, justify="right", no_wrap=True)
     for name, metrics in rows.items():

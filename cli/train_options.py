@@ -1,0 +1,186 @@
+"""The options of ``dcase train``, and what they make of a recipe."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from dcase.activations import activation_names
+from dcase.cli.options import (
+    FrameCount,
+    dataclass_options,
+    device_option,
+    hyper_parameter_options,
+    section,
+    threads_option,
+)
+from dcase.potentials.recipe import (
+    Acceleration,
+    LabelChoice,
+    LossChoice,
+    ModelChoice,
+    Recipe,
+    load_recipe,
+    recipe_names,
+)
+from dcase.potentials.registry import ARCHITECTURES
+from dcase.training.settings import TrainSettings
+
+# Tables of the recipe whose entries are options of the same name.
+_SETTINGS = {
+    "labels": LabelChoice,
+    "loss": LossChoice,
+    "training": TrainSettings,
+    "acceleration": Acceleration,
+}
+
+_LABEL_TEXTS = {
+    "rescale": "Unit C of the labels inside the network: forces (their spread), paper (the DC "
+    "paper's rule), none, or a number in eV.",
+    "offset": "Energy kept outside the network: atomic (fitted per element), mean, or none.",
+    "energy_per_atom": "Compare energies per atom.",
+}
+_LOSS_TEXTS = {
+    "energy_weight": "Weight of the energies; 0: train on forces only.",
+    "forces_weight": "Weight of the forces; 0: train on energies only.",
+    "energy_loss": "l1, l2 or huber.",
+    "forces_loss": "l1, l2 or huber.",
+    "huber_delta": "Where huber turns from quadratic to linear, in units of C.",
+}
+_TRAINING_TEXTS = {
+    "epochs": "Passes over the training set; on --resume more or fewer may be asked for.",
+    "schedule": "Learning rate: constant, cosine or exponential (down to --final-lr), or plateau "
+    "(times --decay after --patience validations without improvement).",
+    "decay": "Factor of the plateau schedule.",
+    "patience": "Validations of the plateau schedule.",
+    "seed": "Of the split, the first weights and the order of the frames.",
+    "time_limit": "Seconds of training, all sittings together; cosine and exponential schedules "
+    "run to their end within it. Default: no limit.",
+}
+
+
+def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Everything but the data; the command gets it as ``chosen: dict``."""
+
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> Any:
+        own = {name: given.pop(name) for name in list(given) if name in data_options}
+        return function(chosen=given, **own)
+
+    command: Callable[..., Any] = wrapper
+    data_options = {p.name for p in getattr(function, "__click_params__", [])}
+    sizes = "; ".join(f"{a.name}: {', '.join(a.sizes)}" for a in ARCHITECTURES.values())
+    for decorator in reversed(
+        [
+            section(
+                "Run",
+                click.option(
+                    "--out",
+                    type=click.Path(dir_okay=False),
+                    default=None,
+                    help="Checkpoint to write; default: <molecule or file>_<activation>.pt. Logs "
+                    "and the state to resume from go into a folder of that name ending in .run.",
+                ),
+                click.option("--resume", is_flag=True, help="Go on from the last saved state."),
+                click.option("--overwrite", is_flag=True, help="Replace an earlier run."),
+                click.option(
+                    "--recipe",
+                    default="default",
+                    show_default=True,
+                    metavar="NAME|FILE",
+                    help=f"Every value that is not given here: {', '.join(recipe_names())}, or a "
+                    ".toml file.",
+                ),
+                click.option(
+                    "--n-train",
+                    type=FrameCount(),
+                    default=None,
+                    help="Training frames: a number, or a fraction of all below 1.",
+                ),
+                click.option(
+                    "--n-val",
+                    type=FrameCount(),
+                    default=None,
+                    help="Validation frames: a number, or a fraction of all below 1.",
+                ),
+                click.option(
+                    "--test", "test_rest", is_flag=True, help="Also evaluate on all other frames."
+                ),
+                click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events."),
+                click.option("--quiet", "-q", is_flag=True, help="Print the result only."),
+            ),
+            section(
+                "Model",
+                click.option(
+                    "--model", default=None, help=f"Architecture: {', '.join(ARCHITECTURES)}."
+                ),
+                click.option("--size", default=None, help=f"Preset ({sizes})."),
+                click.option(
+                    "--activation", default=None, help=f"{', '.join(activation_names())}."
+                ),
+                click.option(
+                    "--initialization",
+                    default=None,
+                    help="default (the architecture's own) or lsuv (unit variance on a batch).",
+                ),
+                hyper_parameter_options,
+            ),
+            section(
+                "Labels and loss",
+                dataclass_options(LabelChoice, texts=_LABEL_TEXTS),
+                dataclass_options(LossChoice, texts=_LOSS_TEXTS),
+            ),
+            section("Training", dataclass_options(TrainSettings, texts=_TRAINING_TEXTS)),
+            section(
+                "Machine",
+                device_option,
+                threads_option,
+                click.option(
+                    "--devices",
+                    type=click.IntRange(min=1),
+                    default=1,
+                    show_default=True,
+                    help="Processes on each node (GPUs, or CPU processes).",
+                ),
+                click.option(
+                    "--num-nodes",
+                    type=click.IntRange(min=1),
+                    default=1,
+                    show_default=True,
+                    help="Nodes, when started on each of them by torchrun.",
+                ),
+                dataclass_options(Acceleration),
+            ),
+        ]
+    ):
+        command = decorator(command)
+    return command
+
+
+def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
+    """The recipe with the options on top.
+
+    Raises:
+        OptionError: If there is no such recipe, or a value is impossible.
+    """
+    values: dict[str, Any] = {
+        "model.architecture": chosen["model"],
+        "model.size": chosen["size"],
+        "model.activation": chosen["activation"],
+        "model.initialization": chosen["initialization"],
+    }
+    for table, cls in _SETTINGS.items():
+        settings: Any = cls
+        values.update({f"{table}.{f.name}": chosen[f.name] for f in fields(settings)})
+    for architecture in ARCHITECTURES.values():
+        for key in architecture.hyper_parameters():
+            if key != "activation":
+                values[f"model.{key}"] = chosen[key]
+    known = {f"model.{f.name}" for f in fields(ModelChoice)}
+    return load_recipe(
+        chosen["recipe"], {k: v for k, v in values.items() if v is not None or k in known}
+    )
