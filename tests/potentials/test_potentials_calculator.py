@@ -188,6 +188,10 @@ def test_potentials_calculator_accepts_a_partial_change(calc):
     assert "stress" in calc.results
     calc.calculate(atoms)
     assert "stress" not in calc.results  # nothing stale is kept
+    atoms.positions[0, 0] = np.nan
+    with pytest.raises(DCCalculatorError):
+        calc.calculate(atoms)
+    assert calc.results == {}
 
 
 @pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle", "atoms"])

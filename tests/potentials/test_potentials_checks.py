@@ -223,7 +223,7 @@ def test_potentials_checks_catch(fault, expected, monkeypatch):
         ).requires_grad_(True)  # fmt: skip
 
     monkeypatch.setattr("dcase.potentials.calculator._copy", clone)
-    monkeypatch.setattr(checks, "_copy", clone)
+    monkeypatch.setattr("dcase.md_runs.check_measures.copy_potential", clone)
     wanted = [c for c in checks._CHECKS if c.name in expected]
     assert len(wanted) == len(expected)
     monkeypatch.setattr(checks, "_CHECKS", wanted)

@@ -41,6 +41,11 @@ def test_potentials_paper_constant_is_the_smallest_power_of_ten(largest, constan
 def test_potentials_paper_constant_of_every_power_of_ten():
     for power in range(-12, 13):
         assert paper_constant(np.array([float(f"1e{power}")])) == float(f"1e{power}")
+        # The next number up no longer fits, although its logarithm rounds to the same.
+        above = np.nextafter(float(f"1e{power}"), np.inf)
+        assert paper_constant(np.array([above])) == pytest.approx(
+            float(f"1e{power + 1}"), rel=1e-15
+        )
     assert paper_constant(np.zeros(3), None) == 1.0
 
 

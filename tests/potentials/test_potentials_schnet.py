@@ -62,8 +62,11 @@ def _pyg_twin(potential):
     for module in twin.modules():
         if hasattr(module, "shift"):
             module.shift = math.log(2.0)
-    twin.distance_expansion.offset = own.basis.centres.to(potential.dtype)
-    twin.distance_expansion.coeff = -0.5 / own.basis.width**2
+    spacing = h["cutoff"] / (h["num_gaussians"] - 1)
+    twin.distance_expansion.offset = (spacing * torch.arange(h["num_gaussians"]).double()).to(
+        potential.dtype
+    )
+    twin.distance_expansion.coeff = -0.5 / spacing**2
     return twin
 
 
