@@ -66,10 +66,11 @@ def list_(data_dir: str | None) -> None:
 def fetch(molecule: str, source: str, data_dir: str | None) -> None:
     """Download MOLECULE's frames (resumed if interrupted; the checksum is recorded)."""
     from dcase.data.md17 import load_md17
+    from dcase.data.molecules import get_molecule
 
     found = load_md17(molecule, source, cache_dir=data_dir)
     click.echo(
-        f"{len(found)} frames of {found.info.molecule}, {found.info.level_of_theory}: "
+        f"{len(found)} frames of {get_molecule(molecule).full_name}, {found.info.level_of_theory}: "
         f"{found.info.source}"
     )
 

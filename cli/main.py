@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -96,11 +94,6 @@ def entry_point(argv: list[str] | None = None) -> None:
             raise
         click.echo(f"dcase: error: {_one_line(error)}", err=True)
         sys.exit(1)
-    except BrokenPipeError:  # e.g. `dcase info x.pt | head`
-        # Or Python would stumble over the same pipe when it flushes at its end.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         if debug:
             raise

@@ -40,7 +40,7 @@ _SETTINGS = {
 
 _LABEL_TEXTS = {
     "rescale": "Unit C of the labels inside the network: forces (their spread), paper (the DC "
-    "paper's rule), none, or a number in eV.",
+    "paper's rule), none, or a number in the file's unit.",
     "offset": "Energy kept outside the network: atomic (fitted per element), mean, or none.",
     "energy_per_atom": "Compare energies per atom.",
 }
