@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import save_some
+from cli_inputs import save_some
 
 from dcase.data import md17
 from dcase.data.download import DownloadError

@@ -4,7 +4,7 @@ import json
 
 import ase.io
 import pytest
-from conftest import save_some
+from cli_inputs import save_some
 
 from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule

@@ -25,7 +25,7 @@ DRIFT_KEYS = {
 
 @pytest.fixture
 def short(model):
-    return ["md", "--model", model, "--steps", "20", "--equilibrate", "0"]
+    return ["md", "--model", model, "--steps", "20", "--equilibrate", "0", "--device", "cpu"]
 
 
 def report_of(folder):

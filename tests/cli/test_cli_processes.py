@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ETHANOL
+from cli_inputs import ETHANOL
 
 from dcase.cli.launch import launch
 from dcase.errors import OptionError

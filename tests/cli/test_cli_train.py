@@ -7,7 +7,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from conftest import ETHANOL, TINY, save_some, shipped_frames
+from cli_inputs import ETHANOL, TINY, save_some, shipped_frames
 
 from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule
@@ -50,6 +50,7 @@ def test_default_name_and_every_option_of_a_run(dcase, empty_folder):
         "--epochs", "3", "--time-limit", "300", "--model", "schnet", "--size", "tiny",
         "--activation", "issp", "--recipe", "paper", "--seed", "7", "--hidden-channels", "20",
         "--num-interactions", "1", "--cutoff", "3.5", "--lr", "1e-3", "--test", "--rescale", "2.5",
+        "--device", "cpu",
     )  # fmt: skip
     assert done.code == 0, done.err
     # Results on standard output, progress on standard error.
