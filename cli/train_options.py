@@ -19,7 +19,6 @@ from dcase.cli.options import (
     threads_option,
 )
 from dcase.potentials.recipe import (
-    Acceleration,
     LabelChoice,
     LossChoice,
     ModelChoice,
@@ -35,7 +34,6 @@ _SETTINGS = {
     "labels": LabelChoice,
     "loss": LossChoice,
     "training": TrainSettings,
-    "acceleration": Acceleration,
 }
 
 _LABEL_TEXTS = {
@@ -153,7 +151,6 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
                     show_default=True,
                     help="Nodes, when started on each of them by torchrun.",
                 ),
-                dataclass_options(Acceleration),
             ),
         ]
     ):

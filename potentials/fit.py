@@ -22,7 +22,7 @@ from dcase.potentials.energy_forces import EnergyForces
 from dcase.potentials.evaluation import evaluate_potential
 from dcase.potentials.potential import Potential
 from dcase.potentials.recipe import Recipe
-from dcase.potentials.registry import create_potential
+from dcase.potentials.registry import create_potential, get_architecture
 from dcase.rescaling import LabelScale, fit_label_scale
 from dcase.training.trainer import Progress, Trainer, TrainResult
 
@@ -126,7 +126,7 @@ def fit_potential(
         size=recipe.model.size,
         activation=recipe.model.activation,
         seed=recipe.training.seed,
-        **recipe.model.hyper_parameters,
+        **_hyper_parameters(recipe),
     ).to(device)
     potential.set_scale(scale)
 
@@ -158,16 +158,11 @@ def fit_potential(
             "hyper_parameters": potential.hyper_parameters,
             "scale": scale.to_dict(),
             "energy_per_atom": recipe.labels.energy_per_atom,
-            "filter_table": recipe.acceleration.filter_table,
         },
         fabric=fabric,
         on_step=on_step,
         tensorboard=tensorboard,
     )
-    if hasattr(potential.network, "tabulate_filters"):
-        potential.network.tabulate_filters(  # type: ignore[operator]
-            recipe.acceleration.filter_table or None
-        )
     if on_start:
         on_start(potential, trainer)
     started = time.time()
@@ -191,6 +186,14 @@ def fit_potential(
         potential.save(out)
         write_json(folder / "report.json", report)
     return FitResult(potential, out, folder, result, report)
+
+
+def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
+    """The model's own, and the filter table where the architecture has one."""
+    found = dict(recipe.model.hyper_parameters)
+    if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
+        found.setdefault("filter_knots", recipe.acceleration.filter_table)
+    return found
 
 
 def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:

@@ -80,11 +80,11 @@ class LossChoice:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Speed-ups of training that do not change what is trained.
+    """What makes training faster.
 
     Attributes:
-        filter_table: Knots of the spline from which SchNet's filters are evaluated during training
-            (validation and the saved model are exact); 0: exact throughout.
+        filter_table: ``filter_knots`` of architectures that have that hyper-parameter (SchNet),
+            where the model's own hyper-parameters do not set it; 0: none.
     """
 
     filter_table: int = 128

@@ -59,6 +59,10 @@ class SchNet(nn.Module):
         cutoff: A.
         activation: Name of the activation, used everywhere (filter network, interaction, read-out),
             as the paper's IReLU replacement does.
+        filter_knots: Intervals of the C2 cubic splines on which the filters ``fc(d) W(d)`` are
+            taken (see :mod:`dcase.potentials.spline`); 0: the filter networks at every distance.
+            With splines the filter networks run on the knots only, which halves a training step,
+            and the energy is a C2 function of the distances also where the activation is only C1.
 
     Raises:
         OptionError: If a size is not positive.
@@ -74,6 +78,7 @@ class SchNet(nn.Module):
         num_gaussians: int = 25,
         cutoff: float = 5.0,
         activation: str = "irelu",
+        filter_knots: int = 0,
     ):
         super().__init__()
         sizes = {
@@ -81,6 +86,7 @@ class SchNet(nn.Module):
             "num_filters": (num_filters, 1),
             "num_interactions": (num_interactions, 0),
             "num_gaussians": (num_gaussians, 2),
+            "filter_knots": (filter_knots, 0),
         }
         for name, (size, least) in sizes.items():
             if size < least:
@@ -98,18 +104,7 @@ class SchNet(nn.Module):
         self.out_in = nn.Linear(hidden_channels, hidden_channels // 2)
         self.out_act = get_activation(activation)
         self.out = nn.Linear(hidden_channels // 2, 1)
-        self.table: UniformSpline | None = None
-
-    def tabulate_filters(self, n_intervals: int | None) -> None:
-        """In training mode, take filters from cubic splines on ``n_intervals`` (None: exactly).
-
-        A speed-up: the filter networks run on the knots only (see
-        :mod:`dcase.potentials.spline`). In evaluation mode filters are always exact, so that
-        validation and the saved model are; the choice is not stored in checkpoints.
-        """
-        self.table = None
-        if n_intervals is not None:
-            self.table = UniformSpline(self.cutoff, n_intervals).to(self.out.weight.device)
+        self.table = UniformSpline(cutoff, filter_knots) if filter_knots else None
 
     def forward(self, species: Tensor, graph: AtomicGraph) -> Tensor:
         """Per-atom energies in the network's unit.
@@ -130,7 +125,7 @@ class SchNet(nn.Module):
 
     def _filters(self, distances: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Filters of every block, each [n_pairs, num_filters]."""
-        if self.table is None or not self.training:
+        if self.table is None:
             return self._exact_filters(distances, dtype)
         at_knots = self._exact_filters(self.table.knots, dtype)
         where = self.table.locate(distances)

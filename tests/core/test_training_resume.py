@@ -352,7 +352,7 @@ def test_what_would_change_a_potential_is_refused(tmp_path):
     fit_potential(dataset, splits, water_recipe(**quick), out)
     for key, value, message in [
         ("labels.energy_per_atom", True, "energy_per_atom was False, now True"),
-        ("acceleration.filter_table", 64, "filter_table was 128, now 64"),
+        ("acceleration.filter_table", 64, "hyper_parameters filter_knots was 128, now 64"),
         ("labels.rescale", "none", "scale constant was"),
         ("model.num_filters", 8, "hyper_parameters num_filters was 16, now 8"),
         ("loss.forces_loss", "l1", "loss forces was"),
