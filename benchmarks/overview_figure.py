@@ -51,8 +51,13 @@ def main(run: str, target: str) -> None:
     right.set_xlabel("GFN2-xTB force (eV/Å)")
     right.set_ylabel("predicted force (eV/Å)")
     mae = outcome.metrics["forces_mae_mev_angstrom"]
-    right.text(0.05, 0.92, f"MAE {mae:.0f} meV/Å, {len(held_out)} frames not trained on",
-               transform=right.transAxes, fontsize=8)
+    right.text(
+        0.05,
+        0.92,
+        f"MAE {mae:.0f} meV/Å, {len(held_out)} frames not trained on",
+        transform=right.transAxes,
+        fontsize=8,
+    )
     figures.save(figure, Path(target))
 
 

@@ -31,9 +31,7 @@ def energy_gradient(
     return torch.zeros_like(inputs) if gradient is None else gradient
 
 
-def apply_strain(
-    positions: Tensor, cells: Tensor, system: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def apply_strain(positions: Tensor, cells: Tensor, system: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Strain positions and cells by a zero strain that can be differentiated by.
 
     ``x -> x (1 + eps)`` with a symmetric ``eps`` per system, so that the stress is
@@ -49,9 +47,7 @@ def apply_strain(
     """
     strain = torch.zeros_like(cells, requires_grad=True)
     symmetric = 0.5 * (strain + strain.transpose(1, 2))
-    positions = positions + torch.einsum(
-        "nx,nxy->ny", positions, symmetric.index_select(0, system)
-    )
+    positions = positions + torch.einsum("nx,nxy->ny", positions, symmetric.index_select(0, system))
     return positions, cells + cells @ symmetric, strain
 
 

@@ -1,4 +1,7 @@
-"""From the folder of a run to its report: numbers, pictures, one page. Keys: ``docs/report-keys.md``."""
+"""From the folder of a run to its report: numbers, pictures, one page.
+
+The keys of ``report.json`` are documented in ``docs/report-keys.md``.
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)  # type: ignore[arg-type]
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(
-            f"device {name!r} is not available here: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # torch lists every device it was ever built for
+            raise OptionError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps") from None
+        raise OptionError(f"device {name!r} is not available here: {reason}") from None
     return device

@@ -8,7 +8,8 @@ exact derivative, so an energy from the spline is conserved as well as any other
 The B-spline form is used: ``W(d) = sum_k B_k(d) c_k`` with four non-zero ``B_k`` at each ``d``, so
 an evaluation is a weighted sum of four rows. Coefficients follow from the values at the knots by a
 fixed linear map, through which training gradients pass. End conditions: no curvature at 0, and no
-slope at the cutoff, as for everything multiplied by a smooth cutoff; beyond it the last value holds.
+slope at the cutoff, as for everything multiplied by a smooth cutoff; beyond it the last value
+holds.
 """
 
 from __future__ import annotations

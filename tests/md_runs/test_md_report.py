@@ -13,7 +13,6 @@ import pytest
 from md_models import spring_molecule
 from rich.console import Console
 
-from dcase import md_runs
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.report import print_summary, write_report
 from dcase.md_runs.simulate import MDSettings, dt_scan, run_md
