@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.ticker import FormatStrFormatter
+
 from dcase.md_runs import figures
 from dcase.potentials.evaluation import Evaluation
 from dcase.training.logs import read_metrics
@@ -32,6 +34,8 @@ def write_training_figure(folder: Path) -> str | None:
     for ax, (label, color, points) in zip(axes, panels, strict=True):
         ax.plot(*zip(*points, strict=True), color=color, linewidth=1.2)
         ax.set_yscale("log")
+        for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis_format(FormatStrFormatter("%g"))
         ax.set_xlabel("epoch")
         ax.set_ylabel("validation " + label)
     figures.save(figure, folder / "training.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def quickstart(
     from dcase.data.md17 import embedded_file
     from dcase.data.molecules import get_molecule
     from dcase.errors import OptionError
+    from dcase.potentials.potential import load_potential
 
     folder = Path(out)
     if folder.exists():
@@ -97,7 +99,7 @@ def quickstart(
     )
     step(
         2,
-        "Errors on all frames that ship with dcase",
+        "Parity on all frames that ship with dcase (most of them were trained on)",
         evaluate,
         model=str(model),
         data=str(data),
@@ -118,4 +120,13 @@ def quickstart(
         out=str(folder / "md"),
     )
     console.rule("Done", align="left")
-    click.echo(f"everything is in {folder}/; open {folder / 'md' / 'report.html'}")
+    errors = load_potential(model).metadata["metrics"]
+    report = json.loads((folder / "md" / "report.json").read_text(encoding="utf-8"))
+    drift, temperature = report["energy_drift"], report["mean_temperature_K"]
+    click.echo(
+        f"validation error   E {errors['energy_mae_kcal_mol']:.2f} kcal/mol, "
+        f"F {errors['forces_mae_kcal_mol_angstrom']:.2f} kcal/mol/A (GFN2-xTB labels)\n"
+        f"energy drift       {drift['slope_mev_per_atom_ps']:.4f} meV/atom/ps at "
+        f"{temperature:.0f} K, drift ratio {drift['drift_ratio']:.4f}\n"
+        f"report             {folder / 'md' / 'report.html'} (everything is in {folder}/)"
+    )
