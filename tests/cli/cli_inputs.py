@@ -13,7 +13,7 @@ TINY = [
     "20",
     "--n-val",
     "5",
-    "--filter-table",
+    "--filter-knots",
     "0",
     "--device",
     "cpu",
