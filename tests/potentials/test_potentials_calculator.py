@@ -378,7 +378,7 @@ def test_potentials_calculator_refuses_bad_options(potential, tmp_path):
         DCCalculator(potential, dtype="float16")
     with pytest.raises(OptionError, match="skin must not be negative"):
         DCCalculator(potential, skin=-0.1)
-    with pytest.raises(OptionError, match="'warp' is not available"):
+    with pytest.raises(OptionError, match="unknown device 'warp'; use cpu"):
         DCCalculator(potential, device="warp")
     with pytest.raises(CheckpointError, match="no such file"):
         DCCalculator(tmp_path / "nothing.pt")
