@@ -63,7 +63,7 @@ def test_default_name_and_every_option_of_a_run(dcase, empty_folder):
     potential = load_potential("aspirin_issp.pt")
     assert potential.hyper_parameters == {
         "hidden_channels": 20, "num_filters": 16, "num_interactions": 1, "num_gaussians": 12,
-        "cutoff": 3.5, "activation": "issp",
+        "cutoff": 3.5, "activation": "issp", "filter_knots": 0,
     }  # fmt: skip
     assert potential.scale.constant == pytest.approx(2.5 * KCAL_PER_MOL)
     assert potential.level_of_theory == "GFN2-xTB"
