@@ -26,7 +26,7 @@ SHORT = {"interval": 5.0, "equilibrate": 10.0, "walkers": 2, "seed": 7}
 
 one_thread = pytest.mark.skipif(
     os.environ.get("OMP_NUM_THREADS") != "1" and (os.cpu_count() or 1) > 1,
-    reason="tblite repeats bit for bit with one thread only: set OMP_NUM_THREADS=1, as make test does",
+    reason="tblite repeats bit for bit on one thread only: set OMP_NUM_THREADS=1 (make test does)",
 )
 
 
