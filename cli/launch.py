@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ def launch(devices: int, num_nodes: int, accelerator: str) -> Any:
             accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy="ddp"
         )
         fabric.launch()
+        atexit.register(_leave)
     except (RuntimeError, ValueError) as error:
         # Lightning's own exceptions are of these kinds, too.
         raise OptionError(
@@ -77,3 +79,11 @@ def first_then_others(fabric: Any, make: Callable[[], T]) -> T:
             raise found
     assert result is not None
     return result
+
+
+def _leave() -> None:
+    """Leave the process group: gloo's threads abort a process that ends while they run."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
