@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ase.calculators.calculator import CalculatorError
 from ase.md.nose_hoover_chain import NoseHooverChainNVT
 
 from dcase.errors import DcaseError, SimulationError
+from dcase.interrupt import interruptible
 from dcase.md_runs.describe import describe_calculator, versions
 from dcase.md_runs.finish import publish, write_final
 from dcase.md_runs.folder_log import RunLog
@@ -24,7 +26,6 @@ from dcase.md_runs.integrators import (
     restore_rng,
     restore_thermostat,
 )
-from dcase.md_runs.interrupt import interruptible
 from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, still
 from dcase.md_runs.mechanics import temperature as kinetic_temperature
 from dcase.md_runs.recorder import Recorder
@@ -222,10 +223,10 @@ class Simulation:
     def run(self) -> MDResult:
         """All remaining steps, then the files."""
         status = FINISHED
-        with interruptible() as stop:
+        with interruptible(signal.SIGINT) as stop:
             try:
                 while self.step < self.settings.steps:
-                    if stop.pressed:
+                    if stop.is_set():
                         status = INTERRUPTED
                         break
                     trouble = self.advance()

@@ -14,6 +14,7 @@ seed and epoch, and all else that the future depends on is in the state
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 
 from dcase.errors import OptionError, TrainingError
 from dcase.files import remove_leftovers
+from dcase.interrupt import interruptible
 from dcase.objective import Objective
 from dcase.training import state
 from dcase.training.ema import WeightAverage
-from dcase.training.interrupt import interruptible
 from dcase.training.logs import MetricsLog
 from dcase.training.processes import Processes
 from dcase.training.progress import Progress, TrainResult
@@ -156,7 +157,7 @@ class Trainer:
         self._saved = time.monotonic()
         self._rate = (time.monotonic(), self.step)
         try:
-            with interruptible() as self._stop:
+            with interruptible(signal.SIGINT, signal.SIGTERM) as self._stop:
                 status = self._run()
                 self._clock()
                 if status != "interrupted" and self.batch_in_epoch:  # a limit within an epoch

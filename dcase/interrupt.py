@@ -10,8 +10,8 @@ from typing import Any
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) sets the event; the second raises KeyboardInterrupt at once.
+def interruptible(*numbers: signal.Signals) -> Iterator[threading.Event]:
+    """The first of the signals ``numbers`` sets the event; the second raises KeyboardInterrupt.
 
     The previous handlers come back when the block ends, however it ends. Outside the main thread,
     where Python cannot handle signals, nothing changes.
@@ -26,7 +26,6 @@ def interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         for number in numbers:
