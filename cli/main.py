@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from dcase._version import __version__
-from dcase.errors import DcaseError
+from dcase.errors import DcaseError, PaperVariantWarning
 
 # name -> (module, attribute, one line for --help); imported when the command runs, so that
 # ``dcase --help`` does not wait for torch.
@@ -72,6 +74,27 @@ def entry_point(argv: list[str] | None = None) -> None:
     # --debug is understood anywhere on the line.
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PaperVariantWarning)
+        warnings.showwarning = _one_line_each(warnings.showwarning)
+        _run(arguments, debug)
+
+
+def _one_line_each(others: Callable[..., Any]) -> Callable[..., Any]:
+    """``warnings.showwarning`` that prints ours as one line, each of them once."""
+    shown = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, PaperVariantWarning):
+            others(message, category, *where, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            click.echo(f"WARNING: {message}", err=True)
+
+    return show
+
+
+def _run(arguments: list[str], debug: bool) -> None:
     try:
         outcome: Any = main(
             args=[*(["--debug"] if debug else []), *arguments],

@@ -152,14 +152,14 @@ def _plain_type(hint: Any) -> type:
 
 def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """An option for every hyper-parameter of every architecture."""
-    from dcase.potentials.registry import ARCHITECTURES
+    from dcase.potentials.registry import ARCHITECTURES, COMMON
 
     kinds: dict[str, type] = {}
     texts: dict[str, list[str]] = {}
     for name, architecture in ARCHITECTURES.items():
         meanings = attribute_help(architecture.build, "Args")
         for key, default in architecture.hyper_parameters().items():
-            if key == "activation":
+            if key in COMMON:
                 continue
             kinds.setdefault(key, type(default))
             presets = ", ".join(

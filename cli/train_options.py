@@ -26,7 +26,7 @@ from dcase.potentials.recipe import (
     load_recipe,
     recipe_names,
 )
-from dcase.potentials.registry import ARCHITECTURES
+from dcase.potentials.registry import ARCHITECTURES, COMMON, PLACEMENTS, VARIANTS
 from dcase.training.settings import TrainSettings
 
 # Tables of the recipe whose entries are options of the same name.
@@ -118,7 +118,28 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 ),
                 click.option("--size", default=None, help=f"Preset ({sizes})."),
                 click.option(
-                    "--activation", default=None, help=f"{', '.join(activation_names())}."
+                    "--activation",
+                    default=None,
+                    help=f"original (the architecture's own), {', '.join(activation_names())}.",
+                ),
+                click.option(
+                    "--variant",
+                    type=click.Choice(VARIANTS),
+                    default=None,
+                    help="paper: the published implementation to the letter, defects included.",
+                ),
+                click.option(
+                    "--placement",
+                    type=click.Choice(PLACEMENTS),
+                    default=None,
+                    help="Where the activation goes: where the DC paper put IReLU, or everywhere.",
+                ),
+                click.option(
+                    "--denormalize/--keep-normalization",
+                    "denormalize",
+                    default=None,
+                    help="Take BatchNorm layers out, or keep them; default: out, but kept in the "
+                    "paper variant.",
                 ),
                 click.option(
                     "--initialization",
@@ -168,6 +189,9 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
         "model.architecture": chosen["model"],
         "model.size": chosen["size"],
         "model.activation": chosen["activation"],
+        "model.variant": chosen["variant"],
+        "model.placement": chosen["placement"],
+        "model.denormalize": chosen["denormalize"],
         "model.initialization": chosen["initialization"],
     }
     for table, cls in _SETTINGS.items():
@@ -175,7 +199,7 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
         values.update({f"{table}.{f.name}": chosen[f.name] for f in fields(settings)})
     for architecture in ARCHITECTURES.values():
         for key in architecture.hyper_parameters():
-            if key != "activation":
+            if key not in COMMON:
                 values[f"model.{key}"] = chosen[key]
     known = {f"model.{f.name}" for f in fields(ModelChoice)}
     return load_recipe(

@@ -33,3 +33,7 @@ class TrainingError(DcaseError):
 
 class SimulationError(DcaseError):
     """A simulation cannot start, or blew up."""
+
+
+class PaperVariantWarning(UserWarning):
+    """A published implementation is used to the letter, with what is wrong with it."""

@@ -61,3 +61,46 @@ class CosineCutoff(nn.Module):
         # Clamping the distance (not the value) makes value and gradient exactly zero outside.
         inside = distances.clamp(max=self.cutoff)
         return 0.5 * (torch.cos(inside * (math.pi / self.cutoff)) + 1.0)
+
+
+class PolynomialEnvelope(nn.Module):
+    """``1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)``, ``x = d / rc``; 0 outside.
+
+    Value, slope and curvature vanish at the cutoff. Source: DimeNet (Gasteiger et al., ICLR 2020,
+    arXiv:2003.03123), eq. 8; DimeNet's ``envelope_exponent`` is p - 1, GemNet's is p.
+
+    Args:
+        cutoff: A.
+        p: Order, at least 2.
+    """
+
+    def __init__(self, cutoff: float, p: int):
+        super().__init__()
+        self.cutoff, self.p = cutoff, p
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Map distances in A to weights of the same shape."""
+        # Clamping the distance (not the value) makes value and gradient exactly zero outside.
+        x, p = (distances / self.cutoff).clamp(max=1.0), self.p
+        return 1.0 - x**p * ((p + 1) * (p + 2) / 2 - x * (p * (p + 2) - x * (p * (p + 1) / 2)))
+
+
+class BesselBasis(nn.Module):
+    """``sqrt(2 / rc) sin(f_n d / rc) / d`` with trainable frequencies that start as ``n pi``.
+
+    Source: DimeNet (arXiv:2003.03123), eq. 7.
+
+    Args:
+        cutoff: A.
+        num_radial: Number of functions.
+    """
+
+    def __init__(self, cutoff: float, num_radial: int):
+        super().__init__()
+        self.cutoff = cutoff
+        self.frequencies = nn.Parameter(math.pi * torch.arange(1.0, num_radial + 1))
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Map distances [...] in A to [..., num_radial] in the dtype of the frequencies."""
+        scaled = (distances / self.cutoff).to(self.frequencies.dtype).unsqueeze(-1)
+        return math.sqrt(2.0 / self.cutoff**3) * torch.sin(self.frequencies * scaled) / scaled

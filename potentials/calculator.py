@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +20,11 @@ from ase.calculators.calculator import (
 )
 from ase.data import chemical_symbols
 
-from dcase.errors import DcaseError, OptionError
+from dcase.errors import DcaseError, OptionError, PaperVariantWarning
 from dcase.potentials.evaluation import choose_device
 from dcase.potentials.graph import AtomicGraph, build_graph
 from dcase.potentials.potential import Potential, find_checkpoint, load_potential
+from dcase.potentials.registry import potential_caveats
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -97,6 +99,8 @@ class DCCalculator(Calculator):
                 )
             self.model_path = str(file)
             potential = load_potential(file)
+        if caveats := potential_caveats(potential):
+            warnings.warn(caveats, PaperVariantWarning, stacklevel=2)
         self._adopt(potential)
 
     def _adopt(self, potential: Potential) -> None:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def fit_potential(
         elements=dataset.elements,
         size=recipe.model.size,
         activation=recipe.model.activation,
+        variant=recipe.model.variant,
+        placement=recipe.model.placement,
+        denormalize=recipe.model.denormalize,
         seed=recipe.training.seed,
         **_hyper_parameters(recipe),
     ).to(device)
@@ -197,6 +201,16 @@ def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
 
 
 def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:
+    _draw(potential, data, recipe)
+    # GemNet's scale factors are measured on its own initial weights, hence last.
+    fit_scale_factors = getattr(potential.network, "fit_scale_factors", None)
+    if fit_scale_factors is not None:
+        graphs = [batch.graph for batch in islice(data.in_order(16), 16)]
+        fit_scale_factors([(potential.species_of[g.numbers], g) for g in graphs])
+
+
+def _draw(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:
+    """Weights that depend on the data."""
     if recipe.model.initialization == "default":
         return
     if recipe.model.initialization != "lsuv":

@@ -28,7 +28,11 @@ class ModelChoice:
     Attributes:
         architecture: Registry name.
         size: Preset.
-        activation: Name of the activation.
+        activation: Name of the activation, or ``"original"`` for the architecture's own.
+        variant: ``"default"``, or ``"paper"``: the published implementation to the letter.
+        placement: Where the activation goes: ``"published"`` (where the DC paper put IReLU) or
+            ``"all"``.
+        denormalize: Take BatchNorm layers out; None: yes, but not in the paper variant.
         initialization: ``"default"`` (the architecture's own) or ``"lsuv"`` (data-dependent,
             unit-variance pre-activations; see :func:`dcase.initialization.lsuv_`).
         hyper_parameters: Overrides of the preset, by name.
@@ -37,6 +41,9 @@ class ModelChoice:
     architecture: str = "schnet"
     size: str = "md17"
     activation: str = "irelu"
+    variant: str = "default"
+    placement: str = "published"
+    denormalize: bool | None = None
     initialization: str = "default"
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
 

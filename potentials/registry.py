@@ -3,77 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from ase.data import atomic_numbers
-from torch import nn
 
 from dcase.activations import get_activation
-from dcase.errors import OptionError
+from dcase.errors import OptionError, PaperVariantWarning
+from dcase.normalization import denormalize as remove_normalization
+from dcase.potentials import schnet
+from dcase.potentials.architecture import Architecture
 from dcase.potentials.potential import Potential
-from dcase.potentials.schnet import SchNet
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to build a network, and its named sizes.
-
-    Attributes:
-        name: Public name.
-        build: ``build(num_elements, **hyper_parameters) -> nn.Module``; the module has a ``cutoff``
-            and maps ``(species, graph)`` to per-atom energies.
-        sizes: Hyper-parameters by preset name.
-        paper_activation: The activation of the original publication.
-    """
-
-    name: str
-    build: Callable[..., nn.Module]
-    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    paper_activation: str = "silu"
-
-    def hyper_parameters(self) -> dict[str, Any]:
-        """Names and defaults of everything that can be set."""
-        return {
-            name: parameter.default
-            for name, parameter in inspect.signature(self.build).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
-
+VARIANTS = ("default", "paper")
+PLACEMENTS = ("published", "all")
+# Hyper-parameters that are set by name in every architecture alike (see Architecture).
+COMMON = ("activation", "variant", "placement", "normalization")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "schnet": Architecture(
-        "schnet",
-        SchNet,
-        sizes={
-            # Open Catalyst's largest SchNet, the size of the paper's tables.
-            "paper": {
-                "hidden_channels": 1024,
-                "num_filters": 256,
-                "num_interactions": 5,
-                "num_gaussians": 200,
-                "cutoff": 6.0,
-            },
-            "md17": {
-                "hidden_channels": 64,
-                "num_filters": 64,
-                "num_interactions": 3,
-                "num_gaussians": 25,
-                "cutoff": 5.0,
-            },
-            "tiny": {
-                "hidden_channels": 16,
-                "num_filters": 16,
-                "num_interactions": 2,
-                "num_gaussians": 12,
-                "cutoff": 4.0,
-            },
-        },
-        paper_activation="ssp",
-    ),
+    architecture.name: architecture for architecture in (schnet.ARCHITECTURE,)
 }
 
 
@@ -83,12 +33,11 @@ def get_architecture(name: str) -> Architecture:
     Raises:
         OptionError: If there is none of that name; the message lists those there are.
     """
-    try:
-        return ARCHITECTURES[name.lower()]
-    except KeyError:
-        raise OptionError(
-            f"unknown architecture {name!r}; there are: {', '.join(ARCHITECTURES)}"
-        ) from None
+    wanted = name.lower()
+    for architecture in ARCHITECTURES.values():
+        if wanted == architecture.name or wanted in architecture.aliases:
+            return architecture
+    raise OptionError(f"unknown architecture {name!r}; there are: {', '.join(ARCHITECTURES)}")
 
 
 def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +62,8 @@ def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) ->
             raise OptionError(f"{name} has no hyper-parameter {key!r}{hint}")
         kind = type(defaults[key])
         try:
+            if kind is bool and not isinstance(value, bool):
+                raise TypeError
             converted = kind(value)
         except (TypeError, ValueError, OverflowError):
             converted = None
@@ -145,16 +96,25 @@ def create_potential(
     elements: Iterable[str | int],
     size: str = "md17",
     activation: str = "irelu",
+    variant: str = "default",
+    placement: str = "published",
+    denormalize: bool | None = None,
     seed: int = 0,
     **hyper_parameters: Any,
 ) -> Potential:
     """A potential with fresh weights, usable at once.
 
     Args:
-        architecture: ``"schnet"``.
+        architecture: ``"schnet"``, ``"cgcnn"``, ``"dimenet++"``, ``"forcenet"`` or ``"gemnet-t"``.
         elements: Symbols or atomic numbers the potential knows.
         size: Preset: ``"paper"``, ``"md17"`` or ``"tiny"``.
-        activation: Name, see :func:`dcase.activations.activation_names`.
+        activation: Name, see :func:`dcase.activations.activation_names`, or ``"original"`` for the
+            one the architecture was published with.
+        variant: ``"default"``, or ``"paper"`` for the published implementation to the letter, with
+            a warning that names what is wrong with it.
+        placement: Where the activation goes: ``"published"`` (where the DC paper put IReLU) or
+            ``"all"``.
+        denormalize: Take BatchNorm layers out; default: yes, but not in the paper variant.
         seed: Seed of the initial weights; global random state is not touched.
         hyper_parameters: Any hyper-parameter of the architecture by name (overrides the preset).
 
@@ -164,10 +124,43 @@ def create_potential(
     Raises:
         OptionError: For an unknown name or an impossible value.
     """
-    name = get_architecture(architecture).name
+    found = get_architecture(architecture)
+    for word, value, allowed in (
+        ("variant", variant, VARIANTS),
+        ("placement", placement, PLACEMENTS),
+    ):
+        if value not in allowed:
+            raise OptionError(f"{word} must be {' or '.join(allowed)}, got {value!r}")
+    if activation == "original":
+        activation = found.paper_activation
     get_activation(activation)  # a clear error before anything is built
-    values = resolve_hyper_parameters(name, size, {**hyper_parameters, "activation": activation})
-    return build_potential(name, values, element_numbers(elements), seed=seed)
+    keep = variant == "paper" if denormalize is None else not denormalize
+    common = {
+        "activation": activation,
+        "variant": variant,
+        "placement": placement,
+        "normalization": keep,
+    }
+    known = found.hyper_parameters()
+    # An architecture without BatchNorm has nothing to take out, and so on.
+    common = {key: value for key, value in common.items() if key in known}
+    values = resolve_hyper_parameters(found.name, size, {**hyper_parameters, **common})
+    potential = build_potential(found.name, values, element_numbers(elements), seed=seed)
+    if caveats := potential_caveats(potential):
+        warnings.warn(caveats, PaperVariantWarning, stacklevel=2)
+    return potential
+
+
+def potential_caveats(potential: Potential) -> str:
+    """What is wrong with a potential of the paper variant, as a sentence, or ``""``."""
+    architecture = ARCHITECTURES.get(potential.architecture)
+    if architecture is None or potential.hyper_parameters.get("variant") != "paper":
+        return ""
+    if not architecture.departures:
+        return ""
+    return (
+        f"{architecture.name}, the published implementation: {'; '.join(architecture.departures)}"
+    )
 
 
 def build_potential(
@@ -180,5 +173,7 @@ def build_potential(
         # Not torch.manual_seed, which also seeds the generators of every GPU.
         torch.random.default_generator.manual_seed(seed)
         network = architecture.build(len(elements), **hyper_parameters)
+    if not hyper_parameters.get("normalization", True):
+        remove_normalization(network)
     potential = Potential(network, elements, architecture=name, hyper_parameters=hyper_parameters)
     return potential.eval()

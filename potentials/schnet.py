@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dcase.activations import get_activation
 from dcase.errors import OptionError
+from dcase.potentials.architecture import Architecture
 from dcase.potentials.basis import CosineCutoff, GaussianBasis
 from dcase.potentials.convolution import pair_convolution
 from dcase.potentials.graph import AtomicGraph
@@ -135,3 +136,34 @@ class SchNet(nn.Module):
         basis = self.basis(distances, dtype)
         envelope = self.envelope(distances).to(dtype).unsqueeze(-1)
         return [block.filters(basis, envelope) for block in self.interactions]  # type: ignore[operator, union-attr]
+
+
+ARCHITECTURE = Architecture(
+    "schnet",
+    SchNet,
+    sizes={
+        # Open Catalyst's largest SchNet, the size of the paper's tables.
+        "paper": {
+            "hidden_channels": 1024,
+            "num_filters": 256,
+            "num_interactions": 5,
+            "num_gaussians": 200,
+            "cutoff": 6.0,
+        },
+        "md17": {
+            "hidden_channels": 64,
+            "num_filters": 64,
+            "num_interactions": 3,
+            "num_gaussians": 25,
+            "cutoff": 5.0,
+        },
+        "tiny": {
+            "hidden_channels": 16,
+            "num_filters": 16,
+            "num_interactions": 2,
+            "num_gaussians": 12,
+            "cutoff": 4.0,
+        },
+    },
+    paper_activation="ssp",
+)

@@ -1,0 +1,49 @@
+"""What the registry has to know of an architecture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a network, and its named sizes.
+
+    Attributes:
+        name: Public name.
+        build: ``build(num_elements, **hyper_parameters) -> nn.Module``; the module has a ``cutoff``
+            and maps ``(species, graph)`` to per-atom energies.
+        sizes: Hyper-parameters by preset name.
+        paper_activation: The activation of the original publication.
+        aliases: Other names it answers to.
+        departures: What is wrong with the published implementation and differs in
+            ``variant="default"``; one clause each, to follow "the published implementation: ".
+
+    Three hyper-parameters mean the same in every architecture that has them:
+
+    * ``variant``: ``"default"``, or ``"paper"`` for the published implementation to the letter;
+    * ``placement``: where the chosen activation goes: ``"published"`` (where the DC paper put
+      IReLU; elsewhere ``paper_activation`` stays) or ``"all"``;
+    * ``normalization``: whether the BatchNorm layers stay (the DC paper's denormalization takes
+      them out).
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paper_activation: str = "silu"
+    aliases: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()
+
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Names and defaults of everything that can be set."""
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(self.build).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
