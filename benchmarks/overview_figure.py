@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dcase import load_potential
+from dcase import plotting as figures
 from dcase.data.md17 import load_md17
 from dcase.data.splits import split
-from dcase.md_runs import figures
 from dcase.md_runs.trajectory import read_series
 from dcase.potentials.evaluation import evaluate_potential
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib.ticker import FormatStrFormatter
 
-from dcase.md_runs import figures
+from dcase import plotting
+from dcase.md_runs.figures import parity_figure
 from dcase.potentials.evaluation import Evaluation
 from dcase.training.logs import read_metrics
 from dcase.units import KCAL_PER_MOL
@@ -21,8 +22,8 @@ def write_training_figure(folder: Path) -> str | None:
     rows = read_metrics(folder / "metrics.csv")
     panels = []
     for term, label, color in (
-        ("forces", "force MAE (meV/Å)", figures.BLUE),
-        ("energy", "energy MAE (meV)", figures.ORANGE),
+        ("forces", "force MAE (meV/Å)", plotting.BLUE),
+        ("energy", "energy MAE (meV)", plotting.ORANGE),
     ):
         key = f"val_{term}_mae"
         points = [(r["epoch"], r[key]) for r in rows if key in r]
@@ -30,7 +31,7 @@ def write_training_figure(folder: Path) -> str | None:
             panels.append((label, color, points))
     if not panels:
         return None
-    figure, axes = figures.new_figure(1, len(panels), (3.6 * len(panels), 3.2))
+    figure, axes = plotting.new_figure(1, len(panels), (3.6 * len(panels), 3.2))
     for ax, (label, color, points) in zip(axes, panels, strict=True):
         ax.plot(*zip(*points, strict=True), color=color, linewidth=1.2)
         ax.set_yscale("log")
@@ -38,7 +39,7 @@ def write_training_figure(folder: Path) -> str | None:
             axis_format(FormatStrFormatter("%g"))
         ax.set_xlabel("epoch")
         ax.set_ylabel("validation " + label)
-    figures.save(figure, folder / "training.png")
+    plotting.save(figure, folder / "training.png")
     return "training.png"
 
 
@@ -60,9 +61,9 @@ def write_parity_figure(outcome: Evaluation, path: Path) -> list[Path]:
         if pair is None:
             continue
         reference, predicted = pair / KCAL_PER_MOL
-        figure = figures.parity_figure(
+        figure = parity_figure(
             reference, predicted, unit, quantity=quantity, centre=quantity == "energy"
         )
         written.append(path.with_stem(path.stem + suffix))
-        figures.save(figure, written[-1])
+        plotting.save(figure, written[-1])
     return written

@@ -31,6 +31,10 @@ class TrainingError(DcaseError):
     """Training cannot go on (NaN loss, mismatching resume file)."""
 
 
+class DivergedError(TrainingError):
+    """The loss or a gradient became NaN or infinite."""
+
+
 class SimulationError(DcaseError):
     """A simulation cannot start, or blew up."""
 

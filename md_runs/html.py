@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dcase.md_runs.figures import DPI
+from dcase.plotting import DPI
 
 STYLE = """
 :root { color-scheme: light; }

@@ -23,6 +23,7 @@ from dcase.md_runs.html import render
 from dcase.md_runs.stability import bond_stability, distance_distribution, distribution_error
 from dcase.md_runs.state import FIGURES, SERIES, Checkpoint, RunFolder
 from dcase.md_runs.trajectory import read_positions, read_series
+from dcase.plotting import png
 
 NOT_APPLICABLE = "not applicable: Langevin dynamics exchanges energy with its bath"
 
@@ -52,7 +53,7 @@ def write_report(
     """
     folder = RunFolder(Path(out))
     report, pictures = _build(folder, dt_scan, reference_positions)
-    images = {name: figures.png(figure) for name, figure in pictures.items()}
+    images = {name: png(figure) for name, figure in pictures.items()}
     for name in FIGURES:
         if name in images:
             with atomic_path(folder.root / f"{name}.png") as path:

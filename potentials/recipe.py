@@ -2,6 +2,7 @@
 
 A recipe is TOML with the tables ``[model]``, ``[labels]``, ``[loss]``, ``[training]`` and
 ``[acceleration]``. The complete recipe, with all overrides, is stored in the checkpoint.
+A table such as ``[architecture."gemnet-t".training]`` holds what differs for that architecture.
 """
 
 from __future__ import annotations
@@ -146,6 +147,24 @@ class Recipe:
         return Recipe(**parts)
 
 
+def _specialise(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Replace the tables ``[architecture.NAME.TABLE]`` by what they say of the chosen one."""
+    special = values.pop("architecture", {})
+    model = values.get("model", {})
+    chosen = overrides.get("model.architecture")
+    if chosen is None and isinstance(model, dict):
+        chosen = model.get("architecture", ModelChoice.architecture)
+    if not special or not isinstance(special, Mapping):
+        return
+    from dcase.potentials.registry import get_architecture
+
+    for name, tables in special.items():
+        if get_architecture(name).name != get_architecture(str(chosen)).name:
+            continue
+        for table, entries in tables.items():
+            values.setdefault(table, {}).update(entries)
+
+
 _TABLES: dict[str, Any] = {
     "model": ModelChoice,
     "labels": LabelChoice,
@@ -190,6 +209,7 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: not valid TOML: {error}") from error
     values.setdefault("name", path.stem)
+    _specialise(values, overrides or {})
     model_entries = {f.name for f in fields(ModelChoice)}
     for key, value in (overrides or {}).items():
         if value is None:

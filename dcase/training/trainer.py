@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcase.errors import OptionError, TrainingError
+from dcase.errors import DivergedError, OptionError
 from dcase.files import remove_leftovers
 from dcase.interrupt import interruptible
 from dcase.objective import Objective
@@ -301,7 +301,7 @@ class Trainer:
         """Losses by name, and the gradient's norm; all of them finite.
 
         Raises:
-            TrainingError: If one is not; in every process.
+            DivergedError: If one is not; in every process.
         """
         with torch.no_grad():
             norm = joint[0].new_zeros(())
@@ -318,7 +318,7 @@ class Trainer:
         found = self.processes.gather((guilty, mine))
         blamed = [text for was, text in found if text and (was or not any(g for g, _ in found))]
         where = f" ({'; '.join(blamed)})" if blamed else ""
-        raise TrainingError(
+        raise DivergedError(
             f"the {bad or 'loss'} became NaN or infinite in epoch {self.epoch + 1}, batch "
             f"{self.batch_in_epoch + 1}{where}; try a lower --lr, --clip-norm, or check these "
             "labels"

@@ -17,9 +17,8 @@ from dcase.md_runs.figures import (
     dt_scan_figure,
     energies_figure,
     parity_figure,
-    png,
-    save,
 )
+from dcase.plotting import png, save
 
 
 def labels(figure):
