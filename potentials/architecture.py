@@ -23,6 +23,8 @@ class Architecture:
         aliases: Other names it answers to.
         departures: What is wrong with the published implementation and differs in
             ``variant="default"``; one clause each, to follow "the published implementation: ".
+        by_elements: ``build`` takes the list of atomic numbers in place of ``num_elements``, for
+            features that depend on the element and are not learned.
 
     Three hyper-parameters mean the same in every architecture that has them:
 
@@ -39,6 +41,7 @@ class Architecture:
     paper_activation: str = "silu"
     aliases: tuple[str, ...] = ()
     departures: tuple[str, ...] = ()
+    by_elements: bool = False
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Names and defaults of everything that can be set."""

@@ -13,7 +13,7 @@ from ase.data import atomic_numbers
 from dcase.activations import get_activation
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.normalization import denormalize as remove_normalization
-from dcase.potentials import schnet
+from dcase.potentials import cgcnn, schnet
 from dcase.potentials.architecture import Architecture
 from dcase.potentials.potential import Potential
 
@@ -23,7 +23,7 @@ PLACEMENTS = ("published", "all")
 COMMON = ("activation", "variant", "placement", "normalization")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture for architecture in (schnet.ARCHITECTURE,)
+    architecture.name: architecture for architecture in (schnet.ARCHITECTURE, cgcnn.ARCHITECTURE)
 }
 
 
@@ -172,7 +172,8 @@ def build_potential(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which also seeds the generators of every GPU.
         torch.random.default_generator.manual_seed(seed)
-        network = architecture.build(len(elements), **hyper_parameters)
+        which = elements if architecture.by_elements else len(elements)
+        network = architecture.build(which, **hyper_parameters)
     if not hyper_parameters.get("normalization", True):
         remove_normalization(network)
     potential = Potential(network, elements, architecture=name, hyper_parameters=hyper_parameters)
