@@ -48,6 +48,8 @@ _LOSS_TEXTS = {
     "energy_loss": "l1, l2 or huber.",
     "forces_loss": "l1, l2 or huber.",
     "huber_delta": "Where huber turns from quadratic to linear, in units of C.",
+    "free_atoms": "Leave out forces on atoms that the data mark as held in place (the default), or "
+    "count them like any others.",
 }
 _TRAINING_TEXTS = {
     "epochs": "Passes over the training set; on --resume more or fewer may be asked for.",

@@ -11,6 +11,7 @@ is the floor of any float32 network, with or without ``C``. The paper subtracts 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,12 +98,20 @@ def paper_constant(*labels: np.ndarray | None) -> float:
     return 10.0**power
 
 
-def fit_offsets(dataset: AtomicDataset, offset: str) -> dict[int, float]:
+def fit_offsets(
+    dataset: AtomicDataset, offset: str, elements: Sequence[int] = ()
+) -> dict[int, float]:
     """Per-element offset energies in eV.
 
     ``"mean"``: the mean energy per atom, the same for every element. ``"atomic"``: least squares of
     the total energies on the composition; where compositions do not determine it, as for a single
     molecule, the solution nearest to the mean energy per atom.
+
+    Args:
+        dataset: The training frames.
+        offset: The rule.
+        elements: Atomic numbers that may occur later; those that the training frames do not hold
+            get the mean energy per atom.
 
     Raises:
         OptionError: If ``offset`` is not one of "atomic", "mean", "none".
@@ -117,19 +126,24 @@ def fit_offsets(dataset: AtomicDataset, offset: str) -> dict[int, float]:
             "an energy offset needs energies; use --offset none to train on forces only"
         )
     per_atom = float(dataset.energies.sum() / dataset.n_atoms.sum())
+    others = dict.fromkeys((z for z in elements if z not in dataset.elements), per_atom)
     if offset == "mean":
-        return dict.fromkeys(dataset.elements, per_atom)
-    elements = dataset.elements
+        return dict.fromkeys(dataset.elements, per_atom) | others
+    present = dataset.elements
     frame_of_atom = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
-    counts = np.zeros((len(dataset), len(elements)))
-    np.add.at(counts, (frame_of_atom, np.searchsorted(elements, dataset.numbers)), 1.0)
+    counts = np.zeros((len(dataset), len(present)))
+    np.add.at(counts, (frame_of_atom, np.searchsorted(present, dataset.numbers)), 1.0)
     rest = dataset.energies - per_atom * dataset.n_atoms
     solution, *_ = np.linalg.lstsq(counts, rest, rcond=1e-8)
-    return dict(zip(elements, (per_atom + float(e) for e in solution), strict=True))
+    return dict(zip(present, (per_atom + float(e) for e in solution), strict=True)) | others
 
 
 def fit_label_scale(
-    dataset: AtomicDataset, *, rescale: str | float = "forces", offset: str = "atomic"
+    dataset: AtomicDataset,
+    *,
+    rescale: str | float = "forces",
+    offset: str = "atomic",
+    elements: Sequence[int] = (),
 ) -> LabelScale:
     """The label scale of a training set.
 
@@ -138,14 +152,17 @@ def fit_label_scale(
         rescale: ``"forces"``: C is the RMS of the force components in eV/A (the network sees forces
             of unit variance); ``"paper"``: the paper's power of ten, in the dataset's own unit,
             from the raw labels; ``"none"``: 1 in the dataset's own unit; or a number in that unit.
+            Forces on atoms that are held in place do not count.
         offset: See :func:`fit_offsets`.
+        elements: See :func:`fit_offsets`.
 
     Raises:
         OptionError: For an unknown rule.
         DataError: If a label that the rule needs is missing.
     """
     unit = ENERGY_UNITS[dataset.info.label_unit]
-    offsets = fit_offsets(dataset, offset)
+    offsets = fit_offsets(dataset, offset, elements)
+    forces = dataset.free_forces()
     if isinstance(rescale, str) and rescale not in RESCALES:
         try:
             rescale = float(rescale)
@@ -159,10 +176,10 @@ def fit_label_scale(
         return LabelScale(unit, offsets, rescale, offset)
     if rescale == "paper":
         energies = None if dataset.energies is None else dataset.energies / unit
-        forces = None if dataset.forces is None else dataset.forces / unit
+        forces = None if forces is None else forces / unit
         return LabelScale(paper_constant(energies, forces) * unit, offsets, rescale, offset)
-    if dataset.forces is not None:
-        constant = float(np.sqrt(np.mean(dataset.forces**2)))
+    if forces is not None and forces.size:
+        constant = float(np.sqrt(np.mean(forces**2)))
     elif dataset.energies is not None:
         constant = float(np.std(dataset.energies - offset_energies(dataset, offsets)))
     else:

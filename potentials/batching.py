@@ -24,12 +24,14 @@ class LabelledGraph:
         energies: ``(E - offset) / C``, float64, shape [n_systems], or None.
         forces: ``F / C``, float64, shape [n_atoms, 3], or None.
         frames: Indices of the frames in the dataset, for error messages.
+        free: Which atoms are not held in place, bool, shape [n_atoms], or None: all are free.
     """
 
     graph: AtomicGraph
     energies: Tensor | None
     forces: Tensor | None
     frames: Tensor
+    free: Tensor | None = None
 
     def __len__(self) -> int:
         return self.graph.n_systems
@@ -112,6 +114,7 @@ class FrameBatches:
                 dataset.energies - offset_energies(dataset, scale.offsets), inverse
             )
         self.forces = tensor(dataset.forces, inverse)
+        self.free = None if dataset.fixed is None else tensor(~dataset.fixed)
 
     def __len__(self) -> int:
         return len(self.atom_ptr) - 1
@@ -138,6 +141,7 @@ class FrameBatches:
             None if self.energies is None else self.energies[indices],
             None if self.forces is None else self.forces[atoms],
             frames,
+            None if self.free is None else self.free[atoms],
         )
 
     def in_order(self, batch_size: int) -> Iterable[LabelledGraph]:

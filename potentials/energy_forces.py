@@ -26,13 +26,17 @@ class EnergyForces:
             self.display["forces"] = (constant * 1e3, "meV/A")
 
     def terms(self, model: nn.Module, batch: LabelledGraph, training: bool) -> dict[str, Tensor]:
-        """``{"energy": [n_systems], "forces": [n_atoms, 3]}`` in the network's dtype."""
+        """``{"energy": [n_systems], "forces": [n_free_atoms, 3]}`` in the network's dtype.
+
+        Atoms that the calculation behind the labels held in place have no part in the forces.
+        """
         assert isinstance(model, Potential)
         residuals: dict[str, Tensor] = {}
         if self.forces and batch.forces is not None:
             with torch.enable_grad():
                 energies, forces = model.energies_and_forces(batch.graph, create_graph=training)
-            residuals["forces"] = (forces - batch.forces).to(model.dtype)
+            error = (forces - batch.forces).to(model.dtype)
+            residuals["forces"] = error if batch.free is None else error[batch.free]
         else:
             energies = model.energies(batch.graph)
         if batch.energies is not None:

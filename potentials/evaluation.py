@@ -27,7 +27,8 @@ class Evaluation:
     Attributes:
         metrics: Errors by name; the unit is part of the name.
         energy: Reference and predicted energies in eV, shape [2, n_frames], or None.
-        forces: Reference and predicted force components in eV/A, shape [2, 3 n_atoms], or None.
+        forces: Reference and predicted force components in eV/A, shape [2, 3 n_free_atoms], or
+            None.
         n_atoms: Atoms of each frame, shape [n_frames].
     """
 
@@ -43,7 +44,8 @@ def evaluate_potential(
     """MAE and RMSE of energies (per frame and per atom) and of force components, and EFwT.
 
     EFwT is the share of frames whose energy error is at most 0.02 eV and whose largest force
-    component error is at most 0.03 eV/A.
+    component error is at most 0.03 eV/A. Atoms that ``dataset.fixed`` marks are left out of all
+    errors of forces, as the Open Catalyst Project's metrics do; drop the marks to count them.
 
     Args:
         potential: Evaluated on its own device, in its own dtype.
@@ -54,7 +56,8 @@ def evaluate_potential(
         Metrics: ``n_frames``; ``energy_mae_mev``, ``energy_rmse_mev``, ``energy_mae_mev_per_atom``,
         ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
         ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
-        ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there.
+        ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there; ``n_fixed_atoms``
+        where some are left out.
 
     Raises:
         DataError: If the frames have no labels, or elements the potential does not know.
@@ -91,14 +94,18 @@ def evaluate_potential(
         ):
             metrics[f"energy_mae_{suffix}"] = float(np.abs(values).mean())
             metrics[f"energy_rmse_{suffix}"] = float(np.sqrt((values**2).mean()))
-    if dataset.forces is not None:
-        error_f = predicted_f - dataset.forces
-        forces_pair = np.stack([dataset.forces.ravel(), predicted_f.ravel()])
+    if dataset.forces is not None and (dataset.fixed is None or not dataset.fixed.all()):
+        free = np.ones(len(dataset.numbers), bool) if dataset.fixed is None else ~dataset.fixed
+        if not free.all():
+            metrics["n_fixed_atoms"] = int((~free).sum())
+        all_errors = np.where(free[:, None], predicted_f - dataset.forces, 0.0)
+        error_f = all_errors[free]
+        forces_pair = np.stack([dataset.forces[free].ravel(), predicted_f[free].ravel()])
         for suffix, factor in (("mev_angstrom", 1e3), ("kcal_mol_angstrom", 1 / KCAL_PER_MOL)):
             metrics[f"forces_mae_{suffix}"] = float(np.abs(error_f).mean() * factor)
             metrics[f"forces_rmse_{suffix}"] = float(np.sqrt((error_f**2).mean()) * factor)
         if dataset.energies is not None:
-            largest = np.maximum.reduceat(np.abs(error_f).max(axis=1), dataset.ptr[:-1])
+            largest = np.maximum.reduceat(np.abs(all_errors).max(axis=1), dataset.ptr[:-1])
             good = (np.abs(error) <= EFWT_ENERGY_EV) & (largest <= EFWT_FORCE_EV_A)
             metrics["efwt"] = float(good.mean())
     return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms)

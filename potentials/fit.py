@@ -69,7 +69,8 @@ def fit_potential(
     """Train a potential and write it to ``out``.
 
     Args:
-        dataset: All frames.
+        dataset: All frames. The potential knows their elements, also those of frames that are not
+            trained on (whose offset is then the mean energy per atom).
         splits: Which of them train, validate and test.
         recipe: Every choice of the run.
         out: The checkpoint to write; side files go to a folder of the same name with ``.run``.
@@ -91,6 +92,8 @@ def fit_potential(
     """
     out = Path(out)
     folder = run_folder(out)
+    if not recipe.loss.free_atoms:
+        dataset = dataset.without_fixed()
     if not (resume or overwrite) and (out.exists() or (folder / "state.pt").exists()):
         raise OptionError(
             f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
@@ -120,7 +123,7 @@ def fit_potential(
     rescale, offset = recipe.labels.rescale, recipe.labels.offset
     if dataset.energies is None:
         offset = "none"
-    scale = fit_label_scale(train, rescale=rescale, offset=offset)
+    scale = fit_label_scale(train, rescale=rescale, offset=offset, elements=dataset.elements)
     potential = create_potential(
         recipe.model.architecture,
         elements=dataset.elements,

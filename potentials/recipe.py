@@ -66,13 +66,18 @@ class LabelChoice:
 
 @dataclass(frozen=True)
 class LossChoice:
-    """Weight and loss of each term; a weight of 0 leaves a term out of training."""
+    """Weight and loss of each term; a weight of 0 leaves a term out of training.
+
+    With ``free_atoms``, forces on atoms that the data mark as held in place count neither in the
+    loss nor in errors; data without such marks are not concerned.
+    """
 
     energy_weight: float = 0.01
     forces_weight: float = 1.0
     energy_loss: str = "l2"
     forces_loss: str = "l2"
     huber_delta: float = 1.0
+    free_atoms: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)

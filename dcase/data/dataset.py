@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 
 from dcase.errors import DataError
 
@@ -53,6 +54,11 @@ class AtomicDataset:
         pbc: Periodic directions, bool, shape [n_frames, 3], or None if no frame is periodic.
         stress: Voigt xx, yy, zz, yz, xz, xy in eV/A^3, shape [n_frames, 6], or None.
         info: Provenance.
+        fixed: Atoms held in place in the calculation that gave the labels, bool, shape
+            [n_atoms_total], or None if none is. Their forces are no result of a relaxation: losses
+            and errors of forces leave them out.
+        tags: ASE's tags (OC20 and OC22: 0 below the surface, 1 surface, 2 adsorbate), int64, shape
+            [n_atoms_total], or None.
     """
 
     numbers: np.ndarray
@@ -64,6 +70,8 @@ class AtomicDataset:
     pbc: np.ndarray | None = None
     stress: np.ndarray | None = None
     info: DatasetInfo = field(default_factory=lambda: DatasetInfo("unnamed"))
+    fixed: np.ndarray | None = None
+    tags: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n_frames, n_atoms = len(self), len(self.numbers)
@@ -76,6 +84,8 @@ class AtomicDataset:
             "cells": (n_frames, 3, 3),
             "pbc": (n_frames, 3),
             "stress": (n_frames, 6),
+            "fixed": (n_atoms,),
+            "tags": (n_atoms,),
         }
         if self.ptr[0] != 0 or self.ptr[-1] != n_atoms or (np.diff(self.ptr) <= 0).any():
             raise DataError(f"{self._where()}: frames and atoms do not match up (empty frame?)")
@@ -112,8 +122,22 @@ class AtomicDataset:
         """Atoms in each frame, shape [n_frames]."""
         return np.diff(self.ptr)
 
+    def free_forces(self) -> np.ndarray | None:
+        """Forces of the atoms not held in place, eV/A, shape [n_free_atoms, 3], or None."""
+        if self.forces is None or self.fixed is None:
+            return self.forces
+        return self.forces[~self.fixed]
+
+    def without_fixed(self) -> AtomicDataset:
+        """The same without the marks of atoms held in place: their forces count like any others."""
+        return replace(self, fixed=None)
+
     def frame(self, index: int) -> ase.Atoms:
-        """Frame ``index`` as ASE atoms, its labels in a SinglePointCalculator."""
+        """Frame ``index`` as ASE atoms, its labels in a SinglePointCalculator.
+
+        Atoms that are held in place get ASE's FixAtoms; their labels are kept all the same
+        (``get_forces(apply_constraint=False)``).
+        """
         index = range(len(self))[index]
         atoms_of = slice(int(self.ptr[index]), int(self.ptr[index + 1]))
         atoms = ase.Atoms(
@@ -121,7 +145,10 @@ class AtomicDataset:
             positions=self.positions[atoms_of],
             cell=None if self.cells is None else self.cells[index],
             pbc=None if self.pbc is None else self.pbc[index],
+            tags=None if self.tags is None else self.tags[atoms_of],
         )
+        if self.fixed is not None and self.fixed[atoms_of].any():
+            atoms.set_constraint(FixAtoms(mask=self.fixed[atoms_of]))
         labels: dict[str, Any] = {}
         if self.energies is not None:
             labels["energy"] = float(self.energies[index])
@@ -159,6 +186,8 @@ class AtomicDataset:
             cells=pick(self.cells, indices),
             pbc=pick(self.pbc, indices),
             stress=pick(self.stress, indices),
+            fixed=pick(self.fixed, atoms),
+            tags=pick(self.tags, atoms),
         )
 
     @staticmethod
@@ -210,11 +239,16 @@ class AtomicDataset:
 
     @staticmethod
     def from_frames(frames: Iterable[ase.Atoms], info: DatasetInfo | None = None) -> AtomicDataset:
-        """ASE frames, structures only (labels: see :mod:`dcase.data.atoms_files`)."""
+        """ASE frames: structures, tags, and which atoms FixAtoms holds in place.
+
+        For labels see :mod:`dcase.data.atoms_files`.
+        """
         frames = list(frames)
         if not frames:
             raise DataError("no frames given")
         periodic = any(atoms.pbc.any() for atoms in frames)
+        fixed = np.concatenate([_held(atoms) for atoms in frames])
+        tagged = any(atoms.has("tags") for atoms in frames)
         return AtomicDataset(
             numbers=np.concatenate([a.numbers for a in frames]).astype(np.int64),
             positions=np.concatenate([a.positions for a in frames]).astype(np.float64),
@@ -222,6 +256,49 @@ class AtomicDataset:
             cells=np.stack([a.cell.array for a in frames]) if periodic else None,
             pbc=np.stack([a.pbc for a in frames]) if periodic else None,
             info=info or DatasetInfo("frames"),
+            fixed=fixed if fixed.any() else None,
+            tags=np.concatenate([a.get_tags() for a in frames]).astype(np.int64)
+            if tagged
+            else None,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[AtomicDataset], info: DatasetInfo) -> AtomicDataset:
+        """Several datasets as one, in this order.
+
+        A label that one of them lacks is dropped. Where only some are periodic, have fixed atoms or
+        tags, the others are not periodic, have none, have 0.
+
+        Raises:
+            DataError: If there are no parts.
+        """
+        if not parts:
+            raise DataError("no frames given")
+
+        def joined(name: str, blank: _Blank | None = None) -> np.ndarray | None:
+            values = [getattr(part, name) for part in parts]
+            if all(v is None for v in values) or (blank is None and any(v is None for v in values)):
+                return None
+            return np.concatenate(
+                [
+                    blank(part) if value is None and blank is not None else value
+                    for part, value in zip(parts, values, strict=True)
+                ]
+            )
+
+        counts = np.concatenate([part.n_atoms for part in parts])
+        return AtomicDataset(
+            numbers=np.concatenate([part.numbers for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            ptr=np.concatenate([[0], np.cumsum(counts)]),
+            energies=joined("energies"),
+            forces=joined("forces"),
+            cells=joined("cells", lambda part: np.zeros((len(part), 3, 3))),
+            pbc=joined("pbc", lambda part: np.zeros((len(part), 3), dtype=bool)),
+            stress=joined("stress"),
+            info=info,
+            fixed=joined("fixed", lambda part: np.zeros(len(part.numbers), dtype=bool)),
+            tags=joined("tags", lambda part: np.zeros(len(part.numbers), dtype=np.int64)),
         )
 
     def fingerprint(self) -> str:
@@ -238,4 +315,20 @@ class AtomicDataset:
             self.stress,
         ):
             digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
+        for name in ("fixed", "tags"):  # of later date; without them the sum is what it always was
+            value = getattr(self, name)
+            if value is not None:
+                digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+
+_Blank = Callable[[AtomicDataset], np.ndarray]
+
+
+def _held(atoms: ase.Atoms) -> np.ndarray:
+    """Which atoms FixAtoms holds in place, bool, shape [n_atoms]."""
+    held = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            held[constraint.get_indices()] = True
+    return held
