@@ -23,6 +23,11 @@ COMMANDS = {
     "check": ("dcase.cli.check", "check", "Check that a potential obeys the physics it should."),
     "info": ("dcase.cli.info", "info", "What a checkpoint holds."),
     "data": ("dcase.cli.data", "data", "List, fetch or generate training data."),
+    "reproduce": (
+        "dcase.cli.reproduce",
+        "reproduce",
+        "Repeat the paper's tables and figures.",
+    ),
     "quickstart": (
         "dcase.cli.quickstart",
         "quickstart",

@@ -10,6 +10,7 @@ import pytest
 from dcase._version import __version__
 from dcase.cli import main as cli
 from dcase.errors import DataError
+from dcase.potentials.experiments.protocol import TABLES
 
 
 def commands(group=cli.main, path=()):
@@ -27,7 +28,8 @@ COMMANDS = dict(commands())
 def test_all_commands_are_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "train", "train md17", "train xyz", "md", "relax", "evaluate", "check", "info",
-        "data", "data list", "data fetch", "data generate", "quickstart",
+        "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
+        *(f"reproduce {name}" for name in (*TABLES, "figure1", "figure2") if name != "table2"),
     }  # fmt: skip
 
 
