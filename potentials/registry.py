@@ -13,7 +13,7 @@ from ase.data import atomic_numbers
 from dcase.activations import get_activation
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.normalization import denormalize as remove_normalization
-from dcase.potentials import cgcnn, dimenet, schnet
+from dcase.potentials import cgcnn, dimenet, gemnet, schnet
 from dcase.potentials.architecture import Architecture
 from dcase.potentials.potential import Potential
 
@@ -24,7 +24,12 @@ COMMON = ("activation", "variant", "placement", "normalization")
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
-    for architecture in (schnet.ARCHITECTURE, cgcnn.ARCHITECTURE, dimenet.ARCHITECTURE)
+    for architecture in (
+        schnet.ARCHITECTURE,
+        cgcnn.ARCHITECTURE,
+        dimenet.ARCHITECTURE,
+        gemnet.ARCHITECTURE,
+    )
 }
 
 
