@@ -232,7 +232,8 @@ def test_the_caption_says_what_is_not_the_papers_protocol(ethanol):
                      n_test=20, level_of_theory="GFN2-xTB")  # fmt: skip
     text = tables.caption("Title", limited, [result], unit="kcal/mol")
     parts = ("Not the paper's protocol", "fewer training frames", "size tiny",
-             "at most 0.5 minutes", "1 L1(E) + 30 L1(F)", "24 / 3 / 20 frames", "GFN2-xTB")  # fmt: skip
+             "at most 0.5 minutes", "1 L1(E) + 30 L1(F)", "24 / 3 / 20 frames",
+             "GFN2-xTB")  # fmt: skip
     assert [part for part in parts if part not in text] == []
     whole = plan(Protocol(), Frames("ethanol", ethanol.dataset), "schnet", SETTINGS["ours"])
     letter = {**result, "recipe": whole.recipe.to_dict(), "n_train": 50_000}
