@@ -62,8 +62,13 @@ class Run:
     @property
     def identity(self) -> str:
         """Digest of all that determines the result, but the machine."""
-        recipe = self.recipe.to_dict()
-        recipe.pop("description")
+        plain = Recipe().to_dict()
+        # What is at its default stays out: an option added later does not make runs strangers.
+        recipe = {
+            table: {key: value for key, value in entries.items() if value != plain[table][key]}
+            for table, entries in self.recipe.to_dict().items()
+            if isinstance(entries, dict)
+        }
         test = self.frames.test
         content = {
             "recipe": recipe,
