@@ -1,4 +1,4 @@
-"""``dcase train``: potentials from MD17 or from a user's own frames."""
+"""``dcase train``: potentials from MD17, OC22/OC20, or a user's own frames."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import click
 from rich.console import Console
 
 from dcase.cli.launch import first_then_others, launch
-from dcase.cli.options import SectionedCommand, refuse_both, use_threads
+from dcase.cli.options import POSITIVE, FrameCount, SectionedCommand, refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
 from dcase.cli.show import error_table, results_console
 from dcase.cli.structures import check_writable
 from dcase.cli.train_options import chosen_recipe, training_options
 from dcase.data.dataset import AtomicDataset
-from dcase.data.splits import Splits, split
+from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.potentials.evaluation import choose_device, evaluate_potential
 from dcase.potentials.fit import FitResult, fit_potential, run_folder
 from dcase.potentials.recipe import Recipe
 
-Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset]
+# Frames, split already where the dataset comes so.
+Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]
 
 # Of MD17's protocol; where a set has fewer frames, the same shares of them.
 _MD17_FRAMES = (950, 50)
@@ -96,11 +97,77 @@ def xyz(chosen: dict[str, Any], file: str, energy_key: str | None, forces_key: s
     from dcase.data.atoms_files import read_atoms
 
     def load(recipe: Recipe, warn: Callable[[str], None]) -> AtomicDataset:
-        weights = {"energy": recipe.loss.energy_weight, "forces": recipe.loss.forces_weight}
-        need = tuple(name for name, weight in weights.items() if weight > 0)
+        need = _labels_needed(recipe)
         return read_atoms(file, energy_key=energy_key, forces_key=forces_key, need=need)
 
     _train(load, chosen, Path(file).stem, _SHARES)
+
+
+@train.command(cls=SectionedCommand)
+@training_options
+@click.option(
+    "--source",
+    required=True,
+    metavar="DIR|FILE",
+    help="A folder with train/ and, if they are there, val_id/ and val_ood/, each with .lmdb "
+    "(S2EF, as published), .extxyz, .traj or .db files; or a folder of such files; or one of them.",
+)
+@click.option(
+    "--n-test",
+    type=FrameCount(),
+    default=None,
+    help="Out-of-domain test frames from val_ood/ (or test/): a number, or a fraction below 1; 0: "
+    "none. Default: all, at most 25000. Also limits --test.",
+)
+@click.option(
+    "--max-force",
+    type=POSITIVE,
+    default=50.0,
+    show_default=True,
+    help="Leave out training and validation frames with a larger force component, eV/A.",
+)
+@click.option(
+    "--theory",
+    default=None,
+    metavar="TEXT",
+    help="Level of theory of the labels; default: as the frames or file names say.",
+)
+def oc22(
+    chosen: dict[str, Any],
+    source: str,
+    n_test: int | float | None,
+    max_force: float,
+    theory: str | None,
+) -> None:
+    """Train on OC22 or OC20 (structure to energy and forces).
+
+    Of .lmdb files only the frames drawn are read, and nothing pickled in them is run. Validation
+    frames come from val_id/ if it is there, else they are split off. If val_ood/ is there, errors
+    on it are reported at the end. Forces on fixed atoms are left out (--no-free-atoms counts them).
+    By default all frames train, at most 200000.
+    """
+    from dcase.data.oc22 import load_oc22
+
+    def load(recipe: Recipe, warn: Callable[[str], None]) -> SplitFrames:
+        return load_oc22(
+            source,
+            n_train=chosen["n_train"],
+            n_val=chosen["n_val"],
+            n_test=n_test,
+            seed=recipe.training.seed,
+            need=_labels_needed(recipe),
+            max_force=max_force,
+            theory=theory,
+            test_rest=chosen["test_rest"],
+            notify=warn,
+        )
+
+    _train(load, chosen, Path(source).resolve().stem, _SHARES)
+
+
+def _labels_needed(recipe: Recipe) -> tuple[str, ...]:
+    weights = {"energy": recipe.loss.energy_weight, "forces": recipe.loss.forces_weight}
+    return tuple(name for name, weight in weights.items() if weight > 0)
 
 
 def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, float]) -> None:
@@ -123,8 +190,21 @@ def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, f
         console.print(f"WARNING: {line}", style="bold yellow", markup=False)
 
     try:
-        dataset = first_then_others(fabric, lambda: load(recipe, warn))
-        splits = _split(dataset, chosen, counts, recipe)
+        loaded = first_then_others(fabric, lambda: load(recipe, warn))
+        if isinstance(loaded, SplitFrames):
+            frames = loaded
+        else:
+            splits = _split(loaded, chosen, counts, recipe)
+            frames = SplitFrames(loaded, splits, "rest" if chosen["test_rest"] else "")
+        dataset, splits = frames.dataset, frames.splits
+        if not recipe.loss.free_atoms:
+            dataset = dataset.without_fixed()
+        unseen = elements_not_trained(dataset, splits)
+        if unseen:
+            warn(
+                f"no training frame holds {', '.join(unseen)}: the potential knows them by a guess "
+                "only (untrained weights, the mean energy per atom)"
+            )
         outcome = _fit(dataset, splits, recipe, out, chosen, name, console, device, fabric)
     except DcaseError:
         if first:
@@ -132,7 +212,7 @@ def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, f
         # It is raised in every process; one line is enough.
         raise click.exceptions.Exit(1) from None
     if first:
-        _conclude(outcome, dataset, splits, chosen["test_rest"])
+        _conclude(outcome, dataset, splits, frames.test_name)
     if outcome.result.status == "interrupted":
         raise click.exceptions.Exit(130)
 
@@ -224,8 +304,15 @@ def _fit(
             display.__exit__(None, None, None)
 
 
-def _conclude(outcome: FitResult, dataset: AtomicDataset, splits: Splits, test_rest: bool) -> None:
-    """Print what came of it; on Ctrl-C, how to go on."""
+def _conclude(outcome: FitResult, dataset: AtomicDataset, splits: Splits, test: str) -> None:
+    """Print what came of it; on Ctrl-C, how to go on.
+
+    Args:
+        outcome: Of the training.
+        dataset: All frames.
+        splits: Which is which.
+        test: What the test frames are; "": they are not to be evaluated.
+    """
     from dcase.cli.curves import write_training_figure
     from dcase.files import write_json
 
@@ -242,11 +329,12 @@ def _conclude(outcome: FitResult, dataset: AtomicDataset, splits: Splits, test_r
     rows = {}
     if outcome.report["validation"]:
         rows[f"validation ({len(splits.val)})"] = outcome.report["validation"]
-    if test_rest and len(splits.test):
-        test = evaluate_potential(outcome.potential, dataset.subset(splits.test)).metrics
-        outcome.report["test"] = test
+    if test and len(splits.test):
+        errors = evaluate_potential(outcome.potential, dataset.subset(splits.test)).metrics
+        outcome.report["test"] = {"set": test, **errors}
         write_json(outcome.folder / "report.json", outcome.report)
-        rows[f"test ({len(splits.test)})"] = test
+        what = "test" if test == "rest" else f"test, {test}"
+        rows[f"{what} ({len(splits.test)})"] = errors
     if rows:
         console.print(error_table(rows, f"Mean absolute errors, {dataset.info.level_of_theory}"))
     console.print(

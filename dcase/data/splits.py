@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+from ase.data import chemical_symbols
 
+from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError, OptionError
 
 
@@ -42,6 +44,28 @@ class Splits:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitFrames:
+    """Frames to train, to validate and to test on.
+
+    Attributes:
+        dataset: All of them.
+        splits: Which are which.
+        test_name: What the test frames are, e.g. ``"out of domain: val_ood"``; ``""``: they are
+            not to be tested on.
+    """
+
+    dataset: AtomicDataset
+    splits: Splits
+    test_name: str = ""
+
+
+def elements_not_trained(dataset: AtomicDataset, splits: Splits) -> list[str]:
+    """Symbols of elements that other frames hold, but no training frame does."""
+    trained = dataset.subset(splits.train).elements
+    return [chemical_symbols[z] for z in dataset.elements if z not in trained]
 
 
 def split(
