@@ -130,7 +130,7 @@ def xyz(chosen: dict[str, Any], file: str, energy_key: str | None, forces_key: s
     "--theory",
     default=None,
     metavar="TEXT",
-    help="Level of theory of the labels; default: as the frames or file names say.",
+    help="Level of theory of labels that bear no mark of OC22 or OC20; default: as file names say.",
 )
 def oc22(
     chosen: dict[str, Any],

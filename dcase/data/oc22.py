@@ -39,6 +39,7 @@ class _Pool:
     name: str
     files: list[Path]
     need: Sequence[str]
+    theory: str | None
     counts: list[int] = field(default_factory=list)
     loaded: dict[int, AtomicDataset] = field(default_factory=dict)
 
@@ -64,7 +65,7 @@ class _Pool:
                 parts.append(self.loaded[number].subset(mine))
             elif len(mine):
                 parts.append(read_lmdb(file, mine, need=self.need))
-        return join(parts, self.name)
+        return join(parts, self.name, self.theory)
 
 
 def load_oc22(
@@ -98,8 +99,8 @@ def load_oc22(
         max_force: Training and validation frames in which a free atom has a larger force component
             (eV/A) are left out, with a notice: first steps of relaxations, atoms on top of one
             another. Test frames are never left out.
-        theory: Level of theory of the labels; None: by the mark of OC22's frames, or by "oc22" or
-            "oc20" in the name of the source or its files.
+        theory: Level of theory of labels that bear no mark of OC22 or OC20; None: by "oc22" or
+            "oc20" in the name of the source or its files, else unknown.
         test_rest: Without a folder of test frames, test on frames of the training pool that are
             used for nothing else, at most ``n_test``.
         notify: Called with one line when there is something to know.
@@ -114,7 +115,7 @@ def load_oc22(
     if not max_force > 0:
         raise OptionError(f"max_force must be positive, got {max_force}")
     folders = published_folders(source)
-    pools = {role: _Pool(name, files, need) for role, (name, files) in folders.items()}
+    pools = {role: _Pool(name, files, need, theory) for role, (name, files) in folders.items()}
     parts: list[AtomicDataset] = []
     sizes: dict[str, int] = {}
 
@@ -141,8 +142,8 @@ def load_oc22(
     if "test" in pools and "test" in sizes:
         inside = pools["test"].name
         names["test"] = f"out of domain: {inside}" if "ood" in inside else inside
-    dataset = join(parts, source.stem)
-    theory = theory or dataset.info.level_of_theory
+    dataset = join(parts, source.stem, theory)
+    theory = dataset.info.level_of_theory
     if theory == "unknown":
         theory = _named_theory(source, [file for p in pools.values() for file in p.files])
     info = replace(dataset.info, level_of_theory=theory, source=str(source))
@@ -181,17 +182,23 @@ def published_folders(source: Path) -> dict[str, tuple[str, list[Path]]]:
     return found
 
 
-def join(parts: Sequence[AtomicDataset], name: str) -> AtomicDataset:
-    """Datasets as one; its checksum is that of the parts' checksums, its theory that of the parts.
+def join(parts: Sequence[AtomicDataset], name: str, theory: str | None = None) -> AtomicDataset:
+    """Datasets as one; its checksum is that of the parts' checksums.
+
+    Args:
+        parts: The datasets.
+        name: Of the whole.
+        theory: Level of theory of parts where it is unknown; None: unknown.
 
     Raises:
-        DataError: If the parts are of different levels of theory (unknown goes with any).
+        DataError: If the parts are of different levels of theory.
     """
-    theories = sorted({part.info.level_of_theory for part in parts} - {"unknown"}) or ["unknown"]
+    found = [part.info.level_of_theory for part in parts]
+    theories = sorted({theory if theory and t == "unknown" else t for t in found})
     if len(theories) > 1:
         raise DataError(
-            f"{name}: mixes labels of different levels of theory ({', '.join(theories)}); their "
-            "energies do not compare"
+            f"{name}: mixes labels of {' and '.join(theories)}, whose energies may not compare; "
+            "keep them apart, or name the level of theory of the unknown with --theory"
         )
     digest = hashlib.sha256()
     for part in parts:
