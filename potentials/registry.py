@@ -13,7 +13,7 @@ from ase.data import atomic_numbers
 from dcase.activations import get_activation
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.normalization import denormalize as remove_normalization
-from dcase.potentials import cgcnn, dimenet, gemnet, schnet
+from dcase.potentials import cgcnn, dimenet, forcenet, gemnet, schnet
 from dcase.potentials.architecture import Architecture
 from dcase.potentials.potential import Potential
 
@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         schnet.ARCHITECTURE,
         cgcnn.ARCHITECTURE,
         dimenet.ARCHITECTURE,
+        forcenet.ARCHITECTURE,
         gemnet.ARCHITECTURE,
     )
 }
