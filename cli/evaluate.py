@@ -45,6 +45,11 @@ from dcase.files import write_json
     help="Write parity plots: FILE_energy.png and FILE_forces.png for FILE.png.",
 )
 @click.option(
+    "--free-atoms/--no-free-atoms",
+    default=True,
+    help="Leave out forces on atoms that the data mark as held in place (the default), or not.",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
@@ -63,14 +68,16 @@ def evaluate(
     index: str,
     json_file: str | None,
     plot: str | None,
+    free_atoms: bool,
     batch_size: int,
     dtype: str,
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Compare MODEL with the labels in DATA (.npz of MD17/rMD17, extxyz, .traj, .db).
+    """Compare MODEL with the labels in DATA.
 
-    Of energies and forces, those are compared that all frames have.
+    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Of energies and
+    forces, those are compared that all frames have.
 
     Prints mean absolute and root mean square errors of the energy (per molecule and per atom) and
     of the force components, and EFwT: the share of frames within 0.02 eV and 0.03 eV/A.
@@ -90,6 +97,8 @@ def evaluate(
     dataset = load_frames(
         data, labels=labels, energy_key=energy_key, forces_key=forces_key, index=index
     )
+    if not free_atoms:
+        dataset = dataset.without_fixed()
     outcome = evaluate_potential(potential, dataset, batch_size=batch_size)
     metrics: dict[str, Any] = {
         **outcome.metrics,

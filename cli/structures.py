@@ -73,13 +73,13 @@ def load_frames(
     index: str = ":",
     need: Sequence[str] = (),
 ) -> AtomicDataset:
-    """Labelled frames from an MD17/rMD17 .npz, or from anything else through ASE.
+    """Labelled frames from an MD17/rMD17 .npz, an OC22/OC20 .lmdb, or anything else through ASE.
 
     Args:
         file: The file.
         labels: Label set of an .npz that holds two.
-        energy_key: Key of the energy; not for .npz.
-        forces_key: Key of the forces; not for .npz.
+        energy_key: Key of the energy; not for .npz and .lmdb.
+        forces_key: Key of the forces; not for .npz and .lmdb.
         index: Frames, in ASE's notation.
         need: Labels that every frame of a file other than .npz must have.
 
@@ -88,16 +88,26 @@ def load_frames(
         DataError: If the file cannot be read.
         OptionError: If ``index`` cannot be understood.
     """
-    if Path(file).suffix != ".npz":
-        if labels is not None:
-            raise click.UsageError("--labels is for .npz files; use --energy-key and --forces-key")
+    kind = Path(file).suffix
+    if kind != ".npz" and labels is not None:
+        raise click.UsageError("--labels is for .npz files; use --energy-key and --forces-key")
+    if kind in (".npz", ".lmdb") and (energy_key is not None or forces_key is not None):
+        instead = "; use --labels" if kind == ".npz" else ""
+        raise click.UsageError(f"--energy-key and --forces-key are not for {kind}{instead}")
+    if kind == ".lmdb":
+        from dcase.data.lmdb_frames import LmdbFile, read_lmdb
+
+        with LmdbFile(file) as shard:
+            chosen = range(len(shard))[_as_slice(index)]
+        if not chosen:
+            raise OptionError(f"--index {index} selects none of the frames of {file}")
+        return read_lmdb(file, chosen, need=need)
+    if kind != ".npz":
         from dcase.data.atoms_files import read_atoms
 
         return read_atoms(
             file, energy_key=energy_key, forces_key=forces_key, index=index, need=need
         )
-    if energy_key is not None or forces_key is not None:
-        raise click.UsageError("--energy-key and --forces-key are not for .npz; use --labels")
     from dcase.data.npz import read_npz
 
     dataset = read_npz(file, labels)

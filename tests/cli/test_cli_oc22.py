@@ -115,6 +115,28 @@ def test_one_file_and_the_rest(dcase, tmp_path):
     assert report("mine_irelu")["level_of_theory"] == "PBE"
 
 
+def test_evaluate_on_a_shard(dcase, folder):
+    assert dcase("train", "oc22", "--source", folder, *FAST).code == 0
+    file = folder / "val_ood" / "data.0000.lmdb"
+    evaluate = ["evaluate", "oc22_irelu.pt", file, "--device", "cpu", "--json", "errors.json"]
+
+    def errors(*options):
+        done = dcase(*evaluate, *options)
+        assert done.code == 0, done.err
+        assert "WARNING" not in done.err  # the level of theory is the same
+        return json.loads(Path("errors.json").read_text())
+
+    found, tested = errors(), report()["test"]
+    for key in ("energy_mae_mev", "forces_mae_mev_angstrom", "n_fixed_atoms", "n_frames"):
+        assert found[key] == pytest.approx(tested[key], rel=1e-6)
+    assert errors("--index", "1:3")["n_frames"] == 2
+    every = errors("--no-free-atoms")
+    assert "n_fixed_atoms" not in every
+    assert every["forces_mae_mev_angstrom"] != found["forces_mae_mev_angstrom"]
+    assert "selects none" in dcase(*evaluate, "--index", "9:").message
+    assert dcase(*evaluate, "--energy-key", "y").code == 2
+
+
 def test_resume_goes_on(dcase, folder):
     assert dcase("train", "oc22", "--source", folder, *FAST).code == 0
     again = [*FAST, "--epochs", "2", "--resume"]
