@@ -76,8 +76,8 @@ def evaluate(
 ) -> None:
     """Compare MODEL with the labels in DATA.
 
-    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Of energies and
-    forces, those are compared that all frames have.
+    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Of energies
+    and forces, those are compared that all frames have.
 
     Prints mean absolute and root mean square errors of the energy (per molecule and per atom) and
     of the force components, and EFwT: the share of frames within 0.02 eV and 0.03 eV/A.
