@@ -85,7 +85,7 @@ class Neighbourhoods:
     def gather(self, values: Tensor) -> Tensor:
         """Edge values [n_edges, ...] as [n_atoms, width, ...], zero in empty slots."""
         flat = values.new_zeros(self.occupied.numel(), *values.shape[1:])
-        flat = flat.index_copy(0, self.place, values)
+        flat.index_copy_(0, self.place, values)
         return flat.view(*self.occupied.shape, *values.shape[1:])
 
     def scatter(self, values: Tensor) -> Tensor:

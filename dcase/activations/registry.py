@@ -25,6 +25,7 @@ from dcase.activations.modules import (
     LogCosh,
     Softplus,
 )
+from dcase.activations.silu import SiLU
 from dcase.errors import OptionError
 
 #: Every activation by its canonical name.
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "iclipped_relu": IClippedReLU,
     "ierf": IErf,
     "ssp": SSP,
-    "silu": nn.SiLU,
+    "silu": SiLU,
     "softplus": Softplus,
     "tanh": nn.Tanh,
     "relu": nn.ReLU,

@@ -370,3 +370,23 @@ def test_errors_are_one_clear_line():
         get_activation("ielu", alpha=math.inf)
     with pytest.raises(OptionError, match="together"):
         get_activation(A.IReLU(), tau=1.0)
+
+
+def test_silu_has_the_derivatives_of_torchs():
+    # Its first two derivatives are written out for speed; the further ones follow from them.
+    def orders(function, x):
+        found = [function(x)]
+        for _ in range(4):
+            (slope,) = torch.autograd.grad(found[-1].sum(), x, create_graph=True)
+            found.append(slope)
+        return torch.stack(found).detach()
+
+    x = torch.tensor([-900.0, -40.0, -2.4, -1.0, 0.0, 0.3, 2.0, 30.0, 900.0], dtype=torch.float64)
+    x.requires_grad_(True)
+    own = orders(get_activation("silu"), x)
+    assert torch.allclose(own, orders(F.silu, x), rtol=1e-13, atol=1e-15)
+    assert own.isfinite().all()
+    assert own[2].abs().max() > 0.4
+    assert torch.autograd.gradgradcheck(get_activation("silu"), x[2:7].detach().requires_grad_())
+    y = torch.func.grad(torch.func.grad(get_activation("silu")))(torch.tensor(0.0))
+    assert float(y) == 0.5
