@@ -92,7 +92,12 @@ class FrameBatches:
                     f"{cutoff} A; are the positions in Angstrom?"
                 )
             pairs.append(p)
-            shifts.append(np.zeros((p.shape[1], 3)) if s is None else s)
+            # Small whole numbers: as float64 they would be more than half of what is kept of pairs.
+            if s is not None and np.abs(s).max(initial=0.0) > np.iinfo(np.int16).max:
+                raise DataError(
+                    f"frame {int(self.frames[f])}: atoms lie thousands of cells apart; wrap them"
+                )
+            shifts.append(np.zeros((p.shape[1], 3), np.int16) if s is None else s.astype(np.int16))
             ptr.append(ptr[-1] + p.shape[1])
 
         def tensor(value: np.ndarray | None, factor: float = 1.0) -> Tensor | None:
@@ -133,7 +138,7 @@ class FrameBatches:
             system=system,
             n_systems=len(indices),
             pairs=self.pairs[:, edges] + first_atom[owner],
-            shifts=None if self.shifts is None else self.shifts[edges],
+            shifts=None if self.shifts is None else self.shifts[edges].double(),
             cells=None if self.cells is None else self.cells[indices],
         )
         return LabelledGraph(

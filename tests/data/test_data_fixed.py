@@ -4,6 +4,7 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.constraints import FixAtoms, FixBondLength
 from oc22_files import slab
 
@@ -253,3 +254,24 @@ def test_many_elements_in_few_frames_do_not_make_wild_offsets():
     offsets = np.array(list(fit_offsets(data, "atomic").values()))
     assert offsets.min() > -16.0
     assert offsets.max() < 3.0
+
+
+def test_batches_of_periodic_frames_are_the_frames(data, potential):
+    """Pairs across the cell's faces, also of atoms that lie cells away."""
+    moved = data.positions + np.repeat(
+        [[0, 0, 0], [40, 0, -7], [-300, 9, 0]], data.n_atoms, axis=0
+    ) @ np.diag([4.5, 4.25, 12.0])
+    moved[3] += 1000 * data.cells[0][0]
+    shifted = AtomicDataset(data.numbers, moved, data.ptr, cells=data.cells, pbc=data.pbc)
+    batch = next(iter(FrameBatches(shifted, 5.0, LabelScale()).in_order(3)))
+    lengths = batch.graph.distances().sort().values.numpy()
+    for periodic in (data, shifted):
+        each = [
+            FrameBatches(periodic.subset([f]), 5.0, LabelScale()).batch(torch.tensor([0]))
+            for f in range(3)
+        ]
+        alone = np.sort(np.concatenate([one.graph.distances().numpy() for one in each]))
+        assert alone.shape == lengths.shape
+        np.testing.assert_allclose(alone, lengths, atol=1e-9)
+    assert batch.graph.shifts.dtype == torch.float64
+    assert batch.graph.shifts.abs().max() > 900
