@@ -36,7 +36,8 @@ def check(
     Finite-difference forces and stress, translation, rotation, mirror, permutation, batching,
     separated fragments, the cutoff, momentum, float32 against float64, time reversibility and the
     dt^2 law. STRUCTURE is a file or the name of an MD17 molecule; default: what the potential was
-    trained on. Exit status 1 if a check fails.
+    trained on. Exit status 1 if a check fails; what an architecture does not promise (ForceNet:
+    invariance to rotation) is measured too, and shown as "by design".
     """
     from dcase.cli.show import results_console
     from dcase.cli.structures import check_writable, load_structure, molecule_of
@@ -56,5 +57,5 @@ def check(
     print_results(results, console)
     if json_file:
         write_json(json_file, [vars(result) for result in results])
-    if not all(result.passed or result.skipped for result in results):
+    if any(result.failed for result in results):
         raise click.exceptions.Exit(1)
