@@ -32,11 +32,15 @@ class Frames:
         system: Molecule, or ``"oc22"``.
         dataset: To train on, validate on, and test on where there is no ``test``.
         test: Test frames from another file, or None.
+        splits: A split that comes with the data; None: the protocol's.
+        test_name: What the test frames are, where that needs saying.
     """
 
     system: str
     dataset: AtomicDataset
     test: AtomicDataset | None = None
+    splits: Splits | None = None
+    test_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,17 @@ def plan(
     n_train: int | None = None,
     label: str = "",
 ) -> Run:
-    """A run with its split and its recipe."""
-    splits = protocol.split(len(frames.dataset), own_test=frames.test is not None, n_train=n_train)
-    recipe = protocol.recipe_of(model, setting, len(splits.train), forces_weight=forces_weight)
+    """A run with its split (that of the frames, where they have one) and its recipe."""
+    splits = frames.splits or protocol.split(
+        len(frames.dataset), own_test=frames.test is not None, n_train=n_train
+    )
+    recipe = protocol.recipe_of(
+        model,
+        setting,
+        len(splits.train),
+        forces_weight=forces_weight,
+        oc22=frames.system == "oc22",
+    )
     return Run(model, setting, frames, splits, recipe, label)
 
 
@@ -152,6 +164,7 @@ def perform(
         "n_train": len(run.splits.train),
         "n_val": len(run.splits.val),
         "recipe": run.recipe.to_dict(),
+        "test_name": run.frames.test_name,
         "level_of_theory": run.frames.dataset.info.level_of_theory,
     }
     resume = (run_folder(out) / "state.pt").exists()
@@ -204,7 +217,8 @@ def trivial_errors(run: Run) -> dict[str, float]:
         guess = offset_energies(tested, fit_offsets(train, "atomic"))
         errors["energy"] = float(np.abs(tested.energies - guess).mean() / KCAL_PER_MOL)
     if tested.forces is not None:
-        errors["forces"] = float(np.abs(tested.forces).mean() / KCAL_PER_MOL)
+        free = slice(None) if tested.fixed is None else ~tested.fixed
+        errors["forces"] = float(np.abs(tested.forces[free]).mean() / KCAL_PER_MOL)
     return errors
 
 

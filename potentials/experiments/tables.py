@@ -11,6 +11,7 @@ from typing import Any
 
 from dcase.files import write_text
 from dcase.potentials.experiments.protocol import (
+    OC22_FRAMES,
     PAPER_EPOCHS,
     PAPER_FRAMES,
     SETTINGS,
@@ -161,9 +162,12 @@ def caption(
         f"seed {training['seed']}); size {protocol.size}, variant {protocol.variant}; the weights "
         f"with the lowest validation loss are tested; on {one.get('device', 'cpu')}."
     )
+    if one["system"] == "oc22":
+        text += f" Test frames: {one.get('test_name') or 'unknown'}; forces on free atoms."
     scaled = []
-    if all(r["n_train"] != PAPER_FRAMES[0] for r in results):
-        scaled.append(f"fewer training frames than the paper's {PAPER_FRAMES[0]:,}")
+    paper_frames = OC22_FRAMES if one["system"] == "oc22" else PAPER_FRAMES[0]
+    if all(r["n_train"] != paper_frames for r in results) and not any(r["label"] for r in results):
+        scaled.append(f"fewer training frames than the paper's {paper_frames:,}")
     if protocol.size != "paper":
         scaled.append(f"networks of size {protocol.size} instead of the paper's")
     if training["time_limit"] is not None:
@@ -173,6 +177,10 @@ def caption(
         )
     elif training["epochs"] != PAPER_EPOCHS:
         scaled.append(f"{training['epochs']} epochs instead of {PAPER_EPOCHS}")
+    if recipe["name"] == "paper" and protocol.lr is not None:
+        scaled.append(f"learning rate {protocol.lr:g} instead of 0.0001")
+    if recipe["name"] == "paper" and protocol.batch_size is not None:
+        scaled.append(f"batches of {protocol.batch_size} instead of 20")
     if recipe["name"] != "paper":
         scaled.append(f"trained with the recipe {recipe['name']}, not the paper's")
         if labels["rescale"] != "paper" and any(r["setting"] == "ours" for r in results):

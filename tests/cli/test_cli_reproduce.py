@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.build import add_adsorbate, fcc111
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.io import write
 
 SMALL = ("--source", "xtb", "--size", "tiny", "--train", "24", "--epochs", "1", "--quiet")
 ONE = ("-m", "ethanol", "--model", "schnet")
@@ -26,6 +31,39 @@ def test_reproduce_a_table_and_again(dcase):
     assert len(list(Path("reproduce/runs").glob("*/result.json"))) == 3
     assert {path: path.stat().st_mtime_ns for path in results} == before
     assert Path("reproduce/table1.csv").read_text().startswith("system,model,setting,")
+
+
+def slabs(path, count, seed):
+    """Frames of a small slab with an adsorbate and a fixed layer, with labels."""
+    random = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        atoms = fcc111("Cu", (2, 2, 2), vacuum=6.0)
+        add_adsorbate(atoms, "O", 1.3, "fcc")
+        atoms.info.clear()  # what add_adsorbate notes there cannot be written to a file
+        atoms.set_constraint(
+            FixAtoms(mask=atoms.positions[:, 2] < atoms.positions[:, 2].mean() - 1)
+        )
+        atoms.rattle(0.05, rng=random)
+        forces = random.normal(size=(len(atoms), 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=-30.0, forces=forces)
+        frames.append(atoms)
+    path.parent.mkdir(parents=True)
+    write(path, frames)
+
+
+def test_reproduce_table_2_on_frames_out_of_domain(dcase, tmp_path):
+    slabs(tmp_path / "oc/train/a.extxyz", 8, 0)
+    slabs(tmp_path / "oc/val_ood/b.extxyz", 4, 1)
+    outcome = dcase("reproduce", "table2", "--source", tmp_path / "oc", "--model", "schnet",
+                    "--size", "tiny", "--epochs", "1", "--quiet")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "out of domain: val_ood; forces on free atoms" in outcome.out
+    assert "/ 4 frames to train / validate / test" in outcome.out
+    assert "| oc22 | schnet | original |" in outcome.out
+    assert "| 6.940 |" in outcome.out  # the paper's, in eV
+    missing = dcase("reproduce", "table2")
+    assert "--source is needed" in missing.message
 
 
 @pytest.mark.parametrize("name", ["figure1", "figure2"])

@@ -93,6 +93,21 @@ def test_a_time_limit_may_make_as_many_steps_as_the_paper():
     assert chosen.recipe_of("schnet", SETTINGS["original"], 1000).training.epochs == 7
 
 
+def test_table_2_has_settings_of_its_own():
+    def training(model, **protocol):
+        return Protocol(**protocol).recipe_of(model, SETTINGS["ours"], 10, oc22=True).training
+
+    assert [training(m).batch_size for m in TABLES["table2"][0]] == [20, 20, 10, 10]
+    assert [training(m).lr for m in TABLES["table2"][0]] == [1e-4, 1e-4, 1e-4, 1e-5]
+    assert training("forcenet", lr=1e-3, batch_size=5).lr == 1e-3
+    assert training("schnet", time_limit=9.0).epochs * 10 == 50 * 200_000
+    # With the default recipe its own values stand.
+    assert (
+        training("forcenet", recipe="default").lr
+        == Protocol(recipe="default").recipe_of("forcenet", SETTINGS["ours"], 10).training.lr
+    )
+
+
 @pytest.mark.parametrize(
     ("n_frames", "own_test", "train", "expected"),
     [
