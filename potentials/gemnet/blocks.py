@@ -90,7 +90,7 @@ class AtomUpdate(nn.Module):
         """
         weighted = (m * self.mlp_rbf(self.scale_sum(rbf))).flatten(0, 1)
         x = weighted.new_zeros(n_atoms, weighted.shape[1]).index_add(0, shape.target, weighted)
-        x = self.scale_sum.settle(x, m.flatten(0, 1) if self.scale_sum.fitting else m)
+        x = self.scale_sum.settle(x, m)
         return self.residuals(self.dense(x))
 
 

@@ -7,45 +7,67 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcase.activations import get_activation
+from dcase.activations import canonical_name, get_activation
 from dcase.initialization import gain
 
 INV_SQRT_2 = 1 / math.sqrt(2.0)
 
 
+# Mean square of the features below which the pre-activation is no longer normalised.
+FLOOR = 0.1
+
+
 class ScaledActivation(nn.Module):
-    """``g (act(x + b) - act(b))``: unit variance out for unit variance in, and 0 for 0.
+    """The activation, scaled: unit variance out for unit variance in, and 0 for 0.
 
     GemNet scales SiLU by 1/0.6 so that each layer hands on the variance it gets (section 6 of the
-    paper). Here the factor g follows from the activation, ``g^-2 = E[(act(z + b) - act(b))^2]``
-    over ``z ~ N(0, 1)``; for SiLU it is 1/0.596.
+    paper). Here the gain g follows from the activation, ``g^-2 = E[(act(z + b) - act(b))^2]`` over
+    ``z ~ N(0, 1)``; for SiLU it is 1/0.596:
+
+        y = g (act(x + b) - act(b))                         b = 0 for SiLU and most others
 
     Zero has to stay zero for another reason: an edge at the cutoff has features of zero behind its
     envelope, and only then does it leave the energy as smoothly as the envelope says.
 
-    Activations that begin with a square (the integrated ones: IReLU, log cosh, ...) have no linear
-    term at 0. Stacked, they square their input layer by layer, and whatever exceeds the fixed point
-    grows doubly exponentially. With ``b = 1`` they have one: twice SiLU is
-    ``x + x^2/2 - x^4/24 ...``, and ``IReLU(x + 1) - IReLU(1)`` is ``x + x^2/2``, cut off at -1.
+    A gain is not enough for activations that begin with a square (the integrated ones: IReLU, log
+    cosh, ...). IReLU turns a variance q into q^2, so that whatever is above the fixed point grows
+    doubly exponentially with depth; GemNet is some 20 dense layers deep per block, and atoms and
+    edges are not all alike. For these
+
+        y = r g (act(x / r + b) - act(b)),   b = 1,   r^2 = (mean x^2 + FLOOR) / (1 + FLOOR)
+
+    ``r``, the root mean square of the features of one edge or atom, makes the layer grow linearly,
+    as SiLU does; ``b`` gives it a linear term at 0, as SiLU has (twice SiLU is
+    ``x + x^2/2 - x^4/24 ...``, ``IReLU(x + 1) - IReLU(1)`` is ``x + x^2/2`` above -1).
 
     Args:
         activation: Name.
-        shift: b; None: 1 where the activation has no linear term at 0, else 0.
+
+    Attributes:
+        gain: g.
+        shift: b.
+        quadratic: Whether the second form is used.
     """
 
-    def __init__(self, activation: str, shift: float | None = None):
+    def __init__(self, activation: str):
         super().__init__()
         self.act = get_activation(activation)
-        self.shift = _default_shift(self.act) if shift is None else shift
+        self.quadratic = not _has_linear_term(self.act)
+        self.shift = 1.0 if self.quadratic else 0.0
         with torch.no_grad():
-            at = torch.tensor(self.shift, dtype=torch.float64)
-            self.offset = float(self.act(at))
+            self.offset = float(self.act(torch.tensor(self.shift, dtype=torch.float64)))
         self.gain = gain(_Centred(self.act, self.shift, self.offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x, any shape."""
-        y = self.act(x + self.shift) if self.shift else self.act(x)
-        return (y - self.offset) * self.gain if self.offset else y * self.gain
+        """Map x, shape [..., features], to the same shape."""
+        if not self.quadratic:
+            y = self.act(x)
+            return (y - self.offset) * self.gain if self.offset else y * self.gain
+        mean_square = x.square().mean(-1, keepdim=True)
+        r = ((mean_square + FLOOR) / (1.0 + FLOOR)).sqrt()
+        y = self.act(torch.addcmul(x.new_full((), self.shift), x, 1.0 / r))
+        size = r * self.gain
+        return torch.addcmul(size * -self.offset, y, size)
 
     def extra_repr(self) -> str:
         """Show the numbers."""
@@ -53,6 +75,8 @@ class ScaledActivation(nn.Module):
 
 
 class _Centred(nn.Module):
+    """``act(x + shift) - offset``."""
+
     def __init__(self, act: nn.Module, shift: float, offset: float):
         super().__init__()
         self.act, self.shift, self.offset = act, shift, offset
@@ -61,11 +85,11 @@ class _Centred(nn.Module):
         return self.act(x + self.shift) - self.offset
 
 
-def _default_shift(act: nn.Module) -> float:
+def _has_linear_term(act: nn.Module) -> bool:
     with torch.enable_grad():
         zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(act(zero), zero)
-    return 0.0 if abs(float(slope)) > 1e-6 else 1.0
+    return abs(float(slope)) > 1e-6
 
 
 class PublishedActivation(nn.Module):
@@ -74,7 +98,7 @@ class PublishedActivation(nn.Module):
     def __init__(self, activation: str):
         super().__init__()
         self.act = get_activation(activation)
-        self.gain = 1 / 0.6 if isinstance(self.act, nn.SiLU) else 1.0
+        self.gain = 1 / 0.6 if canonical_name(activation) == "silu" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, any shape."""

@@ -80,8 +80,8 @@ class ScaleFactor(nn.Module):
         """While fitting: set the factor so that ``result`` has the variance of ``reference``.
 
         Args:
-            result: What the operation gave with the present factor, shape [n, features].
-            reference: Shape [m, features'].
+            result: What the operation gave with the present factor, shape [..., features].
+            reference: Shape [..., features'].
 
         Returns:
             ``result``, with the new factor if it was changed.
@@ -99,10 +99,11 @@ class ScaleFactor(nn.Module):
 
 
 def _variance(x: Tensor) -> float:
-    """Variance over the first dimension, mean over the others; 0 for less than two rows."""
-    if x.shape[0] < 2:
+    """Variance over all rows [..., features], mean over features; 0 where there is none."""
+    rows = x.flatten(0, -2)
+    if rows.shape[0] < 2:
         return 0.0
-    value = float(x.var(0).double().mean())
+    value = float(rows.var(0).double().mean())
     return value if value > 1e-20 else 0.0
 
 
