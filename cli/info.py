@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dcase.cli.show import results_console
 from dcase.potentials.potential import find_checkpoint, load_potential
+from dcase.potentials.registry import potential_caveats
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def describe(path: str) -> dict[str, Any]:
         "cutoff_angstrom": potential.cutoff,
         "level_of_theory": potential.level_of_theory,
         "label_scale": potential.scale.to_dict(),
+        "caveats": potential_caveats(potential),
         **potential.metadata,
     }
 
@@ -49,6 +51,7 @@ def info(model: str, as_json: bool) -> None:
         "network": f"{content['architecture']}, {content['parameters']:,} parameters, "
         f"{content['dtype']}",
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in content["hyper_parameters"].items()),
+        "caveats": content["caveats"],
         "elements": " ".join(content["elements"]),
         "cutoff": f"{content['cutoff_angstrom']} A",
         "level of theory": content["level_of_theory"],
@@ -81,5 +84,7 @@ def info(model: str, as_json: bool) -> None:
         rows["validation MAE"] = ", ".join(errors)
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
+        if value == "":
+            continue
         table.add_row(Text(name, style="bold"), Text(str(value)))  # paths are not markup
     results_console().print(table)

@@ -20,7 +20,8 @@ from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.potentials.evaluation import choose_device, evaluate_potential
 from dcase.potentials.fit import FitResult, fit_potential, run_folder
-from dcase.potentials.recipe import Recipe
+from dcase.potentials.recipe import ModelChoice, Recipe
+from dcase.potentials.registry import get_architecture
 
 # Frames, split already where the dataset comes so.
 Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]
@@ -175,7 +176,7 @@ def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, f
     refuse_both(chosen["resume"], chosen["overwrite"])
     use_threads(chosen["threads"])
     recipe = chosen_recipe(chosen)
-    out = Path(chosen["out"] or f"{name}_{recipe.model.activation}.pt")
+    out = Path(chosen["out"] or _default_name(name, recipe))
     device = choose_device(chosen["device"])
     beginning = _check_target(out, chosen["resume"])
     fabric = launch(chosen["devices"], chosen["num_nodes"], device.type)
@@ -215,6 +216,13 @@ def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, f
         _conclude(outcome, dataset, splits, frames.test_name)
     if outcome.result.status == "interrupted":
         raise click.exceptions.Exit(130)
+
+
+def _default_name(name: str, recipe: Recipe) -> str:
+    """``aspirin_irelu.pt``; another network than the default one is named as well."""
+    model = get_architecture(recipe.model.architecture).name
+    middle = [] if model == ModelChoice.architecture else [model]
+    return "_".join([name, *middle, recipe.model.activation]) + ".pt"
 
 
 def _check_target(out: Path, resume: bool) -> str:

@@ -27,8 +27,8 @@ COMMANDS = dict(commands())
 
 def test_all_commands_are_there():
     assert {" ".join(path) for path in COMMANDS} == {
-        "train", "train md17", "train xyz", "train oc22", "md", "relax", "evaluate", "check", "info",
-        "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
+        "train", "train md17", "train xyz", "train oc22", "md", "relax", "evaluate", "check",
+        "info", "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
         *(f"reproduce {name}" for name in (*TABLES, "figure1", "figure2")),
     }  # fmt: skip
 

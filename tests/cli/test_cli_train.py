@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -304,3 +305,41 @@ def test_unusable_frames(dcase, empty_folder, content, reason):
     done = dcase("train", "xyz", "mine.xyz", "--size", "tiny")
     assert done.code == 1
     assert reason in done.message
+
+
+def test_train_another_architecture_names_it_and_warns_of_the_published_one(dcase):
+    made = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs", "1",
+                 "--model", "dimenetpp", "--quiet")  # fmt: skip
+    assert made.code == 0, made.err
+    assert Path("ethanol_dimenet++_irelu.pt").exists()
+    assert "caveats" not in dcase("info", "ethanol_dimenet++_irelu.pt").out
+    letter = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs",
+                   "1", "--model", "dimenet++", "--variant", "paper", "--activation", "original",
+                   "--quiet", "--out", "letter.pt")  # fmt: skip
+    assert letter.code == 0, letter.err
+    assert letter.err.count("WARNING: dimenet++, the published implementation: ") == 1
+    assert "energy is not conserved" in letter.err
+    assert "energy is not conserved" in " ".join(dcase("info", "letter.pt").out.split())
+    potential = load_potential("letter.pt")
+    assert potential.hyper_parameters["activation"] == "silu"
+    assert potential.hyper_parameters["variant"] == "paper"
+
+
+def test_train_switches_of_the_paper_are_independent(dcase):
+    def train(*more):
+        outcome = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2",
+                        "--epochs", "1", "--model", "cgcnn", "--quiet", "--overwrite", "--out",
+                        "x.pt", *more)  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        potential = load_potential("x.pt")
+        norms = sum(isinstance(m, torch.nn.BatchNorm1d) for m in potential.modules())
+        return potential.hyper_parameters, norms, potential.scale
+
+    default, norms, scale = train()
+    assert (default["activation"], default["placement"], norms) == ("irelu", "published", 0)
+    assert (scale.rescale, scale.offset) == ("forces", "atomic")
+    kept, norms, scale = train("--keep-normalization", "--rescale", "paper", "--offset", "none")
+    assert norms == 2
+    assert (scale.rescale, scale.offset) == ("paper", "none")
+    letter, norms, _ = train("--variant", "paper", "--denormalize", "--placement", "all")
+    assert (letter["variant"], letter["placement"], norms) == ("paper", "all", 0)
