@@ -83,7 +83,8 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
                     type=click.Path(dir_okay=False),
                     default=None,
                     help="Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
-                    "the model before the activation where it is not schnet. Logs and the state to resume from go into a folder of that name ending in .run.",
+                    "the model before the activation where it is not schnet. Logs and the state to "
+                    "resume from go into a folder of that name ending in .run.",
                 ),
                 click.option("--resume", is_flag=True, help="Go on from the last saved state."),
                 click.option("--overwrite", is_flag=True, help="Replace an earlier run."),

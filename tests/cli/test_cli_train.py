@@ -308,12 +308,12 @@ def test_unusable_frames(dcase, empty_folder, content, reason):
 
 
 def test_train_another_architecture_names_it_and_warns_of_the_published_one(dcase):
-    made = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs", "1",
+    made = dcase(*ETHANOL[:6], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs", "1",
                  "--model", "dimenetpp", "--quiet")  # fmt: skip
     assert made.code == 0, made.err
     assert Path("ethanol_dimenet++_irelu.pt").exists()
     assert "caveats" not in dcase("info", "ethanol_dimenet++_irelu.pt").out
-    letter = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs",
+    letter = dcase(*ETHANOL[:6], "--size", "tiny", "--n-train", "8", "--n-val", "2", "--epochs",
                    "1", "--model", "dimenet++", "--variant", "paper", "--activation", "original",
                    "--quiet", "--out", "letter.pt")  # fmt: skip
     assert letter.code == 0, letter.err
@@ -327,7 +327,7 @@ def test_train_another_architecture_names_it_and_warns_of_the_published_one(dcas
 
 def test_train_switches_of_the_paper_are_independent(dcase):
     def train(*more):
-        outcome = dcase(*ETHANOL[:5], "--size", "tiny", "--n-train", "8", "--n-val", "2",
+        outcome = dcase(*ETHANOL[:6], "--size", "tiny", "--n-train", "8", "--n-val", "2",
                         "--epochs", "1", "--model", "cgcnn", "--quiet", "--overwrite", "--out",
                         "x.pt", *more)  # fmt: skip
         assert outcome.code == 0, outcome.err
@@ -338,7 +338,7 @@ def test_train_switches_of_the_paper_are_independent(dcase):
     default, norms, scale = train()
     assert (default["activation"], default["placement"], norms) == ("irelu", "published", 0)
     assert (scale.rescale, scale.offset) == ("forces", "atomic")
-    kept, norms, scale = train("--keep-normalization", "--rescale", "paper", "--offset", "none")
+    _, norms, scale = train("--keep-normalization", "--rescale", "paper", "--offset", "none")
     assert norms == 2
     assert (scale.rescale, scale.offset) == ("paper", "none")
     letter, norms, _ = train("--variant", "paper", "--denormalize", "--placement", "all")
