@@ -23,7 +23,7 @@ from dcase.potentials.exact import ExactBuffers
 
 
 def spherical_bessel(order: int, x: np.ndarray) -> np.ndarray:
-    """``j_l(x) = 1/2 int_{-1}^{1} cos(x s - l pi / 2) P_l(s) ds``, to 1e-15 absolute.
+    """``j_l(x) = 1/2 int_{-1}^{1} cos(x s - l pi / 2) P_l(s) ds``, to 1e-14 absolute.
 
     The Rayleigh expansion of a plane wave, projected on ``P_l``; Gauss-Legendre quadrature of the
     analytic integrand converges faster than exponentially, and nothing cancels.
