@@ -246,7 +246,7 @@ def _reference_energies(network, species, graph, radial_basis):
 def test_potentials_gemnet_equals_a_plain_list_of_triplets(atoms, radial_basis, placement):
     potential = lively(
         "gemnet-t", dtype=DTYPE, radial_basis=radial_basis, num_gaussians=9, placement=placement,
-        num_blocks=2, num_before_skip=2, num_after_skip=0,
+        num_interactions=2, num_before_skip=2, num_after_skip=0,
     )  # fmt: skip
     with torch.no_grad():
         for k, factor in enumerate(potential.network.modules()):
@@ -380,7 +380,7 @@ def test_potentials_gemnet_paper_size():
     ("options", "match"),
     [
         ({"emb_size_trip": 0}, "emb_size_trip must be at least 1, got 0"),
-        ({"num_blocks": -1}, "num_blocks must be at least 0, got -1"),
+        ({"num_interactions": -1}, "num_interactions must be at least 0, got -1"),
         ({"num_gaussians": 1}, "num_gaussians must be at least 2"),
         ({"envelope_exponent": 1}, "envelope_exponent must be at least 2"),
         ({"num_spherical": 0}, "num_spherical must be at least 1"),

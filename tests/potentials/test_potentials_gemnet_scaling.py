@@ -25,8 +25,8 @@ from dcase.training.state import STATE_VERSION
 
 def _potential(activation="silu", **options):
     return create_potential(
-        "gemnet-t", elements=["H", "C", "O"], size="tiny", num_blocks=2, activation=activation,
-        seed=2, **options,
+        "gemnet-t", elements=["H", "C", "O"], size="tiny", num_interactions=2, seed=2,
+        activation=activation, **options,
     )  # fmt: skip
 
 
