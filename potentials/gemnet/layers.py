@@ -20,9 +20,9 @@ FLOOR = 0.1
 class ScaledActivation(nn.Module):
     """The activation, scaled: unit variance out for unit variance in, and 0 for 0.
 
-    GemNet scales SiLU by 1/0.6 so that each layer hands on the variance it gets (section 6 of the
-    paper). Here the gain g follows from the activation, ``g^-2 = E[(act(z + b) - act(b))^2]`` over
-    ``z ~ N(0, 1)``; for SiLU it is 1/0.596:
+    GemNet scales SiLU by 1/0.6 so that each layer hands on the variance it gets (arXiv:2106.08903,
+    "scaling factors"). Here the gain g follows from the activation,
+    ``g^-2 = E[(act(z + b) - act(b))^2]`` over ``z ~ N(0, 1)``; for SiLU it is 1/0.596:
 
         y = g (act(x + b) - act(b))                         b = 0 for SiLU and most others
 
@@ -31,8 +31,8 @@ class ScaledActivation(nn.Module):
 
     A gain is not enough for activations that begin with a square (the integrated ones: IReLU, log
     cosh, ...). IReLU turns a variance q into q^2, so that whatever is above the fixed point grows
-    doubly exponentially with depth; GemNet is some 20 dense layers deep per block, and atoms and
-    edges are not all alike. For these
+    doubly exponentially with depth: a block of GemNet has ten dense layers in series, and atoms and
+    edges are not all alike (docs/methods.md has numbers). For these
 
         y = r g (act(x / r + b) - act(b)),   b = 1,   r^2 = (mean x^2 + FLOOR) / (1 + FLOOR)
 
@@ -110,8 +110,8 @@ class PublishedActivation(nn.Module):
 def he_orthogonal_(weight: Tensor) -> Tensor:
     """Draw a weight [n_out, n_in] in place: orthogonal, then every row of mean 0, variance 1/n_in.
 
-    Source: GemNet, section 6 ("orthogonal" with He's variance). Rows of variance ``1/n_in`` hand on
-    the variance of their inputs, rows of mean zero do not hand on their mean.
+    Source: GemNet's published implementation (``he_orthogonal_init``). Rows of variance ``1/n_in``
+    hand on the variance of their inputs, rows of mean zero do not hand on their mean.
 
     Drawn from torch's global generator, like torch's own layers.
     """

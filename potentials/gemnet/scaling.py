@@ -2,7 +2,7 @@
 
 Products with a radial basis and sums over neighbours change the variance of the features by amounts
 that depend on the data. A factor behind each of them puts it back: ``sqrt(Var_in / Var_out)``,
-variances over the batch, averaged over the features (GemNet, section 6 and appendix). The factors
+variances over the batch, averaged over the features (arXiv:2106.08903, "scaling factors"). They
 are fitted once, at the initial weights, in the order of the forward pass, and stay fixed.
 
 One forward pass does it: each factor is set as soon as its input is there, and what comes after is

@@ -1,9 +1,9 @@
 """The two-hop interaction: messages m_ba reach the edge c->a through the angle between them.
 
-    x_ca = sum_{b != c} W_bilinear : (cbf(d_ca, angle_cab) (x) x_ba)        (GemNet, fig. 2 and D.1)
+    x_ca = sum_{b != c} W_bilinear : (cbf(d_ca, angle_cab) (x) x_ba)     (arXiv:2106.08903, fig. 4)
 
 The circular basis is a product, ``cbf_c = sum_l R_cl(d_ca) Y_l(cos angle_cab)``, and the bilinear
-layer is linear, so that the sum over b comes first ("efficient bilinear layer", GemNet section 6):
+layer is linear, so that the sum over b comes first (the paper's "efficient bilinear layer"):
 
     X_ca,l = sum_b Y_l(cos angle_cab) x_ba       per target atom, one matrix product
     x_ca   = sum_c,t W_ct (sum_l R_cl(d_ca) X_ca,lt)

@@ -15,7 +15,13 @@ from dcase.activations import get_activation
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.potentials.edges import directed_edges, triplets
 from dcase.potentials.gemnet.blocks import EdgeFeatures
-from dcase.potentials.gemnet.layers import Residual, ScaledActivation, he_orthogonal_
+from dcase.potentials.gemnet.layers import (
+    PublishedActivation,
+    Residual,
+    ScaledActivation,
+    he_orthogonal_,
+    residuals,
+)
 from dcase.potentials.gemnet.network import ARCHITECTURE
 from dcase.potentials.gemnet.triplets import CircularProjection, geometry
 from dcase.potentials.graph import build_graph
@@ -112,6 +118,26 @@ def test_potentials_gemnet_residual_keeps_variance():
     branch = 1 - (0.2066 / 0.596) ** 2
     expected = (1 + branch) / 2
     assert float(layer(x).detach().square().mean()) == pytest.approx(expected, abs=0.03)
+
+
+def test_potentials_gemnet_deep_stacks_of_irelu_do_not_explode():
+    # 12 residual layers; some inputs are three times as large as others, as edges and atoms are.
+    factors = torch.linspace(0.7, 2.1, 64, dtype=DTYPE)
+    x = _randn(64, 48) * factors[:, None]
+
+    def growth(act):
+        torch.manual_seed(0)
+        layers = residuals(12, 48, act).to(DTYPE)
+        with torch.no_grad():
+            return layers(x).square().mean(1) / x.square().mean(1)
+
+    scaled, silu = growth(ScaledActivation("irelu")), growth(ScaledActivation("silu"))
+    assert 0.1 * silu.mean() < scaled.mean() < 10 * silu.mean()
+    assert scaled.max() < 10
+    # Control: with the right gain alone the large ones explode.
+    plain = PublishedActivation("irelu")
+    plain.gain = math.sqrt(8 / 3)
+    assert not growth(plain).max() < 1e10
 
 
 def _plain_harmonics(angles, count):

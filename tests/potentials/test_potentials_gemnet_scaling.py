@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from potential_models import crystal, ethanol
+from potential_models import crystal, ethanol, lively
 
 from dcase import checkpoint
 from dcase.data.dataset import AtomicDataset
@@ -274,3 +274,29 @@ def test_potentials_gemnet_training_fits_once_and_resumes_with_the_same(tmp_path
     wrong = {name for name in changed if changed[name] != seen[0][name]}
     assert wrong <= {"AtomUpdate_1_sum"}
     assert changed["AtomUpdate_1_sum"] == pytest.approx(1.5 * seen[0]["AtomUpdate_1_sum"])
+
+
+@pytest.mark.parametrize("placement", ["published", "all"])
+def test_potentials_gemnet_learns_forces_with_irelu(placement):
+    # Labels of another potential; IReLU everywhere, as published, ended in NaN (DC paper, table 7).
+    teacher = lively("gemnet-t", "silu")
+    student = _potential("irelu", placement=placement)
+    student.network.fit_scale_factors(_batches(student))
+    graph = _graphs(student, n=1, frames=8)[0]
+    _, forces = teacher.energies_and_forces(graph)
+    forces = forces.detach() / forces.detach().std()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    losses = []
+    for step in range(60):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 10)
+        _, found = student.energies_and_forces(graph, create_graph=True)
+        loss = (found - forces).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.isfinite(losses).all()
+    assert max(losses[30:]) < 2 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
