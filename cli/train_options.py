@@ -19,6 +19,7 @@ from dcase.cli.options import (
     threads_option,
 )
 from dcase.potentials.recipe import (
+    DataChoice,
     LabelChoice,
     LossChoice,
     ModelChoice,
@@ -31,6 +32,7 @@ from dcase.training.settings import TrainSettings
 
 # Tables of the recipe whose entries are options of the same name.
 _SETTINGS = {
+    "data": DataChoice,
     "labels": LabelChoice,
     "loss": LossChoice,
     "training": TrainSettings,
@@ -41,6 +43,10 @@ _LABEL_TEXTS = {
     "paper's rule), none, or a number in the file's unit.",
     "offset": "Energy kept outside the network: atomic (fitted per element), mean, or none.",
     "energy_per_atom": "Compare energies per atom.",
+}
+_DATA_TEXTS = {
+    "augment_rotations": "Turn every training frame at random, every epoch anew: for architectures "
+    "that are not invariant to rotation (forcenet).",
 }
 _LOSS_TEXTS = {
     "energy_weight": "Weight of the energies; 0: train on forces only.",
@@ -154,6 +160,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
             section(
                 "Labels and loss",
                 dataclass_options(LabelChoice, texts=_LABEL_TEXTS),
+                dataclass_options(DataChoice, texts=_DATA_TEXTS),
                 dataclass_options(LossChoice, texts=_LOSS_TEXTS),
             ),
             section("Training", dataclass_options(TrainSettings, texts=_TRAINING_TEXTS)),

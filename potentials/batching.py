@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError
 from dcase.potentials.graph import AtomicGraph, half_neighbour_list
+from dcase.potentials.rotations import random_rotations
 from dcase.rescaling import LabelScale, offset_energies
 
 
@@ -153,3 +154,45 @@ class FrameBatches:
         """All frames in order, ``batch_size`` at a time."""
         for chunk in torch.arange(len(self)).split(batch_size):
             yield self.batch(chunk)
+
+
+class RotatedFrames:
+    """Frames turned at random, every epoch anew: teaches a network the rotations it does not know.
+
+    Each system's positions, forces and cell are turned together, by proper rotations, uniformly
+    distributed. How a frame is turned is a function of seed, epoch and frame, whatever batch and
+    process it falls into, so that a resumed run goes on exactly.
+
+    Args:
+        frames: What to turn.
+        seed: Of the rotations.
+    """
+
+    def __init__(self, frames: FrameBatches, seed: int):
+        self.frames, self.seed = frames, seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the rotations of an epoch (the trainer calls it)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.rotations = random_rotations(len(self), generator)
+
+    def batch(self, indices: Tensor) -> LabelledGraph:
+        """The frames ``indices`` (int64, shape [n]) as one batch."""
+        plain = self.frames.batch(indices)
+        graph = plain.graph
+        turns = self.rotations[indices.cpu()].to(graph.positions.device)
+        own = turns.index_select(0, graph.system)
+
+        def turned(vectors: Tensor) -> Tensor:
+            return torch.einsum("nxy,ny->nx", own, vectors)
+
+        cells = None if graph.cells is None else graph.cells @ turns.transpose(1, 2)
+        return replace(
+            plain,
+            graph=replace(graph, positions=turned(graph.positions), cells=cells),
+            forces=None if plain.forces is None else turned(plain.forces),
+        )

@@ -18,7 +18,7 @@ from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError
 from dcase.files import write_json
 from dcase.objective import Objective
-from dcase.potentials.batching import FrameBatches
+from dcase.potentials.batching import FrameBatches, RotatedFrames
 from dcase.potentials.energy_forces import EnergyForces
 from dcase.potentials.evaluation import evaluate_potential
 from dcase.potentials.potential import Potential
@@ -154,7 +154,7 @@ def fit_potential(
     trainer = Trainer(
         potential,
         Objective(problem, terms),
-        data,
+        RotatedFrames(data, recipe.training.seed) if recipe.data.augment_rotations else data,
         validation,
         recipe.training,
         folder,
@@ -165,6 +165,7 @@ def fit_potential(
             "hyper_parameters": potential.hyper_parameters,
             "scale": scale.to_dict(),
             "energy_per_atom": recipe.labels.energy_per_atom,
+            "augment_rotations": recipe.data.augment_rotations,
         },
         fabric=fabric,
         on_step=on_step,

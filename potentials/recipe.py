@@ -1,7 +1,7 @@
 """Recipes: every choice of a training run in one small file, each one overridable.
 
-A recipe is TOML with the tables ``[model]``, ``[labels]``, ``[loss]``, ``[training]`` and
-``[acceleration]``. The complete recipe, with all overrides, is stored in the checkpoint.
+A recipe is TOML with the tables ``[model]``, ``[labels]``, ``[data]``, ``[loss]``, ``[training]``
+and ``[acceleration]``. The complete recipe, with all overrides, is stored in the checkpoint.
 A table such as ``[architecture."gemnet-t".training]`` holds what differs for that architecture.
 """
 
@@ -65,6 +65,22 @@ class LabelChoice:
 
 
 @dataclass(frozen=True)
+class DataChoice:
+    """How training frames reach the network.
+
+    Attributes:
+        augment_rotations: Turn every frame at random, every epoch anew, for architectures that are
+            not invariant to rotation (ForceNet); see
+            :class:`~dcase.potentials.batching.RotatedFrames`.
+    """
+
+    augment_rotations: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
 class LossChoice:
     """Weight and loss of each term; a weight of 0 leaves a term out of training.
 
@@ -116,6 +132,7 @@ class Recipe:
     description: str = ""
     model: ModelChoice = field(default_factory=ModelChoice)
     labels: LabelChoice = field(default_factory=LabelChoice)
+    data: DataChoice = field(default_factory=DataChoice)
     loss: LossChoice = field(default_factory=LossChoice)
     training: TrainSettings = field(default_factory=TrainSettings)
     acceleration: Acceleration = field(default_factory=Acceleration)
@@ -173,6 +190,7 @@ def _specialise(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 _TABLES: dict[str, Any] = {
     "model": ModelChoice,
     "labels": LabelChoice,
+    "data": DataChoice,
     "loss": LossChoice,
     "training": TrainSettings,
     "acceleration": Acceleration,

@@ -47,7 +47,8 @@ class Trainer:
     Args:
         model: Already on its device.
         objective: Terms, weights and losses.
-        train_data: Training samples.
+        train_data: Training samples; may have ``set_epoch(epoch)``, for samples that are a function
+            of the epoch too (augmentation).
         validation_data: Validation samples, or None (then the last weights are kept).
         settings: See :class:`TrainSettings`.
         folder: Where the training state and logs go.
@@ -197,6 +198,9 @@ class Trainer:
         return "finished"
 
     def _run_epoch(self) -> str | None:
+        set_epoch = getattr(self.train_data, "set_epoch", None)
+        if set_epoch is not None:  # samples that change from epoch to epoch
+            set_epoch(self.epoch)
         order = self._order(self.epoch)
         for number, chunk in enumerate(order.split(self.batch_size)):
             if number < self.batch_in_epoch:  # done before the resume
