@@ -203,8 +203,8 @@ def _run(check: _Check, subject: Subject) -> CheckResult:
     passed = bool(value <= limit)
     promised = getattr(subject.potential.network, check.promise, True) if check.promise else True
     if not passed and not promised:
-        reason = f"{subject.potential.architecture} does not promise it"
-        detail = f"{reason}; {detail}" if detail else reason
+        why = f"{subject.potential.architecture} does not promise it"
+        detail = f"{why}; {detail}" if detail else why
     return CheckResult(
         check.name, passed, float(value), limit, check.unit, detail,
         by_design=not passed and not promised,
