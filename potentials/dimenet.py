@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from dcase.activations import get_activation
 from dcase.errors import OptionError
+from dcase.initialization import stable_variances
 from dcase.potentials.architecture import Architecture
 from dcase.potentials.basis import BesselBasis, PolynomialEnvelope
 from dcase.potentials.edges import (
@@ -44,6 +45,7 @@ from dcase.potentials.edges import (
     neighbourhoods,
 )
 from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.linear_growth import LinearGrowth, begins_with_a_square
 from dcase.potentials.spherical import SphericalBesselBasis
 
 
@@ -70,13 +72,13 @@ def _by_pair(messages: Tensor, values: Tensor) -> Tensor:
 class Embedding(nn.Module):
     """Messages from the elements at both ends and the distance."""
 
-    def __init__(self, num_elements: int, hidden: int, num_radial: int, activation: str):
+    def __init__(self, num_elements: int, hidden: int, num_radial: int, act: nn.Module):
         super().__init__()
         self.element = nn.Embedding(num_elements, hidden)
         nn.init.uniform_(self.element.weight, -math.sqrt(3), math.sqrt(3))
         self.radial = nn.Linear(num_radial, hidden)
         self.message = nn.Linear(3 * hidden, hidden)
-        self.act = get_activation(activation)
+        self.act = act
 
     def forward(self, species: Tensor, edges: DirectedEdges, radial: Tensor) -> Tensor:
         """Messages [n_edges, hidden] from the Bessel basis [n_pairs, num_radial]."""
@@ -95,10 +97,10 @@ class Embedding(nn.Module):
 class Residual(nn.Module):
     """``x + sigma(W sigma(W x))``."""
 
-    def __init__(self, hidden: int, activation: str):
+    def __init__(self, hidden: int, act: nn.Module):
         super().__init__()
         self.first, self.second = _dense(hidden, hidden), _dense(hidden, hidden)
-        self.act = get_activation(activation)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, hidden]."""
@@ -117,7 +119,7 @@ class Interaction(nn.Module):
         num_radial: int,
         num_before_skip: int,
         num_after_skip: int,
-        activation: str,
+        act: nn.Module,
     ):
         super().__init__()
         self.num_spherical = num_spherical
@@ -128,12 +130,10 @@ class Interaction(nn.Module):
         self.incoming, self.own = _dense(hidden, hidden), _dense(hidden, hidden)
         self.down = _dense(hidden, int_emb, bias=False)
         self.up = _dense(int_emb, hidden, bias=False)
-        self.before_skip = nn.ModuleList(
-            Residual(hidden, activation) for _ in range(num_before_skip)
-        )
+        self.before_skip = nn.ModuleList(Residual(hidden, act) for _ in range(num_before_skip))
         self.update = _dense(hidden, hidden)
-        self.after_skip = nn.ModuleList(Residual(hidden, activation) for _ in range(num_after_skip))
-        self.act = get_activation(activation)
+        self.after_skip = nn.ModuleList(Residual(hidden, act) for _ in range(num_after_skip))
+        self.act = act
 
     def filters(self, spherical: Tensor) -> Tensor:
         """``sum_n W_ln R_ln(d)`` [n_pairs, num_spherical, int_emb] from ``R``, l before pairs.
@@ -184,15 +184,31 @@ class Interaction(nn.Module):
 class Output(nn.Module):
     """Per-atom energies from the messages that arrive."""
 
-    def __init__(
-        self, hidden: int, out_emb: int, num_radial: int, num_layers: int, activation: str
-    ):
+    def __init__(self, hidden: int, out_emb: int, num_radial: int, num_layers: int, act: nn.Module):
         super().__init__()
         self.radial = _dense(num_radial, hidden, bias=False)
         self.up = _dense(hidden, out_emb, bias=False)
         self.layers = nn.ModuleList(_dense(out_emb, out_emb) for _ in range(num_layers))
         self.energy = _dense(out_emb, 1, bias=False)
-        self.act = get_activation(activation)
+        self.act = act
+
+    @torch.no_grad()
+    def stabilize_(self) -> None:
+        """Initial weights that neither explode nor die whatever the activation is.
+
+        With the published ones (no bias, Glorot's variance) IReLU squares a pre-activation three
+        times: atoms with messages above 1 get energies of hundreds, others none. The variances of
+        :func:`dcase.initialization.stable_variances` have a fixed point at 1 that attracts from
+        below, so the layers are entered well below it (the sum over some 15 neighbours is 1 to 2).
+        First predictions are small, but not zero as published: every layer has a gradient from
+        the first step.
+        """
+        sigma_w2, sigma_b2 = stable_variances(self.act)
+        self.up.weight.mul_(1 / 3)
+        for layer in self.layers:
+            layer.weight.mul_(math.sqrt(sigma_w2))  # type: ignore[operator, union-attr]
+            nn.init.normal_(layer.bias, std=math.sqrt(sigma_b2))  # type: ignore[arg-type]
+        self.energy.weight.mul_(0.1)
 
     def forward(self, messages: Tensor, radial: Tensor, target: Tensor, n_atoms: int) -> Tensor:
         """Energies [n_atoms] from messages [n_edges, hidden] and basis [n_pairs, num_radial]."""
@@ -223,10 +239,12 @@ class DimeNetPP(nn.Module):
         cutoff: A.
         activation: Name of the activation; where it goes is said by ``placement``.
         variant: ``"default"``, or ``"paper"``: angles carry no gradient (as in Open Catalyst's
-            implementation, which the DC paper used) and the last layer of each output block starts
-            as zero.
+            implementation, which the DC paper used), activations are bare, and initial weights are
+            the published ones, zero in the last layer of each output block.
         placement: ``"published"``: the activation is that of the output blocks, all others are
-            SiLU. ``"all"``: it is used everywhere.
+            SiLU. ``"all"``: it is used everywhere; where it begins with a square, as IReLU, the
+            default variant has it as :class:`~dcase.potentials.linear_growth.LinearGrowth` outside
+            the output blocks (bare, it overflows before the first step).
 
     Raises:
         OptionError: If a size is not positive.
@@ -271,7 +289,10 @@ class DimeNetPP(nn.Module):
                 raise OptionError(f"{name} must be at least {least}, got {size}")
         if not 0 < cutoff < float("inf"):
             raise OptionError(f"cutoff must be positive, got {cutoff}")
-        inner = activation if placement == "all" else "silu"
+        outer = get_activation(activation)
+        inner = get_activation(activation if placement == "all" else "silu")
+        if placement == "all" and variant != "paper" and begins_with_a_square(activation):
+            inner = LinearGrowth(activation)
         self.cutoff = float(cutoff)
         self.num_spherical = num_spherical
         self.detached_angles = variant == "paper"
@@ -297,12 +318,14 @@ class DimeNetPP(nn.Module):
             for _ in range(num_interactions)
         )
         self.outputs = nn.ModuleList(
-            Output(hidden_channels, out_emb_channels, num_radial, num_output_layers, activation)
+            Output(hidden_channels, out_emb_channels, num_radial, num_output_layers, outer)
             for _ in range(num_interactions + 1)
         )
-        if variant == "paper":
-            for output in self.outputs:
+        for output in self.outputs:
+            if variant == "paper":
                 nn.init.zeros_(output.energy.weight)  # type: ignore[union-attr, arg-type]
+            else:
+                output.stabilize_()  # type: ignore[operator]
 
     def forward(self, species: Tensor, graph: AtomicGraph) -> Tensor:
         """Per-atom energies in the network's unit.
@@ -361,22 +384,14 @@ ARCHITECTURE = Architecture(
         "paper": {
             "hidden_channels": 192,
             "out_emb_channels": 192,
-            "int_emb_size": 64,
-            "basis_emb_size": 8,
             "num_interactions": 3,
-            "num_spherical": 7,
-            "num_radial": 6,
             "cutoff": 6.0,
         },
         # As published for small molecules (arXiv:2011.14115 and its configuration file).
         "md17": {
             "hidden_channels": 128,
             "out_emb_channels": 256,
-            "int_emb_size": 64,
-            "basis_emb_size": 8,
             "num_interactions": 4,
-            "num_spherical": 7,
-            "num_radial": 6,
             "cutoff": 5.0,
         },
         "tiny": {

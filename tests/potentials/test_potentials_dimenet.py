@@ -11,12 +11,14 @@ from ase.build import molecule
 from potential_models import crystal, ethanol, lively
 from pyg_dimenet import pyg_twin
 
+from dcase.activations import get_activation
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.md_runs import check_measures as measures
 from dcase.md_runs.check_subject import Subject
 from dcase.potentials.batching import FrameBatches
 from dcase.potentials.graph import build_graph
+from dcase.potentials.linear_growth import LinearGrowth, begins_with_a_square
 from dcase.potentials.registry import create_potential
 from dcase.rescaling import LabelScale
 
@@ -197,3 +199,36 @@ def test_potentials_dimenet_refuses_impossible_sizes(options, match):
 def test_potentials_dimenet_smallest_sizes(options):
     potential = lively("dimenet++", "silu", dtype=torch.float64, **options)
     assert _force_error(potential) < 1e-8
+
+
+@pytest.mark.parametrize("activation", ["irelu", "log_cosh", "issp"])
+def test_potentials_linear_growth(activation):
+    layer = LinearGrowth(activation).double()
+    x = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_(True)
+    # Near zero it is x / 2 + O(x^2), as SiLU; far out it is homogeneous: no power of x but the one.
+    assert torch.allclose(layer(1e-6 * x) / 1e-6, x / 2, atol=1e-4)
+    assert torch.allclose(layer(1e6 * x) / 1e6, layer(1e8 * x) / 1e8, rtol=1e-6)
+    bare = get_activation(activation)
+    assert bare(1e-6 * x).abs().max() < 1e-11
+    assert torch.autograd.gradcheck(layer, x)
+    assert torch.autograd.gradgradcheck(layer, x)
+    assert begins_with_a_square(activation)
+
+
+def test_potentials_linear_growth_is_for_activations_that_begin_with_a_square():
+    assert not any(begins_with_a_square(name) for name in ("silu", "ssp", "tanh", "gelu"))
+    potential = create_potential("dimenet++", elements=["H"], placement="all", activation="ssp")
+    assert not any(isinstance(m, LinearGrowth) for m in potential.modules())
+
+
+@pytest.mark.filterwarnings("ignore::dcase.errors.PaperVariantWarning")
+def test_potentials_dimenet_with_irelu_everywhere_starts_at_moderate_size():
+    # Bare, the squares overflow even float64, before the first training step. The default's forces
+    # are small against labels of unit variance, but not zero.
+    graph = _batch([ethanol(0.1)], 5.0)
+    options = {"elements": ["H", "C", "O"], "activation": "irelu", "placement": "all"}
+    bare = create_potential("dimenet++", variant="paper", **options).with_dtype(torch.float64)
+    assert not bare.energies(graph).isfinite().any()
+    _, forces = create_potential("dimenet++", **options).energies_and_forces(graph)
+    assert 1e-3 < forces.square().mean().sqrt() < 1
