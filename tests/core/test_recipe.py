@@ -135,3 +135,14 @@ def test_mistakes_in_overrides(override, message):
 
 def test_recipes_are_packaged():
     assert (RECIPE_DIR / "__init__.py").exists()
+
+
+def test_default_recipe_turns_frames_for_forcenet_only():
+    turned = {
+        name: load_recipe("default", {"model.architecture": name}).data.augment_rotations
+        for name in ("schnet", "cgcnn", "dimenet++", "forcenet", "gemnet-t")
+    }
+    assert [name for name, is_turned in turned.items() if is_turned] == ["forcenet"]
+    asked = {"model.architecture": "forcenet", "data.augment_rotations": False}
+    assert not load_recipe("default", asked).data.augment_rotations
+    assert not load_recipe("paper", {"model.architecture": "forcenet"}).data.augment_rotations
