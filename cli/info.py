@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dcase.cli.show import results_console
 from dcase.potentials.potential import find_checkpoint, load_potential
-from dcase.potentials.registry import potential_caveats
+from dcase.potentials.registry import potential_caveats, potential_limits
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def describe(path: str) -> dict[str, Any]:
         "cutoff_angstrom": potential.cutoff,
         "level_of_theory": potential.level_of_theory,
         "label_scale": potential.scale.to_dict(),
-        "caveats": potential_caveats(potential),
+        "caveats": ". ".join(
+            filter(None, (potential_caveats(potential), potential_limits(potential)))
+        ),
         **potential.metadata,
     }
 

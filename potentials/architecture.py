@@ -23,6 +23,7 @@ class Architecture:
         aliases: Other names it answers to.
         departures: What is wrong with the published implementation and differs in
             ``variant="default"``; one clause each, to follow "the published implementation: ".
+        limits: What holds in every variant and who uses a potential should know; one clause each.
         by_elements: ``build`` takes the list of atomic numbers in place of ``num_elements``, for
             features that depend on the element and are not learned.
 
@@ -41,6 +42,7 @@ class Architecture:
     paper_activation: str = "silu"
     aliases: tuple[str, ...] = ()
     departures: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     by_elements: bool = False
 
     def hyper_parameters(self) -> dict[str, Any]:

@@ -346,5 +346,9 @@ ARCHITECTURE = Architecture(
         "the energy has a kink where a bond is as long as its radii add up to (C-C at 1.40 A)",
         "one bias for each system, whatever its size: separate fragments do not add up",
     ),
+    limits=(
+        "not invariant to rotation (the energy changes when a molecule is turned, forces exert a "
+        "torque on it, angular momentum is not conserved)",
+    ),
     by_elements=True,
 )

@@ -170,6 +170,14 @@ def potential_caveats(potential: Potential) -> str:
     )
 
 
+def potential_limits(potential: Potential) -> str:
+    """What the architecture does not promise in any variant, as a sentence, or ``""``."""
+    architecture = ARCHITECTURES.get(potential.architecture)
+    if architecture is None or not architecture.limits:
+        return ""
+    return f"{architecture.name}: {'; '.join(architecture.limits)}"
+
+
 def build_potential(
     name: str, hyper_parameters: dict[str, Any], elements: list[int], *, seed: int = 0
 ) -> Potential:

@@ -307,6 +307,17 @@ def test_potentials_forcenet_frames_take_most_of_the_torque_away():
     assert icosahedral < 0.6 * octahedral
 
 
+def test_potentials_forcenet_says_that_it_is_not_invariant(tmp_path):
+    from dcase.cli.info import describe
+
+    for architecture, said in (("forcenet", True), ("cgcnn", False)):
+        potential = create_potential(architecture, elements=ELEMENTS, size="tiny")
+        potential.save(tmp_path / "model.pt")
+        caveats = describe(tmp_path / "model.pt")["caveats"]
+        assert ("forcenet: not invariant to rotation" in caveats) == said
+        assert getattr(potential.network, "rotation_invariant", True) != said
+
+
 def test_potentials_forcenet_is_otherwise_conservative_with_frames():
     results = run_checks(with_frames(make(activation="silu"), "octahedral"), ethanol(0.0))
     assert [r.name for r in results if r.failed] == []
