@@ -8,8 +8,9 @@ envelope.
     E    = sum_a sum_j OutputBlock_j(m)_a     after the embedding and after every block
 
 Layer for layer the GemNet-T of Open Catalyst's implementation: the circular basis is the radial
-basis times spherical harmonics of the angle, not spherical Bessel functions. No neighbour is ever
-dropped, in either variant.
+basis times spherical harmonics of the angle, not spherical Bessel functions. Two things differ in
+both variants: no neighbour is ever dropped, and the frequencies of the Bessel functions, which are
+trained, are the same in the radial and the circular basis.
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ from dcase.potentials.graph import AtomicGraph
 # Of the last layers' initial weights, default variant. As published, the forces of a fresh network
 # are 6 times labels of unit variance, and the first hundred steps go into making them smaller.
 _OUTPUT_SCALE = 0.05
+
+# Least values; 1 where not given.
+_LEAST = {
+    "num_interactions": 0,
+    "num_before_skip": 0,
+    "num_after_skip": 0,
+    "num_concat": 0,
+    "num_atom": 0,
+    "num_gaussians": 2,
+    "envelope_exponent": 2,
+}
 
 
 class GemNetT(nn.Module):
@@ -105,15 +117,18 @@ class GemNetT(nn.Module):
             num_concat=num_concat,
             num_atom=num_atom,
         )
-        least = {name: 0 if name.startswith("num") else 1 for name in vars(size)}
-        least |= {"num_interactions": 0, "num_spherical": 1, "num_radial": 1, "num_gaussians": 2}
-        least |= {"envelope_exponent": 2}
-        given = {**vars(size), "num_interactions": num_interactions, "num_spherical": num_spherical}
-        given |= {"num_radial": num_radial, "num_gaussians": num_gaussians}
-        given |= {"envelope_exponent": envelope_exponent}
-        for name, value in given.items():
-            if value < least[name]:
-                raise OptionError(f"{name} must be at least {least[name]}, got {value}")
+        counts = {
+            **vars(size),
+            "num_interactions": num_interactions,
+            "num_spherical": num_spherical,
+            "num_radial": num_radial,
+            "num_gaussians": num_gaussians,
+            "envelope_exponent": envelope_exponent,
+        }
+        for name, value in counts.items():
+            least = _LEAST.get(name, 1)
+            if value < least:
+                raise OptionError(f"{name} must be at least {least}, got {value}")
         if not 0 < cutoff < float("inf"):
             raise OptionError(f"cutoff must be positive, got {cutoff}")
         for name, choice, allowed in (
@@ -270,5 +285,6 @@ ARCHITECTURE = Architecture(
     departures=(
         "scale factors fitted on OC20 with SiLU serve every data set and activation",
         "activations other than SiLU have no gain, so that variances are not kept",
+        "a fresh network's forces are several times those of labels of unit variance",
     ),
 )

@@ -68,7 +68,9 @@ class Geometry:
         )
 
 
-def geometry(edges: DirectedEdges, graph: AtomicGraph, num_spherical: int, dtype: torch.dtype):
+def geometry(
+    edges: DirectedEdges, graph: AtomicGraph, num_spherical: int, dtype: torch.dtype
+) -> Geometry:
     """The :class:`Geometry` of ``graph``, angular part in ``dtype``."""
     near = neighbourhoods(edges.target, graph.n_atoms)
     directions = near.gather(edges.unit_vectors())  # [n_atoms, width, 3], float64

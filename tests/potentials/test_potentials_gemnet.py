@@ -13,6 +13,7 @@ from potential_models import crystal, ethanol, lively
 
 from dcase.activations import get_activation
 from dcase.errors import OptionError, PaperVariantWarning
+from dcase.md_runs import checks
 from dcase.potentials.edges import directed_edges, triplets
 from dcase.potentials.gemnet.blocks import EdgeFeatures
 from dcase.potentials.gemnet.layers import (
@@ -354,6 +355,12 @@ def test_potentials_gemnet_lone_atoms_have_no_energy():
     energies = potential.atom_energies(_graph(far, potential.cutoff))
     assert energies[2] == 0
     assert energies[0] != 0
+
+
+@pytest.mark.physics
+def test_potentials_gemnet_conforms_on_a_crystal_with_irelu_everywhere():
+    results = checks.run_checks(lively("gemnet-t", placement="all"), crystal())
+    assert [r for r in results if not r.passed] == [], checks.format_table(results)
 
 
 # ------------------------------------------------------------------------------------------------
