@@ -1,0 +1,311 @@
+"""Time of a training step (energies and forces, double backward, Adam), beside other libraries.
+
+    python benchmarks/training_step.py dimenet++ pyg:dimenet++
+    python benchmarks/training_step.py schnet pyg:schnet --batch 20 --out benchmarks/results
+
+Every contestant trains on the same rMD17 aspirin frames, in float32, with the loss and the
+hyper-parameters of dcase's preset; a peer has the same sizes and the same neighbours (all of them).
+Rounds are interleaved, so that a change of the machine's speed meets every contestant alike; the
+median of the rounds counts. "building" is what is done to find pairs, neighbourhoods or triplets
+of a batch, as a share of the step's processor time. For torch_geometric's DimeNet++ both lists are
+found by plain torch code outside the timed part (its own needs compiled extensions), to its
+advantage.
+
+A new architecture takes part by its registry name; a new peer is one function in ``CONTESTANTS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcase.data.dataset import AtomicDataset
+from dcase.data.md17 import load_md17
+from dcase.potentials.batching import FrameBatches, LabelledGraph
+from dcase.potentials.edges import directed_edges, neighbourhoods, triplets
+from dcase.potentials.energy_forces import EnergyForces
+from dcase.potentials.registry import ARCHITECTURES, create_potential, resolve_hyper_parameters
+from dcase.rescaling import fit_label_scale
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants share."""
+
+    dataset: AtomicDataset
+    size: str
+    activation: str
+    batch: int
+
+    def frames(self, cutoff: float) -> FrameBatches:
+        """All frames with their pairs and rescaled labels."""
+        return FrameBatches(self.dataset, cutoff, fit_label_scale(self.dataset))
+
+    def chosen(self) -> Tensor:
+        """The frames of the timed batch."""
+        return torch.arange(self.batch)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing to time.
+
+    Attributes:
+        parameters: Number of trained numbers.
+        step: A whole training step.
+        building: The part of ``step`` that finds pairs, neighbourhoods or triplets; None: unknown
+            or outside the step.
+    """
+
+    parameters: int
+    step: Callable[[], Any]
+    building: Callable[[], Any] | None = None
+
+
+def _adam_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def dcase_architecture(name: str) -> Callable[[Setting], Contestant]:
+    """A network of the registry, as ``dcase train`` runs it."""
+
+    def prepare(setting: Setting) -> Contestant:
+        options: dict[str, Any] = {}
+        if "filter_knots" in ARCHITECTURES[name].hyper_parameters():
+            options["filter_knots"] = 128  # the default recipe's
+        potential = create_potential(
+            name,
+            elements=setting.dataset.elements,
+            size=setting.size,
+            activation=setting.activation,
+            **options,
+        ).train()
+        frames, problem = setting.frames(potential.cutoff), EnergyForces(1.0)
+
+        def loss() -> Tensor:
+            terms = problem.terms(potential, frames.batch(setting.chosen()), training=True)
+            return 0.01 * terms["energy"].square().mean() + terms["forces"].square().mean()
+
+        def building() -> None:
+            graph = frames.batch(setting.chosen()).graph
+            neighbourhoods(torch.cat([graph.pairs[1], graph.pairs[0]]), graph.n_atoms)
+
+        count = sum(p.numel() for p in potential.parameters())
+        return Contestant(count, _adam_step(potential, loss), building)
+
+    return prepare
+
+
+def _peer(
+    build: Callable[[dict[str, Any], LabelledGraph], nn.Module], architecture: str
+) -> Callable[[Setting], Contestant]:
+    """A network called as ``model(z, pos, batch)`` with forces by autograd."""
+
+    def prepare(setting: Setting) -> Contestant:
+        h = resolve_hyper_parameters(architecture, setting.size, {"activation": setting.activation})
+        batch = setting.frames(h["cutoff"]).batch(setting.chosen())
+        assert batch.energies is not None
+        assert batch.forces is not None
+        model = build(h, batch)
+        energies, forces = batch.energies.float(), batch.forces.float()
+        positions = batch.graph.positions.float()
+
+        def loss() -> Tensor:
+            x = positions.detach().requires_grad_(True)
+            energy = model(batch.graph.numbers, x, batch.graph.system).squeeze(1)
+            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            return 0.01 * (energy - energies).square().mean() + (gradient + forces).square().mean()
+
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return Contestant(count, _adam_step(model, loss))
+
+    return prepare
+
+
+def _pyg_activation(name: str) -> nn.Module:
+    from dcase.activations import get_activation
+
+    return nn.SiLU() if name == "silu" else get_activation(name)
+
+
+def _pyg_dimenet(h: dict[str, Any], batch: LabelledGraph) -> nn.Module:
+    from torch_geometric.nn.models import DimeNetPlusPlus, dimenet
+
+    graph = batch.graph
+    edges = directed_edges(graph)
+    kj, ij = triplets(edges, graph.n_atoms)
+    ji = (ij + len(edges) // 2) % len(edges)
+    i, j, k = edges.target[ji], edges.source[ji], edges.source[kj]
+    lists = (edges.target, edges.source, i, j, k, kj, ji)
+    dimenet.radius_graph = lambda *args, **options: torch.stack([edges.source, edges.target])
+    dimenet.triplets = lambda index, num_nodes: lists
+    model = DimeNetPlusPlus(
+        hidden_channels=h["hidden_channels"],
+        out_channels=1,
+        num_blocks=h["num_interactions"],
+        int_emb_size=h["int_emb_size"],
+        basis_emb_size=h["basis_emb_size"],
+        out_emb_channels=h["out_emb_channels"],
+        num_spherical=h["num_spherical"],
+        num_radial=h["num_radial"],
+        cutoff=h["cutoff"],
+        envelope_exponent=h["envelope_exponent"],
+        num_before_skip=h["num_before_skip"],
+        num_after_skip=h["num_after_skip"],
+        num_output_layers=h["num_output_layers"],
+        output_initializer="glorot_orthogonal",
+    )
+    for block in model.output_blocks:
+        block.act = _pyg_activation(h["activation"])
+    return model
+
+
+def _pyg_schnet(h: dict[str, Any], batch: LabelledGraph) -> nn.Module:
+    from torch_geometric.nn.models import SchNet
+
+    class KnownPairs(nn.Module):
+        def forward(self, pos: Tensor, system: Tensor) -> tuple[Tensor, Tensor]:
+            i, j = batch.graph.pairs
+            index = torch.stack([torch.cat([i, j]), torch.cat([j, i])])
+            return index, (pos[index[0]] - pos[index[1]]).norm(dim=-1)
+
+    model = SchNet(
+        hidden_channels=h["hidden_channels"],
+        num_filters=h["num_filters"],
+        num_interactions=h["num_interactions"],
+        num_gaussians=h["num_gaussians"],
+        cutoff=h["cutoff"],
+        interaction_graph=KnownPairs(),
+    )
+    model.act = _pyg_activation(h["activation"])
+    for block in model.interactions:
+        block.act = block.mlp[1] = _pyg_activation(h["activation"])
+    return model
+
+
+CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
+    **{name: dcase_architecture(name) for name in ARCHITECTURES},
+    "pyg:schnet": _peer(_pyg_schnet, "schnet"),
+    "pyg:dimenet++": _peer(_pyg_dimenet, "dimenet++"),
+}
+
+
+def measure(contestants: dict[str, Contestant], rounds: int) -> list[dict[str, Any]]:
+    """Interleaved medians, one row a contestant, ms.
+
+    Wall time is what a user waits; processor time (over all threads) is what remains comparable
+    where other programs share the machine.
+    """
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, contestant in contestants.items():
+            started, cpu = time.perf_counter(), time.process_time()
+            contestant.step()
+            wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+            build = time.process_time()
+            if contestant.building is not None:
+                contestant.building()
+            build = time.process_time() - build
+            if turn:  # the first round warms up
+                times[name].append((wall * 1e3, cpu * 1e3, build * 1e3))
+    rows = []
+    for name, contestant in contestants.items():
+        walls, cpus, builds = zip(*times[name], strict=True)
+        cpu = statistics.median(cpus)
+        share = round(100 * statistics.median(builds) / cpu, 2) if contestant.building else None
+        rows.append(
+            {
+                "name": name,
+                "parameters": contestant.parameters,
+                "step_ms": round(statistics.median(walls), 2),
+                "fastest_ms": round(min(walls), 2),
+                "slowest_ms": round(max(walls), 2),
+                "cpu_ms": round(cpu, 2),
+                "building_percent": share,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(CONTESTANTS))
+    parser.add_argument("--molecule", default="aspirin")
+    parser.add_argument("--source", default="auto", help="as of dcase train md17")
+    parser.add_argument("--labels", default=None)
+    parser.add_argument("--size", default="md17")
+    parser.add_argument("--activation", default="irelu")
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for training_step.csv and .json")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in CONTESTANTS]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(CONTESTANTS)}")
+    torch.set_num_threads(options.threads)
+    dataset = load_md17(options.molecule, options.source, options.labels)
+    torch.manual_seed(0)
+    setting = Setting(
+        dataset.subset(range(options.batch)), options.size, options.activation, options.batch
+    )
+    rows = measure({name: CONTESTANTS[name](setting) for name in options.names}, options.rounds)
+    print(f"{'':16} {'parameters':>10}  {'step':>9}  {'range':>17}  {'processor':>9}  building")
+    for row in rows:
+        share = row["building_percent"]
+        print(
+            f"{row['name']:16} {row['parameters']:>10,}  {row['step_ms']:>6.1f} ms"
+            f"  {row['fastest_ms']:>6.1f} - {row['slowest_ms']:>5.1f} ms  {row['cpu_ms']:>6.1f} ms"
+            f"  {'-' if share is None else f'{share:.1f} %'}"
+        )
+    if options.out:
+        _write(options, rows)
+
+
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "training_step.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    about = {
+        "machine": platform.platform(),
+        "processor": _processor(),
+        "torch": torch.__version__,
+        **{k: str(v) for k, v in vars(options).items() if k != "out"},
+        "results": rows,
+    }
+    (options.out / "training_step.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
