@@ -170,6 +170,7 @@ class GemNetT(nn.Module):
         else:
             with torch.no_grad():
                 for output in self.outputs:
+                    assert isinstance(output, OutputBlock)
                     output.energy.weight.mul_(_OUTPUT_SCALE)
 
     def forward(self, species: Tensor, graph: AtomicGraph) -> Tensor:
