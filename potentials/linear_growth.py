@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from dcase.activations import get_activation
+from dcase.initialization import gain
 
 
 class LinearGrowth(nn.Module):
-    """``y = s r (act(x / r + 1) - act(1))``: slope 1/2 at 0 and linear growth, as SiLU has.
+    """``y = s r (act(x / r + 1) - act(1))``: a linear term at 0 and linear growth, as SiLU has.
 
     IReLU squares. In a stack of n layers a deviation from the fixed point is raised to the power
     2^n: DimeNet++ has nine in series in each interaction block, and with IReLU in all of them a
@@ -20,23 +23,36 @@ class LinearGrowth(nn.Module):
       activation at unit size and gets its size back. The layer grows linearly with its input,
       whatever the activation does. Small features (r = 1) meet the activation as it is.
     * Around 1, where its pre-activations now lie, an integrated activation has a linear term:
-      ``IReLU(x + 1) - 1/2 = x + x^2 / 2`` above -1, which is twice SiLU to second order. ``s`` is
-      ``1 / (2 act'(1))``, so that initial weights made for SiLU suit it.
+      ``IReLU(x + 1) - 1/2 = x + x^2 / 2`` above -1, which is twice SiLU to second order.
+
+    ``s`` gives unit variance SiLU's second moment (0.507 for IReLU), so that initial weights made
+    for SiLU suit it.
 
     Args:
-        activation: Name of an activation that is positive and rising at 1.
+        activation: Name of an activation that rises at 1.
     """
 
     def __init__(self, activation: str):
         super().__init__()
         self.act = get_activation(activation)
-        value, slope = _value_and_slope(self.act, 1.0)
-        self.at_one, self.scale = value, 0.5 / slope
+        self.at_one = _value_and_slope(self.act, 1.0)[0]
+        self.scale = gain(_AtUnitVariance(self.act, self.at_one)) / gain("silu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, shape [..., features], to the same shape."""
-        r = (1.0 + x.square().mean(-1, keepdim=True)).sqrt()
+        r = (1.0 + x.square().mean(-1, keepdim=True)).sqrt()  # [..., 1]
         return (self.act(x / r + 1.0) - self.at_one) * (self.scale * r)
+
+
+class _AtUnitVariance(nn.Module):
+    """The layer with s = 1 on features of mean square 1, elementwise."""
+
+    def __init__(self, act: nn.Module, at_one: float):
+        super().__init__()
+        self.act, self.at_one = act, at_one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return math.sqrt(2.0) * (self.act(x / math.sqrt(2.0) + 1.0) - self.at_one)
 
 
 def begins_with_a_square(activation: str) -> bool:
