@@ -15,7 +15,7 @@ class LinearGrowth(nn.Module):
     """``y = s r (act(x / r + 1) - act(1))``: a linear term at 0 and linear growth, as SiLU has.
 
     IReLU squares. In a stack of n layers a deviation from the fixed point is raised to the power
-    2^n: DimeNet++ has nine in series in each interaction block, and with IReLU in all of them a
+    2^n: DimeNet++ has ten in series in each interaction block, and with IReLU in all of them a
     pre-activation of 2 in the fourth block becomes 20, 4e3, 1e8, 4e17 and NaN, with the published
     initial weights (see docs/methods.md). Two changes take both reasons away:
 
