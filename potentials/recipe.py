@@ -176,15 +176,23 @@ def _specialise(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     chosen = overrides.get("model.architecture")
     if chosen is None and isinstance(model, dict):
         chosen = model.get("architecture", ModelChoice.architecture)
-    if not special or not isinstance(special, Mapping):
+    if not isinstance(special, Mapping):
+        raise OptionError("recipe: [architecture] holds tables such as [architecture.cgcnn.loss]")
+    if not special:
         return
     from dcase.potentials.registry import get_architecture
 
     for name, tables in special.items():
         if get_architecture(name).name != get_architecture(str(chosen)).name:
             continue
+        if not isinstance(tables, Mapping) or not all(
+            isinstance(entries, Mapping) for entries in tables.values()
+        ):
+            raise OptionError(f"recipe: [architecture.{name}] must hold tables")
         for table, entries in tables.items():
-            values.setdefault(table, {}).update(entries)
+            content = values.setdefault(table, {})
+            if isinstance(content, dict):  # else from_dict says what is wrong with the file
+                content.update(entries)
 
 
 _TABLES: dict[str, Any] = {

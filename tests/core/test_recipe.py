@@ -146,3 +146,30 @@ def test_default_recipe_turns_frames_for_forcenet_only():
     asked = {"model.architecture": "forcenet", "data.augment_rotations": False}
     assert not load_recipe("default", asked).data.augment_rotations
     assert not load_recipe("paper", {"model.architecture": "forcenet"}).data.augment_rotations
+
+
+def test_tables_of_an_architecture_apply_to_it_alone(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        """
+        [training]
+        lr = 1e-2
+        epochs = 7
+        [architecture."dimenet++".training]
+        lr = 1e-4
+        """
+    )
+    assert load_recipe(str(file)).training.lr == 1e-2
+    special = load_recipe(str(file), {"model.architecture": "dimenetpp"})  # an alias
+    assert (special.training.lr, special.training.epochs) == (1e-4, 7)
+    chosen = load_recipe(str(file), {"model.architecture": "dimenet++", "training.lr": 3e-4})
+    assert chosen.training.lr == 3e-4  # what is asked for goes before both
+    file.write_text('[architecture."dimenet+".training]\nlr = 1e-4\n')
+    with pytest.raises(OptionError, match="unknown architecture 'dimenet\\+'"):
+        load_recipe(str(file))
+    file.write_text("[architecture.schnet.training]\nlearning = 1e-4\n")
+    with pytest.raises(OptionError, match="no entry 'learning'"):
+        load_recipe(str(file))
+    file.write_text("[architecture]\nschnet = 3\n")
+    with pytest.raises(OptionError, match=r"\[architecture.schnet\] must hold tables"):
+        load_recipe(str(file))
