@@ -18,6 +18,8 @@ def cell(result: CheckResult) -> str:
     if result.skipped:
         return "skipped"
     text = f"{result.value:.0e}" if result.value else "0"
+    if result.by_design:
+        return f"{text} (by design)"
     return text if result.passed else f"**{text}**"
 
 

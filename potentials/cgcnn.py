@@ -20,6 +20,8 @@ so that two separate molecules do not have the sum of their energies.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -31,6 +33,7 @@ from dcase.potentials.architecture import Architecture
 from dcase.potentials.basis import GaussianBasis, PolynomialEnvelope
 from dcase.potentials.element_features import k_hot_features
 from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.linear_growth import LinearGrowth, begins_with_a_square
 
 
 class Convolution(nn.Module):
@@ -39,19 +42,19 @@ class Convolution(nn.Module):
     Args:
         channels: Size F of the atom features.
         num_gaussians: Size of the radial basis.
-        activation: Name of ``g``.
+        make_activation: Makes ``g``.
     """
 
-    def __init__(self, channels: int, num_gaussians: int, activation: str):
+    def __init__(self, channels: int, num_gaussians: int, make_activation: Callable[[], nn.Module]):
         super().__init__()
         # The three column blocks of W.
         self.target = nn.Linear(channels, 2 * channels)
         self.source = nn.Linear(channels, 2 * channels, bias=False)
         self.edge = nn.Linear(num_gaussians, 2 * channels, bias=False)
         self.edge_norm = nn.BatchNorm1d(2 * channels)
-        self.gated_act = get_activation(activation)
+        self.gated_act = make_activation()
         self.atom_norm = nn.LayerNorm(channels)
-        self.update_act = get_activation(activation)
+        self.update_act = make_activation()
         # Xavier's range for W as a whole, as published.
         bound = math.sqrt(6.0 / (4 * channels + num_gaussians))
         for block in (self.target, self.source, self.edge):
@@ -100,7 +103,8 @@ class CGCNN(nn.Module):
             in the DC paper.
         variant: ``"paper"``: no envelope at the cutoff, and the read-out of the mean over atoms.
         placement: ``"all"``: the activation also takes the place of both softplus in every
-            convolution; the sigmoid stays, being a gate.
+            convolution (one that begins with a square as :class:`LinearGrowth`, but plain in the
+            paper variant); the sigmoid stays, being a gate.
         normalization: Keep the BatchNorm on the edges. It is always built; the registry takes it
             out. The LayerNorm after the aggregation stays, as in the DC paper.
 
@@ -145,8 +149,11 @@ class CGCNN(nn.Module):
         self.basis = GaussianBasis(cutoff, num_gaussians)
         self.envelope = None if variant == "paper" else PolynomialEnvelope(cutoff, 5)
         inside = activation if placement == "all" else "softplus"
+        # What begins with a square would square in every convolution, and overflow.
+        squares = variant != "paper" and begins_with_a_square(inside)
+        inner = partial(LinearGrowth if squares else get_activation, inside)
         self.convolutions = nn.ModuleList(
-            Convolution(hidden_channels, num_gaussians, inside) for _ in range(num_interactions)
+            Convolution(hidden_channels, num_gaussians, inner) for _ in range(num_interactions)
         )
         widths = [hidden_channels] + [fc_channels] * num_fc_layers
         self.head = nn.Sequential()

@@ -336,3 +336,31 @@ def test_potentials_batch_norm_statistics_survive_a_resume(architecture, tmp_pat
     statistics = [v for name, v in straight.items() if name.endswith("running_mean")]
     assert statistics
     assert all(v.abs().max() > 0 for v in statistics)
+
+
+def test_irelu_everywhere_stays_finite_and_learns():
+    """Plain IReLU squares in every convolution: fresh forces of 1e12, NaN in the first step."""
+    molecule = ethanol()
+    graph = build_graph(molecule.numbers, molecule.positions, 5.0)
+    sizes = {}
+    for variant in ("default", "paper"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            potential = create_potential(
+                "cgcnn", elements=["H", "C", "O"], placement="all", variant=variant
+            )
+        _, forces = potential.energies_and_forces(graph)
+        sizes[variant] = float(forces.square().mean().sqrt())
+    assert sizes["default"] < 1e2
+    assert not sizes["paper"] < 1e6  # to the letter
+    potential = create_potential("cgcnn", elements=["H", "C", "O"], placement="all")
+    optimizer = torch.optim.Adam(potential.parameters(), lr=2e-3)
+    target, losses = torch.randn(graph.n_atoms, 3, generator=torch.Generator().manual_seed(0)), []
+    for _ in range(30):
+        _, forces = potential.energies_and_forces(graph, create_graph=True)
+        loss = (forces - target).square().mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
