@@ -13,6 +13,7 @@ where the step may be large, and IReLU, whose second derivative jumps at every k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,10 +203,10 @@ def _run(check: _Check, subject: Subject) -> CheckResult:
         return CheckResult(check.name, False, float("nan"), limit or 0.0, check.unit, detail)
     passed = bool(value <= limit)
     promised = getattr(subject.potential.network, check.promise, True) if check.promise else True
-    if not passed and not promised:
+    by_design = not passed and not promised and math.isfinite(value)  # no design gives NaN
+    if by_design:
         why = f"{subject.potential.architecture} does not promise it"
         detail = f"{why}; {detail}" if detail else why
     return CheckResult(
-        check.name, passed, float(value), limit, check.unit, detail,
-        by_design=not passed and not promised,
-    )  # fmt: skip
+        check.name, passed, float(value), limit, check.unit, detail, by_design=by_design
+    )

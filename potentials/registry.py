@@ -149,6 +149,8 @@ def create_potential(
         "normalization": keep,
     }
     known = found.hyper_parameters()
+    if "normalization" in known and hyper_parameters.get("normalization") is not None:
+        raise OptionError("normalization is set by denormalize: False keeps it, True takes it out")
     # An architecture without BatchNorm has nothing to take out, and so on.
     common = {key: value for key, value in common.items() if key in known}
     values = resolve_hyper_parameters(found.name, size, {**hyper_parameters, **common})

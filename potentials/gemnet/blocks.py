@@ -57,7 +57,7 @@ class EdgeFeatures(nn.Module):
         )
         atoms = nn.functional.linear(h, source).index_select(0, shape.source)
         atoms = atoms + nn.functional.linear(h, target).index_select(0, shape.target)
-        return self.act(atoms.view(2, -1, atoms.shape[1]) + nn.functional.linear(x, own))
+        return self.act(atoms.view(2, x.shape[-2], atoms.shape[1]) + nn.functional.linear(x, own))
 
 
 class AtomUpdate(nn.Module):

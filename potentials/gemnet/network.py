@@ -181,11 +181,10 @@ class GemNetT(nn.Module):
             graph: The atoms and their pairs.
 
         Returns:
-            Shape [n_atoms]; an atom without neighbours has energy 0.
+            Shape [n_atoms]; an atom without neighbours has energy 0 (in the paper variant only if
+            the activation is 0 at 0).
         """
         h = self.embedding(species)
-        if graph.pairs.shape[1] == 0:
-            return h.new_zeros(graph.n_atoms)
         n_atoms, dtype = graph.n_atoms, h.dtype
         edges = directed_edges(graph)
         shape = geometry(edges, graph, self.num_spherical, dtype)

@@ -44,12 +44,14 @@ class Geometry:
         near: The edges into each atom, side by side.
         angular: ``Y_l(cos angle_cab)`` between edges c and b into the same atom, 0 for c = b and
             empty slots, shape [n_atoms, width * num_spherical, width]: row (c, l), column b.
+        num_spherical: Number of orders l.
     """
 
     source: Tensor
     target: Tensor
     near: Neighbourhoods
     angular: Tensor
+    num_spherical: int
 
     def sum_over_triplets(self, x: Tensor) -> Tensor:
         """``X_ca,l = sum_{b != c} Y_l(cos angle_cab) x_ba``.
@@ -61,10 +63,9 @@ class Geometry:
             Shape [n_edges, num_spherical, features].
         """
         summed = torch.bmm(self.angular, self.near.gather(x))
-        n_atoms, rows, features = summed.shape
-        width = self.near.width
+        n_atoms, _, features = summed.shape
         return self.near.scatter(
-            summed.view(n_atoms, width, rows // width if width else 0, features)
+            summed.view(n_atoms, self.near.width, self.num_spherical, features)
         )
 
 
@@ -84,7 +85,7 @@ def geometry(
     )
     spherical = legendre(cosines, num_spherical) * norms * couples  # [n_atoms, c, b, l]
     angular = spherical.transpose(2, 3).flatten(1, 2)
-    return Geometry(edges.source, edges.target, near, angular)
+    return Geometry(edges.source, edges.target, near, angular, num_spherical)
 
 
 class CircularProjection(nn.Module):
@@ -107,7 +108,9 @@ class CircularProjection(nn.Module):
     def forward(self, radial: Tensor) -> Tensor:
         """Map [n_pairs, num_radial] to [n_pairs, emb_size, num_spherical]."""
         weight = self.weight.view(self.emb_size * self.num_spherical, -1)
-        return nn.functional.linear(radial, weight).view(-1, self.emb_size, self.num_spherical)
+        return nn.functional.linear(radial, weight).view(
+            len(radial), self.emb_size, self.num_spherical
+        )
 
 
 class TripletInteraction(nn.Module):

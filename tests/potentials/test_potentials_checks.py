@@ -266,6 +266,16 @@ def test_potentials_checks_report_a_crash_as_a_failure(monkeypatch):
     assert result.detail == "RuntimeError: no"
 
 
+def test_potentials_checks_excuse_no_nan_by_design(monkeypatch):
+    for value, by_design in ((1.0, True), (float("inf"), False), (float("nan"), False)):
+        check = checks._Check(
+            "rotation", lambda _, v=value: (v, ""), 1e-9, 1e-4, "F", (), "rotation_invariant"
+        )
+        monkeypatch.setattr(checks, "_CHECKS", [check])
+        (result,) = checks.run_checks(lively("forcenet"), ethanol())
+        assert (result.by_design, result.failed) == (by_design, not by_design)
+
+
 def test_potentials_checks_refuse_an_unknown_element():
     with pytest.raises(DcaseError, match="not trained on Cu"):
         checks.run_checks(lively(), bulk("Cu"))

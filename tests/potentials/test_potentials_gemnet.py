@@ -357,6 +357,26 @@ def test_potentials_gemnet_lone_atoms_have_no_energy():
     assert energies[0] != 0
 
 
+def test_potentials_gemnet_lone_atoms_are_the_same_alone_and_beside_others():
+    # Published activations that are not 0 at 0 give an atom that no message reaches an energy.
+    with pytest.warns(PaperVariantWarning):
+        potential = lively("gemnet-t", "softplus", dtype=DTYPE, variant="paper")
+    alone = potential.atom_energies(_graph(Atoms("H"), potential.cutoff)).tolist()
+    far = Atoms("HOH", positions=[[0, 0, 0], [1, 0, 0], [50, 0, 0]])
+    beside = potential.atom_energies(_graph(far, potential.cutoff)).tolist()
+    assert alone[0] != 0
+    assert beside[2] == pytest.approx(alone[0], rel=1e-12)
+    energies, forces = potential.energies_and_forces(_graph(Atoms("H"), potential.cutoff))
+    assert energies.shape == (1,)
+    assert forces.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_potentials_gemnet_relu_is_no_square():
+    act = ScaledActivation("relu")
+    assert act.gain == pytest.approx(math.sqrt(2.0))
+    assert torch.equal(act(torch.tensor([-2.0, 0.0, 1.0])), torch.tensor([0.0, 0.0, act.gain]))
+
+
 @pytest.mark.physics
 def test_potentials_gemnet_conforms_on_a_crystal_with_irelu_everywhere():
     results = checks.run_checks(lively("gemnet-t", placement="all"), crystal())

@@ -89,6 +89,19 @@ def test_potentials_overrides_win_over_the_size():
     assert potential.network.interactions[0].filter_out.weight.shape == (24, 24)
 
 
+@pytest.mark.parametrize("architecture", ["cgcnn", "forcenet"])
+def test_potentials_normalization_has_one_switch(architecture):
+    with pytest.raises(OptionError, match="normalization is set by denormalize"):
+        create_potential(architecture, elements=["H"], size="tiny", normalization=True)
+    for denormalize in (False, True):
+        potential = create_potential(
+            architecture, elements=["H"], size="tiny", denormalize=denormalize
+        )
+        kept = any(isinstance(m, torch.nn.BatchNorm1d) for m in potential.modules())
+        assert kept is not denormalize
+        assert potential.hyper_parameters["normalization"] is kept
+
+
 def test_potentials_elements_in_any_form():
     assert element_numbers(["O", "H", 6, "H", 1]) == [1, 6, 8]
     for bad in (["Hx"], [0], [119], [-1], []):
