@@ -167,6 +167,8 @@ def perform(
         "test_name": run.frames.test_name,
         "level_of_theory": run.frames.dataset.info.level_of_theory,
     }
+    tested = run.frames.test or run.frames.dataset.subset(run.splits.test)
+    result["n_test"] = len(tested)
     resume = (run_folder(out) / "state.pt").exists()
     try:
         fitted = fit_potential(
@@ -185,7 +187,6 @@ def perform(
     else:
         if fitted.result.status == "interrupted":
             return None
-        tested = run.frames.test or run.frames.dataset.subset(run.splits.test)
         result |= {
             "status": fitted.result.status,
             "parameters": sum(p.numel() for p in fitted.potential.parameters()),
@@ -194,7 +195,6 @@ def perform(
             "seconds": fitted.result.elapsed,
             "best_epoch": fitted.result.best.get("epoch"),
             "label_constant_eV": fitted.potential.scale.constant,
-            "n_test": len(tested),
             "metrics": evaluate_potential(fitted.potential, tested).metrics,
             "device": str(fitted.potential.device),
         }

@@ -169,6 +169,7 @@ def test_divergence_is_a_result(ethanol, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert perform(run, tmp_path) == result  # kept, not tried again
     assert result["status"] == "NaN"
+    assert result["n_test"] == 20  # the caption counts it like any other
     rows = tables.table_rows([result], {"ethanol": trivial_errors(run)})
     assert math.isnan(rows[1]["energy_mae"])
     assert "| NaN | 0.840 | NaN | 1.430 |" in tables.markdown(rows, "", [])
