@@ -389,6 +389,8 @@ def figure1(chosen: Chosen) -> None:
     """Figure 1: SchNet's errors on aspirin against the weight of the forces in the loss."""
     molecules = _molecules(chosen, ("aspirin",))
     models, settings = _models(chosen, ("schnet",)), _settings(chosen, ("original",))
+    if len(molecules) * len(models) * len(settings) > 1:
+        raise OptionError("figure1 shows one molecule, one model and one setting; ask for one each")
     sitting = _Sitting(chosen)
     protocol = _protocol(chosen, len(BETAS) * len(molecules) * len(models) * len(settings))
     sets = [_load(chosen, m, sitting.warn) for m in molecules]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dcase import plotting
 from dcase.potentials.fit import run_folder
@@ -76,7 +75,7 @@ def figure1(results: Sequence[Mapping[str, Any]], folder: Path, path: Path) -> N
 
 
 def figure2(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Test errors against the number of training frames, a line a system.
+    """Test errors against the number of training frames, a line a system, model and setting.
 
     Args:
         results: Runs labelled ``"n=..."``.
@@ -85,32 +84,38 @@ def figure2(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plotting.new_figure(1, 2, (9.0, 3.6))
     palette = (plotting.BLUE, plotting.ORANGE, plotting.GREEN, plotting.RED, plotting.GREY)
     markers = "os^vDPX*"
-    systems = list(dict.fromkeys(r["system"] for r in results))
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=lambda r: r["n_train"]):
+        if result["metrics"]:
+            key = (result["system"], result["model"], result["setting"])
+            lines.setdefault(key, []).append(result)
+    sizes = sorted({r["n_train"] for line in lines.values() for r in line})
+    # Of system, model and setting, what is the same in all lines needs no mention.
+    told = [k for k in range(3) if len({key[k] for key in lines}) > 1] or [0]
     for ax, key, label in (
         (axes[0], _ENERGY, "energy MAE (kcal/mol)"),
         (axes[1], _FORCES, "force MAE (kcal/mol/Å)"),
     ):
-        for index, system in enumerate(systems):
-            points = sorted(
-                (r["n_train"], r["metrics"].get(key, math.nan))
-                for r in results
-                if r["system"] == system and r["metrics"]
+        for index, (what, line) in enumerate(lines.items()):
+            ax.loglog(
+                [r["n_train"] for r in line],
+                [r["metrics"][key] for r in line],
+                marker=markers[index % len(markers)],
+                color=palette[index % len(palette)],
+                linestyle="-" if index < len(palette) else "--",
+                lw=1.2,
+                label=", ".join(what[k] for k in told),
             )
-            if points:
-                ax.loglog(
-                    *zip(*points, strict=True),
-                    marker=markers[index % len(markers)],
-                    color=palette[index % len(palette)],
-                    linestyle="-" if index < len(palette) else "--",
-                    lw=1.2,
-                    label=system,
-                )
         ax.set_xlabel("training frames")
         ax.set_ylabel("test " + label)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter(FuncFormatter(_plain))
-            axis.set_minor_formatter(FuncFormatter(_plain))
+        ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        low, high = ax.get_ylim()
+        # Numbers between the powers of ten where there are few powers; else they pile up.
+        few = high / low < 30
+        ax.yaxis.set_minor_formatter(FuncFormatter(_plain) if few else NullFormatter())
         ax.tick_params(which="both", labelsize=8)
-    if axes[0].lines:
+    if lines:
         axes[0].legend(fontsize=8, frameon=False)
     plotting.save(figure, path)

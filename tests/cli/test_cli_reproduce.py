@@ -101,6 +101,11 @@ def test_reproduce_refuses(dcase, arguments, message):
     assert message in outcome.message
 
 
+def test_reproduce_figure_1_is_of_one_network(dcase):
+    outcome = dcase("reproduce", "figure1", *ONE, "--model", "cgcnn", *SMALL)
+    assert "one molecule, one model and one setting" in outcome.message
+
+
 def test_reproduce_stops_and_goes_on(dcase, press_ctrl_c):
     folder = Path("reproduce/runs")
     press_ctrl_c(lambda: any(folder.glob("*/potential.run/metrics.csv")))

@@ -10,7 +10,7 @@ import pytest
 
 from dcase.data.md17 import load_md17
 from dcase.errors import DivergedError, OptionError
-from dcase.potentials.experiments import runs, tables
+from dcase.potentials.experiments import curves, runs, tables
 from dcase.potentials.experiments.protocol import MODELS, SETTINGS, TABLES, Protocol
 from dcase.potentials.experiments.published import MOLECULES, published, schnet_literature
 from dcase.potentials.experiments.runs import Frames, perform, plan, trivial_errors
@@ -239,6 +239,22 @@ def test_tables_are_written_beside_the_papers_figures(tmp_path):
         trivial, own = csv.DictReader(file)
     assert float(own["energy_mae_paper"]) == 53.0
     assert trivial["energy_mae_paper"] == ""
+
+
+def test_figure_2_draws_a_line_for_each_setting(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves.plotting, "save", lambda figure, path: drawn.append(figure))
+    results = [
+        _result(setting, energy, energy, n_train=n)
+        for setting, energy in (("ours", 2.0), ("offset", 1.0))
+        for n in (20, 10)
+    ]
+    results.append(_result("ours", 0.0, 0.0, n_train=30, status="NaN") | {"metrics": {}})
+    curves.figure2(results, tmp_path / "x.png")
+    (figure,) = drawn
+    for ax in figure.axes:
+        shown = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+        assert shown == {"ours": [[10, 2], [20, 2]], "offset": [[10, 1], [20, 1]]}
 
 
 def test_the_caption_says_what_is_not_the_papers_protocol(ethanol):
