@@ -29,6 +29,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dcase.activations import get_activation
 from dcase.errors import OptionError
@@ -41,6 +42,9 @@ from dcase.potentials.graph import AtomicGraph
 from dcase.potentials.rotations import FRAMES, rotation_group
 
 BASES = ("gauss", "sphallmul")
+
+# Pairs, times orientations, that are held in memory at once: some 0.5 GB of size md17.
+_PAIRS_AT_ONCE = 20_000
 
 
 class Interaction(nn.Module):
@@ -232,18 +236,39 @@ class ForceNet(ExactBuffers):
         copies = len(self.rotations)
         if self.training or copies == 1:
             return self._atom_energies(species, graph.pairs, units, distances, count)
+        arguments = (species, graph.pairs, units, distances, count)
+        at_once = max(1, _PAIRS_AT_ONCE // max(1, len(distances)))
+        if copies <= at_once:
+            return self._sum_over(self.rotations, *arguments) / copies
+        # Many: what the gradient needs of each part is computed again when its turn comes.
+        parts = [
+            checkpoint(self._sum_over, turns, *arguments, use_reentrant=False)
+            for turns in self.rotations.split(at_once)
+        ]
+        return torch.stack(parts).sum(0) / copies
+
+    def _sum_over(
+        self,
+        rotations: Tensor,
+        species: Tensor,
+        pairs: Tensor,
+        units: Tensor,
+        distances: Tensor,
+        count: Tensor | None,
+    ) -> Tensor:
+        """Energies [n_atoms] summed over ``rotations`` [n, 3, 3]; the rest as below."""
+        copies = len(rotations)
         # All orientations as one batch of systems that do not see each other.
-        turned = torch.einsum("gxy,py->gpx", self.rotations, units).flatten(0, 1)
+        turned = torch.einsum("gxy,py->gpx", rotations, units).flatten(0, 1)
         first = torch.arange(copies, device=species.device) * len(species)
-        pairs = (graph.pairs.unsqueeze(1) + first.unsqueeze(-1)).flatten(1)
         energies = self._atom_energies(
             species.repeat(copies),
-            pairs,
+            (pairs.unsqueeze(1) + first.unsqueeze(-1)).flatten(1),
             turned,
             distances.repeat(copies),
             None if count is None else count.repeat(copies),
         )
-        return energies.view(copies, -1).mean(0)
+        return energies.view(copies, -1).sum(0)
 
     def _atom_energies(
         self,

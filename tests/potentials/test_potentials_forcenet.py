@@ -288,6 +288,35 @@ def test_potentials_forcenet_frames_average_over_the_group(frames):
     assert torch.equal(averaged.train().energies(graph), bare.energies(graph))
 
 
+def test_potentials_forcenet_frames_in_parts_are_the_same(monkeypatch):
+    # Not all orientations of a large batch are in memory at once.
+    from dcase.potentials import forcenet
+
+    potential = with_frames(make(activation="silu"), "octahedral")
+    graph = graph_of(potential, ethanol())
+
+    def results():
+        energies, forces = potential.energies_and_forces(graph, create_graph=True)
+        (weight,) = torch.autograd.grad(forces.square().sum(), potential.network.out_in.weight)
+        return energies.detach(), forces.detach(), weight
+
+    calls = []
+    whole = forcenet.ForceNet._sum_over
+    monkeypatch.setattr(
+        forcenet.ForceNet,
+        "_sum_over",
+        lambda self, turns, *rest: calls.append(len(turns)) or whole(self, turns, *rest),
+    )
+    expected = results()
+    assert calls == [24]
+    calls.clear()
+    monkeypatch.setattr(forcenet, "_PAIRS_AT_ONCE", 7 * graph.pairs.shape[1])
+    found = results()
+    assert calls[:4] == [7, 7, 7, 3]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_potentials_forcenet_frames_take_most_of_the_torque_away():
     bare = make(activation="silu")
 
