@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow lint benchmark clean
+.PHONY: quickstart install test test-slow lint benchmark peer-schnetpack clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -35,6 +35,15 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Libraries that benchmarks compare with, each in an environment of its own.
+peer-schnetpack: benchmarks/peers/.venv-schnetpack/.installed
+
+benchmarks/peers/.venv-%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
 clean:

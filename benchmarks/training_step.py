@@ -1,6 +1,7 @@
 """Time of a training step (energies and forces, double backward, Adam), beside other libraries.
 
     python benchmarks/training_step.py dimenet++ pyg:dimenet++
+    python benchmarks/training_step.py schnet schnet:exact pyg:schnet schnetpack:schnet
     python benchmarks/training_step.py schnet pyg:schnet --batch 20 --out benchmarks/results
 
 Every contestant trains on the same rMD17 aspirin frames, in float32, with the loss and the
@@ -9,7 +10,10 @@ Rounds are interleaved, so that a change of the machine's speed meets every cont
 median of the rounds counts. "building" is what is done to find pairs, neighbourhoods or triplets
 of a batch, as a share of the step's processor time. For torch_geometric's DimeNet++ both lists are
 found by plain torch code outside the timed part (its own needs compiled extensions), to its
-advantage.
+advantage; so is SchNetPack's neighbour list. ":exact" is dcase without splines for the filters.
+
+SchNetPack has an environment of its own (``make peer-schnetpack``) and runs there as a process that
+takes its steps, and times them, in turn with the others.
 
 A new architecture takes part by its registry name; a new peer is one function in ``CONTESTANTS``.
 """
@@ -21,12 +25,15 @@ import csv
 import json
 import platform
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,13 +70,14 @@ class Contestant:
 
     Attributes:
         parameters: Number of trained numbers.
-        step: A whole training step.
+        step: A whole training step. One that runs in another process returns its processor and
+            wall seconds; otherwise the caller takes the time.
         building: The part of ``step`` that finds pairs, neighbourhoods or triplets; None: unknown
             or outside the step.
     """
 
     parameters: int
-    step: Callable[[], Any]
+    step: Callable[[], tuple[float, float] | None]
     building: Callable[[], Any] | None = None
 
 
@@ -84,13 +92,13 @@ def _adam_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Non
     return step
 
 
-def dcase_architecture(name: str) -> Callable[[Setting], Contestant]:
-    """A network of the registry, as ``dcase train`` runs it."""
+def dcase_architecture(name: str, filter_knots: int = 128) -> Callable[[Setting], Contestant]:
+    """A network of the registry, as ``dcase train`` runs it (128: the default recipe's)."""
 
     def prepare(setting: Setting) -> Contestant:
         options: dict[str, Any] = {}
         if "filter_knots" in ARCHITECTURES[name].hyper_parameters():
-            options["filter_knots"] = 128  # the default recipe's
+            options["filter_knots"] = filter_knots
         potential = create_potential(
             name,
             elements=setting.dataset.elements,
@@ -201,10 +209,64 @@ def _pyg_schnet(h: dict[str, Any], batch: LabelledGraph) -> nn.Module:
     return model
 
 
+PEERS = Path(__file__).resolve().parent / "peers"
+
+
+def _schnetpack_schnet(setting: Setting) -> Contestant:
+    """SchNetPack's SchNet, in a process of its own environment (peers/schnetpack_step.py)."""
+    python = PEERS / ".venv-schnetpack" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit("schnetpack:schnet needs its own environment: make peer-schnetpack")
+    h = resolve_hyper_parameters("schnet", setting.size, {"activation": setting.activation})
+    batch = setting.frames(h["cutoff"]).batch(setting.chosen())
+    assert batch.energies is not None
+    assert batch.forces is not None
+    known = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
+    options = {name: h[name] for name in (*known, "activation")}
+    options["threads"] = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch.npz"
+        np.savez(
+            path,
+            numbers=batch.graph.numbers.numpy(),
+            positions=batch.graph.positions.float().numpy(),
+            system=batch.graph.system.numpy(),
+            pairs=batch.graph.pairs.numpy(),
+            energies=batch.energies.float().numpy(),
+            forces=batch.forces.float().numpy(),
+        )
+        # It ends when this program, and with it its standard input, does.
+        worker = subprocess.Popen(
+            [python, "-W", "ignore", PEERS / "schnetpack_step.py", path, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        requests, replies = worker.stdin, worker.stdout
+        first = replies.readline().split()
+    if first[:1] != ["ready"]:
+        raise SystemExit("schnetpack:schnet did not start; make peer-schnetpack makes it anew")
+
+    def step() -> tuple[float, float]:
+        print("step", file=requests, flush=True)
+        cpu, wall, _ = map(float, replies.readline().split())
+        return cpu, wall
+
+    return Contestant(int(first[1]), step)
+
+
 CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
     **{name: dcase_architecture(name) for name in ARCHITECTURES},
+    **{
+        f"{name}:exact": dcase_architecture(name, filter_knots=0)
+        for name in ARCHITECTURES
+        if "filter_knots" in ARCHITECTURES[name].hyper_parameters()
+    },
     "pyg:schnet": _peer(_pyg_schnet, "schnet"),
     "pyg:dimenet++": _peer(_pyg_dimenet, "dimenet++"),
+    "schnetpack:schnet": _schnetpack_schnet,
 }
 
 
@@ -218,8 +280,10 @@ def measure(contestants: dict[str, Contestant], rounds: int) -> list[dict[str, A
     for turn in range(rounds + 1):
         for name, contestant in contestants.items():
             started, cpu = time.perf_counter(), time.process_time()
-            contestant.step()
+            own = contestant.step()
             wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+            if own is not None:
+                cpu, wall = own
             build = time.process_time()
             if contestant.building is not None:
                 contestant.building()
