@@ -5,16 +5,20 @@ sigmoid, ``g`` softplus, ``fc`` the cutoff envelope, (.) the elementwise product
 
     h_i    = Dense(k-hot features of the element)
     z_ij   = BN(W [h_i, h_j, e(d_ij)] + b) = (z'_ij, z''_ij)                            (eq. 5)
-    h_i   <- g(h_i + LN(sum_j fc(d_ij) s(z'_ij) (.) g(z''_ij)))                         (eq. 5)
+    h_i   <- g(h_i + c_i LN(sum_j fc(d_ij) s(z'_ij) (.) g(z''_ij)))                     (eq. 5)
     E      = sum_i Dense(act(Dense(... act(Dense(h_i)))))                               read-out
+
+with ``c_i = tanh(sum_j fc(d_ij))``, a smooth count of neighbours that is 1 from about three on. A
+LayerNorm divides out the size of what it gets: without ``c_i`` an atom's last neighbour would leave
+at full strength and vanish within the last few tenths of A before the cutoff.
 
 W acts on the three parts separately, ``W z = W_i h_i + W_j h_j + W_e e_ij``: the first two are
 taken once an atom and the last once a pair rather than once a direction, and after that an edge
 costs additions only.
 
-The published implementation (``variant="paper"``) has no envelope ``fc``, so that the energy jumps
-when a pair crosses the cutoff, and reads the energy of the whole system out of the mean of ``h_i``,
-so that two separate molecules do not have the sum of their energies.
+The published implementation (``variant="paper"``) has neither ``fc`` nor ``c_i``, so that the
+energy jumps when a pair crosses the cutoff, and reads the energy of the whole system out of the mean
+of ``h_i``, so that two separate molecules do not have the sum of their energies.
 """
 
 from __future__ import annotations
@@ -61,7 +65,14 @@ class Convolution(nn.Module):
             nn.init.uniform_(block.weight, -bound, bound)
         nn.init.zeros_(self.target.bias)
 
-    def forward(self, h: Tensor, pairs: Tensor, basis: Tensor, envelope: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        pairs: Tensor,
+        basis: Tensor,
+        envelope: Tensor | None,
+        settled: Tensor | None = None,
+    ) -> Tensor:
         """New features [n_atoms, F].
 
         Args:
@@ -69,6 +80,7 @@ class Convolution(nn.Module):
             pairs: Half list, int64, shape [2, n_pairs].
             basis: Gaussians of each pair, shape [n_pairs, num_gaussians].
             envelope: Weight of each pair, shape [n_pairs, 1], or None for 1.
+            settled: ``c_i``, shape [n_atoms, 1], or None for 1.
         """
         i, j = pairs
         message = torch.zeros_like(h)
@@ -85,7 +97,10 @@ class Convolution(nn.Module):
             if envelope is not None:
                 gated = gated * torch.cat([envelope, envelope])
             message = message.index_add(0, torch.cat([i, j]), gated)
-        return self.update_act(h + self.atom_norm(message))
+        message = self.atom_norm(message)
+        if settled is not None:
+            message = message * settled
+        return self.update_act(h + message)
 
 
 class CGCNN(nn.Module):
@@ -176,17 +191,21 @@ class CGCNN(nn.Module):
         h = self.embedding(self.features).index_select(0, species)
         distances = graph.distances()
         basis = self.basis(distances, h.dtype)
-        envelope = None
+        envelope = settled = None
         if self.envelope is not None:
             envelope = self.envelope(distances).to(h.dtype).unsqueeze(-1)
+            count = envelope.new_zeros(len(h), 1).index_add(
+                0, graph.pairs.flatten(), torch.cat([envelope, envelope])
+            )
+            settled = torch.tanh(count)
         for convolution in self.convolutions:
-            h = convolution(h, graph.pairs, basis, envelope)
+            h = convolution(h, graph.pairs, basis, envelope, settled)
         if not self.pools_mean:
             return self.head(h).squeeze(-1)
-        count = torch.bincount(graph.system, minlength=graph.n_systems).to(h.dtype)
+        n_atoms = torch.bincount(graph.system, minlength=graph.n_systems).to(h.dtype)
         mean = h.new_zeros(graph.n_systems, h.shape[1]).index_add(0, graph.system, h)
-        energy = self.head(mean / count.unsqueeze(-1)).squeeze(-1)
-        return (energy / count).index_select(0, graph.system)
+        energy = self.head(mean / n_atoms.unsqueeze(-1)).squeeze(-1)
+        return (energy / n_atoms).index_select(0, graph.system)
 
 
 ARCHITECTURE = Architecture(

@@ -35,13 +35,21 @@ class LinearGrowth(nn.Module):
     def __init__(self, activation: str):
         super().__init__()
         self.act = get_activation(activation)
-        self.at_one = _value_and_slope(self.act, 1.0)[0]
+        with torch.no_grad():
+            self.at_one = float(self.act(torch.ones((), dtype=torch.float64)))
         self.scale = gain(_AtUnitVariance(self.act, self.at_one)) / gain("silu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x, shape [..., features], to the same shape."""
         r = (1.0 + x.square().mean(-1, keepdim=True)).sqrt()  # [..., 1]
-        return (self.act(x / r + 1.0) - self.at_one) * (self.scale * r)
+        return at_unit_size(self.act, self.at_one, x, r, self.scale)
+
+
+def at_unit_size(act: nn.Module, at_one: float, x: Tensor, r: Tensor, scale: float) -> Tensor:
+    """``scale r (act(x / r + 1) - at_one)`` for x [..., features] and its size r [..., 1]."""
+    y = act(torch.addcmul(x.new_ones(()), x, 1.0 / r))
+    size = scale * r
+    return torch.addcmul(size * -at_one, y, size)
 
 
 class _AtUnitVariance(nn.Module):
@@ -55,14 +63,10 @@ class _AtUnitVariance(nn.Module):
         return math.sqrt(2.0) * (self.act(x / math.sqrt(2.0) + 1.0) - self.at_one)
 
 
-def begins_with_a_square(activation: str) -> bool:
+def begins_with_a_square(act: str | nn.Module) -> bool:
     """Whether the activation has no slope at 0, as all that integrate an odd or one-sided one."""
-    return abs(_value_and_slope(get_activation(activation), 0.0)[1]) < 1e-6
-
-
-def _value_and_slope(act: nn.Module, at: float) -> tuple[float, float]:
-    with torch.enable_grad():
-        x = torch.tensor(at, dtype=torch.float64, requires_grad=True)
-        y = act(x)
-        (slope,) = torch.autograd.grad(y, x)
-    return float(y.detach()), float(slope)
+    # Across 0 rather than at it: autograd takes ReLU's slope there to be 0, and it is no square.
+    step = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
+    with torch.no_grad():
+        low, high = get_activation(act)(step).tolist()
+    return abs(high - low) / 2e-6 < 1e-4

@@ -87,11 +87,11 @@ def figure2(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for result in sorted(results, key=lambda r: r["n_train"]):
         if result["metrics"]:
-            key = (result["system"], result["model"], result["setting"])
-            lines.setdefault(key, []).append(result)
+            which = (result["system"], result["model"], result["setting"])
+            lines.setdefault(which, []).append(result)
     sizes = sorted({r["n_train"] for line in lines.values() for r in line})
     # Of system, model and setting, what is the same in all lines needs no mention.
-    told = [k for k in range(3) if len({key[k] for key in lines}) > 1] or [0]
+    told = [k for k in range(3) if len({which[k] for which in lines}) > 1] or [0]
     for ax, key, label in (
         (axes[0], _ENERGY, "energy MAE (kcal/mol)"),
         (axes[1], _FORCES, "force MAE (kcal/mol/Å)"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcase.activations import canonical_name, get_activation
 from dcase.initialization import gain
+from dcase.potentials.linear_growth import at_unit_size, begins_with_a_square
 
 INV_SQRT_2 = 1 / math.sqrt(2.0)
 
@@ -52,7 +53,7 @@ class ScaledActivation(nn.Module):
     def __init__(self, activation: str):
         super().__init__()
         self.act = get_activation(activation)
-        self.quadratic = not _has_linear_term(self.act)
+        self.quadratic = begins_with_a_square(self.act)
         self.shift = 1.0 if self.quadratic else 0.0
         with torch.no_grad():
             self.offset = float(self.act(torch.tensor(self.shift, dtype=torch.float64)))
@@ -65,9 +66,7 @@ class ScaledActivation(nn.Module):
             return (y - self.offset) * self.gain if self.offset else y * self.gain
         mean_square = x.square().mean(-1, keepdim=True)
         r = ((mean_square + FLOOR) / (1.0 + FLOOR)).sqrt()
-        y = self.act(torch.addcmul(x.new_full((), self.shift), x, 1.0 / r))
-        size = r * self.gain
-        return torch.addcmul(size * -self.offset, y, size)
+        return at_unit_size(self.act, self.offset, x, r, self.gain)
 
     def extra_repr(self) -> str:
         """Show the numbers."""
@@ -83,14 +82,6 @@ class _Centred(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x + self.shift) - self.offset
-
-
-def _has_linear_term(act: nn.Module) -> bool:
-    # Across 0 rather than at it: autograd takes ReLU's slope there to be 0, and it is no square.
-    step = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
-    with torch.no_grad():
-        low, high = act(step).tolist()
-    return abs(high - low) / 2e-6 > 1e-4
 
 
 class PublishedActivation(nn.Module):

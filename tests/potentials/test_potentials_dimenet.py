@@ -222,7 +222,7 @@ def test_potentials_linear_growth(activation):
 
 
 def test_potentials_linear_growth_is_for_activations_that_begin_with_a_square():
-    assert not any(begins_with_a_square(name) for name in ("silu", "ssp", "tanh", "gelu"))
+    assert not any(begins_with_a_square(name) for name in ("silu", "ssp", "tanh", "gelu", "relu"))
     potential = create_potential("dimenet++", elements=["H"], placement="all", activation="ssp")
     assert not any(isinstance(m, LinearGrowth) for m in potential.modules())
 
