@@ -17,8 +17,8 @@ taken once an atom and the last once a pair rather than once a direction, and af
 costs additions only.
 
 The published implementation (``variant="paper"``) has neither ``fc`` nor ``c_i``, so that the
-energy jumps when a pair crosses the cutoff, and reads the energy of the whole system out of the mean
-of ``h_i``, so that two separate molecules do not have the sum of their energies.
+energy jumps when a pair crosses the cutoff, and reads the energy of the whole system out of the
+mean of ``h_i``, so that two separate molecules do not have the sum of their energies.
 """
 
 from __future__ import annotations
