@@ -13,8 +13,10 @@ change how the next is read.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,8 @@ from dcase.errors import DataError
 # How PyTorch's storages begin within pickles: its magic number, pickled.
 _STORAGE = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 _LARGEST = 10**8  # elements of one array; a stride of 0 makes any size out of nothing
+_MOST_TUPLES = 2_000  # in one pickle; hashing a tuple of tuples of ... overflows the stack
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 
 
 def load_fields(data: bytes, where: str) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def load_fields(data: bytes, where: str) -> dict[str, Any]:
             run), is damaged, or holds something else.
     """
     try:
+        _check_depth(data)
         found = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(found, _Standin):
             raise pickle.UnpicklingError(f"holds a {type(found).__name__}, not a PyG Data object")
@@ -56,6 +61,15 @@ def load_fields(data: bytes, where: str) -> dict[str, Any]:
         reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise DataError(f"{where}: damaged, or not a PyTorch Geometric frame ({reason})") from error
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _check_depth(data: bytes) -> None:
+    """Refuse more tuples than any frame has, before one of them can be a key."""
+    codes = b"t\x85\x86\x87\x91"  # of _TUPLES; in numbers they occur by chance
+    if sum(data.count(code) for code in codes) > _MOST_TUPLES:
+        tuples = (op for op, _, _ in pickletools.genops(data) if op.name in _TUPLES)
+        if sum(1 for _ in itertools.islice(tuples, _MOST_TUPLES + 1)) > _MOST_TUPLES:
+            raise pickle.UnpicklingError(f"more than {_MOST_TUPLES} tuples")
 
 
 class _RefusedError(pickle.UnpicklingError):
@@ -177,7 +191,8 @@ def _storage(data: Any) -> _Storage:
         raise _RefusedError("a tensor in it holds something that is no tensor's") from error
     if not isinstance(found, torch.storage.TypedStorage):
         raise pickle.UnpicklingError(f"a tensor's storage is a {type(found).__name__}")
-    return _Storage(torch.empty(0, dtype=found.dtype).set_(found._untyped_storage))
+    tensor = torch.empty(0, dtype=found.dtype).set_(found._untyped_storage)
+    return _Storage(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)  # for NumPy
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Array:
@@ -190,9 +205,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Arra
         view = torch.as_strided(storage.tensor, size, stride, offset)  # checks the bounds
     else:
         view = torch.empty(size, dtype=storage.tensor.dtype)
-    if view.dtype is torch.bfloat16:  # unknown to NumPy
-        view = view.float()
-    return _Array(np.array(view.numpy()))
+    # No copy: many views of one number cost nothing, many copies would fill the memory.
+    return _Array(view.numpy())
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:

@@ -224,3 +224,21 @@ def test_names_in_messages_stay_short_and_on_one_line():
         load_fields(blob, "f")
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)
+
+
+def test_tuples_of_tuples_do_not_overflow_the_stack():
+    nested = b"}N" + b"\x85" * 2_000_000 + b"Ns."  # hashed as a key: ends the process
+    with pytest.raises(DataError, match="more than 2000 tuples"):
+        load_fields(nested, "x")
+    # The same bytes in numbers are no tuples.
+    many = np.frombuffer(b"\x85" * 80_000, np.float64)
+    assert np.array_equal(load_fields(data(pos=many), "x")["pos"], many)
+
+
+def test_many_views_of_one_number_take_no_memory():
+    number = torch.zeros(1, dtype=torch.float64)
+    wide = {f"k{i}": number.expand(10**8) for i in range(200)}  # 160 GB if they were copied
+    blob = data(**wide)
+    assert len(blob) < 100_000
+    found = load_fields(blob, "x")
+    assert all(value.strides == (0,) for value in found.values())
