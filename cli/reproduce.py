@@ -21,6 +21,7 @@ from dcase.potentials.experiments import curves, tables
 from dcase.potentials.experiments.protocol import (
     BETAS,
     DATA_SIZES,
+    OC22_FRAMES,
     PAPER_FRAMES,
     SETTINGS,
     TABLES,
@@ -72,24 +73,20 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
         ),
         click.option(
             "--source",
-            default="auto",
-            show_default=True,
-            metavar="auto|md17|rmd17|xtb|FILE" if molecules else "DIR",
+            default="auto" if molecules else None,
+            show_default=molecules,
+            metavar="auto|md17|rmd17|xtb|FILE" if molecules else "DIR|FILE",
             help="Where the frames come from; {molecule} in a file name stands for the molecule."
             if molecules
-            else "Folder with OC22's LMDBs (train, val_ood), or a file.",
-        ),
-        click.option(
-            "--test-source",
-            default=None,
-            metavar="FILE",
-            help="Test frames from another file than --source.",
+            else "Needed: a folder with OC22's LMDBs (train/, val_ood/), or a file of frames.",
         ),
         click.option(
             "--train",
             type=click.IntRange(min=1),
             default=None,
-            help=f"Training frames; default {PAPER_FRAMES[0]:,}, or 80 % of what there is.",
+            help=f"Training frames; default {PAPER_FRAMES[0]:,}, or 80 % of what there is."
+            if molecules
+            else f"Training frames; default: all, at most {OC22_FRAMES:,}.",
         ),
         click.option("--epochs", type=click.IntRange(min=1), default=None, help="Default: 50."),
         click.option(
@@ -148,15 +145,20 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
         threads_option,
     ]
     if molecules:
-        several.insert(
-            3,
+        several[4:4] = [
+            click.option(
+                "--test-source",
+                default=None,
+                metavar="FILE",
+                help="Test frames from another file than --source.",
+            ),
             click.option(
                 "--labels",
                 type=click.Choice(["md17", "rmd17"]),
                 default=None,
                 help="Label set, where a file holds both.",
             ),
-        )
+        ]
 
     def decorate(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
@@ -317,7 +319,7 @@ def _table(chosen: Chosen, name: str, title: str, frames_of: Callable[..., list[
 
     def write() -> str:
         done = sitting.results
-        notes = list(tables.schnet_note(done))
+        notes = tables.nothing_learned(done, trivial) + tables.schnet_note(done)
         if len(settings) > 1:
             notes = tables.verdicts(done, settings[0], settings[1]) + notes
         heading = tables.caption(title, protocol, done, unit=unit)
@@ -359,13 +361,11 @@ def table2(chosen: Chosen) -> None:
     """
     from dcase.data.oc22 import load_oc22, published_folders
 
-    if chosen["source"] == "auto":
+    if not chosen["source"]:
         raise OptionError(
             "--source is needed: a folder with OC22's S2EF-total LMDBs (train/, val_ood/), or a "
             "file of frames; they are published at https://fair-chem.github.io"
         )
-    if chosen["test_source"]:
-        raise OptionError("--test-source is for MD17; put the test frames into SOURCE/val_ood")
 
     def frames_of(warn: Callable[[str], None]) -> list[Frames]:
         apart = "test" in published_folders(Path(chosen["source"]))
@@ -455,7 +455,7 @@ def _figure(
         done = sitting.results
         rows = tables.table_rows(done, trivial)
         heading = tables.caption(title, protocol, done, unit="kcal/mol and kcal/mol/A")
-        text = tables.markdown(rows, heading, [])
+        text = tables.markdown(rows, heading, tables.nothing_learned(done, trivial))
         tables.write_table(sitting.folder, name, rows, text)
         if name == "figure1":
             curves.figure1(done, sitting.folder, picture)

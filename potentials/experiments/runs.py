@@ -119,7 +119,12 @@ def result_of(run: Run, folder: Path) -> dict[str, Any] | None:
     """What an earlier sitting left, or None."""
     path = folder / "runs" / run.name / "result.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("identity") != run.identity:
+            raise ValueError("it is not of this run")
+        if not isinstance(found.get("metrics"), dict) or "status" not in found:
+            raise ValueError("it is not complete")
+        return found
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from dcase.potentials.experiments.protocol import (
     Protocol,
 )
 from dcase.potentials.experiments.published import published, schnet_literature
+from dcase.units import KCAL_PER_MOL
 
 COLUMNS = (
     "system",
@@ -99,8 +100,6 @@ def table_rows(
 
 def _unit_factor(system: str) -> float:
     """From kcal/mol to the unit of the paper's table."""
-    from dcase.units import KCAL_PER_MOL
-
     return KCAL_PER_MOL if system == "oc22" else 1.0
 
 
@@ -142,6 +141,27 @@ def verdicts(results: Sequence[Mapping[str, Any]], first: str, second: str) -> l
     return lines
 
 
+def nothing_learned(
+    results: Sequence[Mapping[str, Any]], trivial: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """How many runs are not 1 % better than the trivial predictor: no wins between them count."""
+    lines = []
+    for key, quantity, what in (
+        ("energy_mae_kcal_mol", "energy", "the mean energy"),
+        ("forces_mae_kcal_mol_angstrom", "forces", "zero forces"),
+    ):
+        known = [r for r in results if quantity in trivial.get(r["system"], {})]
+        # "not <" counts what diverged as well.
+        poor = [
+            r
+            for r in known
+            if not r["metrics"].get(key, math.nan) < 0.99 * trivial[r["system"]][quantity]
+        ]
+        if poor:
+            lines.append(f"No better than {what}: {len(poor)} of {len(known)} runs.")
+    return lines
+
+
 def caption(
     title: str, protocol: Protocol, results: Sequence[Mapping[str, Any]], *, unit: str
 ) -> str:
@@ -151,23 +171,30 @@ def caption(
     one = results[0]
     recipe = one["recipe"]
     training, loss, labels = recipe["training"], recipe["loss"], recipe["labels"]
+    betas = sorted({r["recipe"]["loss"]["forces_weight"] for r in results})
+    beta = f"{betas[0]:g}" if len(betas) == 1 else "beta"
+    devices = sorted({r["device"] for r in results if "device" in r}) or ["unknown"]
     sizes = sorted({(r["n_train"], r["n_val"], r.get("n_test", 0)) for r in results})
     frames = "; ".join(f"{a} / {b} / {c}" for a, b, c in sizes)
     text = (
         f"{title}. MAE in {unit}; test frames. Labels {one['level_of_theory']}; "
         f"{frames} frames to train / validate / test; recipe {recipe['name']} "
         f"({loss['energy_weight']:g} {loss['energy_loss'].upper()}(E) + "
-        f"{loss['forces_weight']:g} {loss['forces_loss'].upper()}(F), {training['optimizer']} "
-        f"{training['lr']:g}, {training['schedule']} schedule, batch {training['batch_size']}, "
+        f"{beta} {loss['forces_loss'].upper()}(F), {training['optimizer']} "
+        f"{_by_model(results, 'lr')}, {training['schedule']} schedule, "
+        f"batch {_by_model(results, 'batch_size')}, "
         f"seed {training['seed']}); size {protocol.size}, variant {protocol.variant}; the weights "
-        f"with the lowest validation loss are tested; on {one.get('device', 'cpu')}."
+        f"with the lowest validation loss are tested; on {', '.join(devices)}."
     )
     if one["system"] == "oc22":
         text += f" Test frames: {one.get('test_name') or 'unknown'}; forces on free atoms."
     scaled = []
     paper_frames = OC22_FRAMES if one["system"] == "oc22" else PAPER_FRAMES[0]
-    if all(r["n_train"] != paper_frames for r in results) and not any(r["label"] for r in results):
+    # Figure 2 begins with the paper's number and goes on to more.
+    if any(r["n_train"] < paper_frames for r in results):
         scaled.append(f"fewer training frames than the paper's {paper_frames:,}")
+    elif any(r["n_train"] > paper_frames and not r["label"] for r in results):
+        scaled.append(f"more training frames than the paper's {paper_frames:,}")
     if protocol.size != "paper":
         scaled.append(f"networks of size {protocol.size} instead of the paper's")
     if training["time_limit"] is not None:
@@ -185,12 +212,33 @@ def caption(
         scaled.append(f"trained with the recipe {recipe['name']}, not the paper's")
         if labels["rescale"] != "paper" and any(r["setting"] == "ours" for r in results):
             scaled.append("labels rescaled as that recipe does")
+    constant = 1e4 if one["system"] == "oc22" else 1e6
+    found = {
+        f"{r['label_constant_eV'] / (1.0 if r['system'] == 'oc22' else KCAL_PER_MOL):.3g}"
+        for r in results
+        if SETTINGS[r["setting"]].rescale and "label_constant_eV" in r
+    }
+    others = sorted(found - {f"{constant:.3g}"}, key=float)
+    if recipe["name"] == "paper" and others:
+        scaled.append(f"labels divided by {', '.join(others)} instead of {constant:.3g}")
     if protocol.variant != "paper":
         scaled.append("dcase's corrected architectures")
     if scaled:
         text += f" **Not the paper's protocol**: {'; '.join(scaled)}."
     text += " Energies are summed over atoms in float64; neighbours are never truncated."
     return text
+
+
+def _by_model(results: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A training setting; where models differ in it (Table 2), each with the models it is for."""
+    models: dict[Any, list[str]] = {}
+    for result in results:
+        which = models.setdefault(result["recipe"]["training"][key], [])
+        if result["model"] not in which:
+            which.append(result["model"])
+    if len(models) == 1:
+        return f"{next(iter(models)):g}"
+    return " / ".join(f"{value:g} ({', '.join(names)})" for value, names in models.items())
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], heading: str, notes: Sequence[str]) -> str:

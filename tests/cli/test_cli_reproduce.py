@@ -64,6 +64,10 @@ def test_reproduce_table_2_on_frames_out_of_domain(dcase, tmp_path):
     assert "| 6.940 |" in outcome.out  # the paper's, in eV
     missing = dcase("reproduce", "table2")
     assert "--source is needed" in missing.message
+    told = dcase("reproduce", "table2", "--help").out
+    assert "auto" not in told
+    assert "--test-source" not in told
+    assert "200,000" in told
 
 
 @pytest.mark.parametrize("name", ["figure1", "figure2"])

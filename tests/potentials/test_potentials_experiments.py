@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcase.data.md17 import load_md17
-from dcase.errors import DivergedError, OptionError
+from dcase.errors import DcaseError, DivergedError, OptionError
 from dcase.potentials.experiments import curves, runs, tables
 from dcase.potentials.experiments.protocol import MODELS, SETTINGS, TABLES, Protocol
 from dcase.potentials.experiments.published import MOLECULES, published, schnet_literature
@@ -270,3 +270,49 @@ def test_the_caption_says_what_is_not_the_papers_protocol(ethanol):
     whole = plan(Protocol(), Frames("ethanol", ethanol.dataset), "schnet", SETTINGS["ours"])
     letter = {**result, "recipe": whole.recipe.to_dict(), "n_train": 50_000}
     assert "Not the paper's" not in tables.caption("T", Protocol(), [letter], unit="kcal/mol")
+    more = {**letter, "n_train": 100_000}
+    assert "more training frames than" in tables.caption("T", Protocol(), [more], unit="kcal/mol")
+    # The paper divides by 1e6 whatever the molecule; its rule gives less for small ones.
+    small = {**letter, "label_constant_eV": 1e5 * KCAL_PER_MOL}
+    text = tables.caption("T", Protocol(), [small], unit="kcal/mol")
+    assert "labels divided by 1e+05 instead of 1e+06" in text
+    same = {**letter, "label_constant_eV": 1e6 * KCAL_PER_MOL}
+    assert "Not the paper's" not in tables.caption("T", Protocol(), [same], unit="kcal/mol")
+
+
+def test_the_caption_speaks_for_all_runs_and_not_for_the_first(ethanol):
+    def result(model, beta=None, label="", oc22=False):
+        recipe = Protocol().recipe_of(model, SETTINGS["ours"], 24, forces_weight=beta, oc22=oc22)
+        return _result("ours", 1.0, 1.0, model=model, recipe=recipe.to_dict(), n_train=24, n_val=3,
+                       level_of_theory="x", label=label, device="cuda:0")  # fmt: skip
+
+    table2 = [{**result(m, oc22=True), "system": "oc22"} for m in ("forcenet", "schnet")]
+    text = tables.caption("T", Protocol(), table2, unit="eV")
+    assert "adam 1e-05 (forcenet) / 0.0001 (schnet)" in text
+    assert "batch 10 (forcenet) / 20 (schnet)" in text
+    figure1 = [result("schnet", beta, f"beta={beta:g}") for beta in (0.01, 200.0)]
+    text = tables.caption("T", Protocol(), figure1, unit="kcal/mol")
+    assert "1 L1(E) + beta L1(F)" in text
+    assert "fewer training frames than the paper's 50,000" in text
+    diverged = {k: v for k, v in result("schnet").items() if k != "device"} | {"metrics": {}}
+    assert "on cuda:0." in tables.caption("T", Protocol(), [diverged, figure1[0]], unit="x")
+
+
+def test_what_is_no_better_than_trivial_is_counted():
+    results = [_result("original", 2.0, 19.9), _result("ours", 1.0, 3.0),
+               _result("irelu", 0.0, 0.0, status="NaN") | {"metrics": {}}]  # fmt: skip
+    notes = tables.nothing_learned(results, {"aspirin": {"energy": 4.7, "forces": 20.0}})
+    assert notes == [
+        "No better than the mean energy: 1 of 3 runs.",
+        "No better than zero forces: 2 of 3 runs.",
+    ]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"status": "finished"}'])
+def test_a_damaged_result_is_named(ethanol, tmp_path, content):
+    run = plan(TINY, ethanol, "schnet", SETTINGS["original"])
+    path = tmp_path / "runs" / run.name / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(DcaseError, match=r"result\.json is damaged .* delete it"):
+        perform(run, tmp_path)
