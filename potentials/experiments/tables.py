@@ -12,6 +12,7 @@ from typing import Any
 from dcase.files import write_text
 from dcase.potentials.experiments.protocol import (
     OC22_FRAMES,
+    PAPER_C,
     PAPER_EPOCHS,
     PAPER_FRAMES,
     SETTINGS,
@@ -212,7 +213,7 @@ def caption(
         scaled.append(f"trained with the recipe {recipe['name']}, not the paper's")
         if labels["rescale"] != "paper" and any(r["setting"] == "ours" for r in results):
             scaled.append("labels rescaled as that recipe does")
-    constant = 1e4 if one["system"] == "oc22" else 1e6
+    constant = PAPER_C["oc22" if one["system"] == "oc22" else "md17"]
     found = {
         f"{r['label_constant_eV'] / (1.0 if r['system'] == 'oc22' else KCAL_PER_MOL):.3g}"
         for r in results

@@ -65,9 +65,9 @@ def test_published_tables_are_complete_and_nan_is_nan():
     ("setting", "activation", "denormalize", "rescale", "offset"),
     [
         ("original", "original", False, "none", "none"),
-        ("ours", "irelu", True, "paper", "none"),
+        ("ours", "irelu", True, 1e6, "none"),
         ("irelu", "irelu", False, "none", "none"),
-        ("rescaled", "original", True, "paper", "none"),
+        ("rescaled", "original", True, 1e6, "none"),
         ("offset", "original", False, "none", "atomic"),
     ],
 )
@@ -101,6 +101,8 @@ def test_table_2_has_settings_of_its_own():
     assert [training(m).lr for m in TABLES["table2"][0]] == [1e-4, 1e-4, 1e-4, 1e-5]
     assert training("forcenet", lr=1e-3, batch_size=5).lr == 1e-3
     assert training("schnet", time_limit=9.0).epochs * 10 == 50 * 200_000
+    labels = Protocol().recipe_of("cgcnn", SETTINGS["ours"], 10, oc22=True).labels
+    assert labels.rescale == 1e4
     # With the default recipe its own values stand.
     assert (
         training("forcenet", recipe="default").lr
@@ -139,7 +141,7 @@ def test_a_run_is_made_once_and_its_folder_tells_protocols_apart(ethanol, tmp_pa
     result = perform(run, tmp_path)
     assert result["status"] == "finished"
     assert result["epochs"] == 2
-    assert result["label_constant_eV"] == pytest.approx(1e4 * KCAL_PER_MOL)  # 7150 kcal/mol in size
+    assert result["label_constant_eV"] == pytest.approx(1e6 * KCAL_PER_MOL)
     with np.load(tmp_path / "runs" / run.name / "split.npz") as saved:
         assert np.array_equal(saved["train"], run.splits.train)
 
