@@ -29,8 +29,13 @@ from dcase.potentials.experiments.protocol import (
 )
 from dcase.potentials.experiments.published import MOLECULES
 from dcase.potentials.experiments.runs import Frames, Run, perform, plan, result_of, trivial_errors
-from dcase.potentials.recipe import recipe_names
-from dcase.potentials.registry import VARIANTS, get_architecture
+from dcase.potentials.recipe import load_recipe, recipe_names
+from dcase.potentials.registry import (
+    ARCHITECTURES,
+    VARIANTS,
+    get_architecture,
+    resolve_hyper_parameters,
+)
 
 Chosen = dict[str, Any]
 
@@ -76,7 +81,8 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
             default="auto" if molecules else None,
             show_default=molecules,
             metavar="auto|md17|rmd17|xtb|FILE" if molecules else "DIR|FILE",
-            help="Where the frames come from; {molecule} in a file name stands for the molecule."
+            help="Where the frames come from; {molecule} in a file name stands for the molecule. "
+            "xtb samples other molecules than aspirin and ethanol first, which takes an hour each."
             if molecules
             else "Needed: a folder with OC22's LMDBs (train/, val_ood/), or a file of frames.",
         ),
@@ -94,7 +100,8 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
             type=POSITIVE,
             default=None,
             metavar="MINUTES",
-            help="Minutes for all runs of the experiment together.",
+            help="Minutes for all runs of the experiment together. A run's share depends on how "
+            "many there are; for runs that several commands are to share, use --time-limit.",
         ),
         click.option(
             "--time-limit",
@@ -163,6 +170,7 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
     def decorate(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
         def wrapper(**chosen: Any) -> Any:
+            _refuse_mistakes(chosen)
             return function(chosen=chosen)
 
         command: Any = wrapper
@@ -177,9 +185,22 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
 # What is to be done
 
 
-def _protocol(chosen: Chosen, n_runs: int) -> Protocol:
+def _refuse_mistakes(chosen: Chosen) -> None:
+    """What can be known to be wrong before any frame is read, downloaded or sampled.
+
+    Raises:
+        OptionError: If there is such a thing.
+    """
     if chosen["budget"] and chosen["time_limit"]:
         raise OptionError("--budget and --time-limit exclude each other")
+    load_recipe(chosen["recipe"])
+    for name in chosen["models"] or ARCHITECTURES:
+        if chosen["size"]:
+            resolve_hyper_parameters(get_architecture(name).name, chosen["size"], {})
+        get_architecture(name)
+
+
+def _protocol(chosen: Chosen, n_runs: int) -> Protocol:
     limit = chosen["time_limit"]
     if chosen["budget"]:
         limit = round(chosen["budget"] * 60 / n_runs, 1)

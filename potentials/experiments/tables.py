@@ -59,7 +59,9 @@ def table_rows(
                     **dict.fromkeys(COLUMNS),
                     "system": system,
                     "model": "(none)",
-                    "setting": "mean energy, zero forces",
+                    "setting": "fitted atomic energies, zero forces"
+                    if system == "oc22"
+                    else "mean energy, zero forces",
                     "energy_mae": _times(trivial[system].get("energy"), unit),
                     "forces_mae": _times(trivial[system].get("forces"), unit),
                 }

@@ -96,6 +96,7 @@ def test_reproduce_shares_a_budget_out_equally(dcase):
         (("--budget", "1", "--time-limit", "5"), "--budget and --time-limit exclude each other"),
         (("-m", "aspirin", "--source", "x.npz"), "write {molecule} where its name stands"),
         (("--model", "shnet"), "unknown architecture 'shnet'"),
+        (("--size", "huge"), "schnet has no size 'huge'"),
         (("--train", "100000"), "leave none of"),
     ],
 )
