@@ -215,7 +215,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 def _schnetpack_schnet(setting: Setting) -> Contestant:
     """SchNetPack's SchNet, in a process of its own environment (peers/schnetpack_step.py)."""
     python = PEERS / ".venv-schnetpack" / "bin" / "python"
-    if not python.exists():
+    if not (PEERS / ".venv-schnetpack" / ".installed").exists():
         raise SystemExit("schnetpack:schnet needs its own environment: make peer-schnetpack")
     h = resolve_hyper_parameters("schnet", setting.size, {"activation": setting.activation})
     batch = setting.frames(h["cutoff"]).batch(setting.chosen())
