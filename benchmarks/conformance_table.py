@@ -26,9 +26,7 @@ def cell(result: CheckResult) -> str:
 def main(paths: list[str]) -> None:
     potentials = [load_potential(path) for path in paths]
     columns = [run_checks(potential) for potential in potentials]
-    names = [
-        f"{p.architecture} ({p.hyper_parameters.get('activation')})" for p in potentials
-    ]
+    names = [f"{p.architecture} ({p.hyper_parameters.get('activation')})" for p in potentials]
     print(f"| check | limit | {' | '.join(names)} |")
     print("|---|--:" + "|--:" * len(columns) + "|")
     for row in zip(*columns, strict=True):

@@ -43,6 +43,29 @@ def _weights(t: Tensor, order: int, spacing: float) -> Tensor:
     return torch.stack(stacked, dim=-1) / spacing**order
 
 
+class Located:
+    """Where distances lie in the grid, with the weights there, computed once for all splines.
+
+    Attributes:
+        distances: A, shape [n].
+        rows: The four coefficients of each distance, int64, shape [n, 4].
+        t: Place inside the interval, in [0, 1], shape [n].
+        spacing: Of the knots, A.
+    """
+
+    def __init__(self, distances: Tensor, row: Tensor, t: Tensor, spacing: float):
+        self.distances, self.t, self.spacing = distances, t, spacing
+        self.rows = row.unsqueeze(-1) + torch.arange(4, device=row.device)
+        self._weights: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def weights(self, order: int, dtype: torch.dtype) -> Tensor:
+        """The weights' derivatives of ``order``, shape [n, 4]."""
+        key = (order, dtype)
+        if key not in self._weights:
+            self._weights[key] = _weights(self.t, order, self.spacing).to(dtype)
+        return self._weights[key]
+
+
 class _Evaluate(torch.autograd.Function):
     """``out[p, f] = sum_a w[p, a] c[row[p] + a, f]``, ``w`` the weights or their derivatives at d.
 
@@ -51,35 +74,26 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        coefficients: Tensor,
-        distances: Tensor,
-        row: Tensor,
-        t: Tensor,
-        order: int,
-        spacing: float,
+        ctx: Any, coefficients: Tensor, distances: Tensor, where: Located, order: int
     ) -> Tensor:
-        ctx.save_for_backward(coefficients, distances, row, t)
-        ctx.order, ctx.spacing = order, spacing
-        weights = _weights(t, order, spacing).to(coefficients.dtype)
-        rows = row.unsqueeze(-1) + torch.arange(4, device=row.device)
+        ctx.save_for_backward(coefficients, distances)
+        ctx.where, ctx.order = where, order
+        weights = where.weights(order, coefficients.dtype)
         return nn.functional.embedding_bag(
-            rows, coefficients, per_sample_weights=weights, mode="sum"
+            where.rows, coefficients, per_sample_weights=weights, mode="sum"
         )
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        coefficients, distances, row, t = ctx.saved_tensors
+        coefficients, distances = ctx.saved_tensors
         grad_c = grad_d = None
         if ctx.needs_input_grad[0]:
-            grad_c = _Scatter.apply(
-                grad, distances, row, t, ctx.order, ctx.spacing, coefficients.shape[0]
-            )
+            grad_c = _Scatter.apply(grad, distances, ctx.where, ctx.order, coefficients.shape[0])
         if ctx.needs_input_grad[1]:
-            slope = _Evaluate.apply(coefficients, distances, row, t, ctx.order + 1, ctx.spacing)
+            slope = _Evaluate.apply(coefficients, distances, ctx.where, ctx.order + 1)
             grad_d = (grad * slope).sum(-1).to(distances.dtype)
-        return grad_c, grad_d, None, None, None, None
+        return grad_c, grad_d, None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -87,34 +101,27 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        values: Tensor,
-        distances: Tensor,
-        row: Tensor,
-        t: Tensor,
-        order: int,
-        spacing: float,
-        n_rows: int,
+        ctx: Any, values: Tensor, distances: Tensor, where: Located, order: int, n_rows: int
     ) -> Tensor:
-        ctx.save_for_backward(values, distances, row, t)
-        ctx.order, ctx.spacing = order, spacing
-        weights = _weights(t, order, spacing).to(values.dtype)
+        ctx.save_for_backward(values, distances)
+        ctx.where, ctx.order = where, order
+        weights = where.weights(order, values.dtype)
         out = values.new_zeros(n_rows, values.shape[1])
         for a in range(4):
-            out.index_add_(0, row + a, values * weights[:, a : a + 1])
+            out.index_add_(0, where.rows[:, a], values * weights[:, a : a + 1])
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
-        values, distances, row, t = ctx.saved_tensors
+        values, distances = ctx.saved_tensors
         grad_values = grad_d = None
         if ctx.needs_input_grad[0]:
-            grad_values = _Evaluate.apply(grad, distances, row, t, ctx.order, ctx.spacing)
+            grad_values = _Evaluate.apply(grad, distances, ctx.where, ctx.order)
         if ctx.needs_input_grad[1]:
-            slope = _Evaluate.apply(grad, distances, row, t, ctx.order + 1, ctx.spacing)
+            slope = _Evaluate.apply(grad, distances, ctx.where, ctx.order + 1)
             grad_d = (values * slope).sum(-1).to(distances.dtype)
-        return grad_values, grad_d, None, None, None, None, None
+        return grad_values, grad_d, None, None, None
 
 
 class UniformSpline(ExactBuffers):
@@ -150,14 +157,13 @@ class UniformSpline(ExactBuffers):
         """B-spline coefficients [n_intervals + 3, n] of ``values`` at the knots [n_knots, n]."""
         return self.to_coefficients.to(values.dtype) @ values
 
-    def locate(self, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def locate(self, distances: Tensor) -> Located:
         """Where in the grid ``distances`` [n_pairs] lie; shared by all splines on it."""
         with torch.no_grad():
             scaled = (distances / self.spacing).clamp(0, self.n_intervals)
             row = scaled.floor().clamp(max=self.n_intervals - 1)
-            return distances, row.to(torch.int64), scaled - row
+            return Located(distances, row.to(torch.int64), scaled - row, self.spacing)
 
-    def forward(self, coefficients: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def forward(self, coefficients: Tensor, where: Located) -> Tensor:
         """Evaluate splines (coefficients [n_intervals + 3, n]) at located points: [n_pairs, n]."""
-        distances, row, t = where
-        return _Evaluate.apply(coefficients, distances, row, t, 0, self.spacing)
+        return _Evaluate.apply(coefficients, where.distances, where, 0)
