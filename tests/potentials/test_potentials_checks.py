@@ -29,8 +29,20 @@ def _by_design(architecture):
     return {"rotation", "mirror", "torque"} if architecture == "forcenet" else set()
 
 
-@pytest.mark.parametrize("activation", ["irelu", "ssp", "silu"])
-@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+# Each of these takes tens of seconds where messages live on edges; one activation of each is enough
+# for `make test`, the others are for `make test-slow`.
+_CASES = [
+    pytest.param(
+        name,
+        activation,
+        marks=pytest.mark.slow if activation != "irelu" and name != "schnet" else (),
+    )
+    for name in ARCHITECTURES
+    for activation in ("irelu", "ssp", "silu")
+]
+
+
+@pytest.mark.parametrize(("architecture", "activation"), _CASES)
 def test_potentials_conform_in_float64(architecture, activation):
     results = checks.run_checks(lively(architecture, activation), ethanol(0.0))
     assert _failures(results) == [], checks.format_table(results)
