@@ -30,7 +30,7 @@ def main(paths: list[str]) -> None:
     print(f"| check | limit | {' | '.join(names)} |")
     print("|---|--:" + "|--:" * len(columns) + "|")
     for row in zip(*columns, strict=True):
-        unit = f" {row[0].unit}" if row[0].unit else ""
+        unit = f" {row[0].unit.replace('|', '')}" if row[0].unit else ""  # | ends a cell
         cells = " | ".join(cell(result) for result in row)
         print(f"| {row[0].name} | {row[0].limit:.0e}{unit} | {cells} |")
 
