@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from dcase.cli.options import POSITIVE, device_option, threads_option, use_threads
+from dcase.cli.options import use_threads
 from dcase.cli.progress import TrainingDisplay, duration
+from dcase.cli.reproduce_options import Chosen, experiment_options
 from dcase.cli.structures import check_writable
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
@@ -21,23 +21,13 @@ from dcase.potentials.experiments import curves, tables
 from dcase.potentials.experiments.protocol import (
     BETAS,
     DATA_SIZES,
-    OC22_FRAMES,
-    PAPER_FRAMES,
     SETTINGS,
     TABLES,
     Protocol,
 )
 from dcase.potentials.experiments.published import MOLECULES
 from dcase.potentials.experiments.runs import Frames, Run, perform, plan, result_of, trivial_errors
-from dcase.potentials.recipe import load_recipe, recipe_names
-from dcase.potentials.registry import (
-    ARCHITECTURES,
-    VARIANTS,
-    get_architecture,
-    resolve_hyper_parameters,
-)
-
-Chosen = dict[str, Any]
+from dcase.potentials.registry import get_architecture
 
 
 @click.group()
@@ -54,150 +44,8 @@ def reproduce() -> None:
     """
 
 
-def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any]], Any]:
-    """The options all experiments share; the command gets them as ``chosen: dict``."""
-    several: list[Callable[..., Any]] = []
-    if molecules:
-        several.append(
-            click.option(
-                "--molecule",
-                "-m",
-                "molecules",
-                multiple=True,
-                help="MD17 molecule; may be repeated. Default: all of the experiment.",
-            )
-        )
-    several += [
-        click.option("--model", "models", multiple=True, help="Architecture; may be repeated."),
-        click.option(
-            "--setting",
-            "settings",
-            multiple=True,
-            type=click.Choice(list(SETTINGS)),
-            help="Rows instead of the experiment's own; may be repeated.",
-        ),
-        click.option(
-            "--source",
-            default="auto" if molecules else None,
-            show_default=molecules,
-            metavar="auto|md17|rmd17|xtb|FILE" if molecules else "DIR|FILE",
-            help="Where the frames come from; {molecule} in a file name stands for the molecule. "
-            "xtb samples other molecules than aspirin and ethanol first, which takes an hour each."
-            if molecules
-            else "Needed: a folder with OC22's LMDBs (train/, val_ood/), or a file of frames.",
-        ),
-        click.option(
-            "--train",
-            type=click.IntRange(min=1),
-            default=None,
-            help=f"Training frames; default {PAPER_FRAMES[0]:,}, or 80 % of what there is."
-            if molecules
-            else f"Training frames; default: all, at most {OC22_FRAMES:,}.",
-        ),
-        click.option("--epochs", type=click.IntRange(min=1), default=None, help="Default: 50."),
-        click.option(
-            "--budget",
-            type=POSITIVE,
-            default=None,
-            metavar="MINUTES",
-            help="Minutes for all runs of the experiment together. A run's share depends on how "
-            "many there are; for runs that several commands are to share, use --time-limit.",
-        ),
-        click.option(
-            "--time-limit",
-            type=POSITIVE,
-            default=None,
-            metavar="SECONDS",
-            help="The same, for each run.",
-        ),
-        click.option(
-            "--size",
-            default=None,
-            help="Preset of the networks; default: paper, and md17 under --budget or --time-limit.",
-        ),
-        click.option(
-            "--variant",
-            type=click.Choice(VARIANTS),
-            default="paper",
-            show_default=True,
-            help="The published implementations, or dcase's corrected ones.",
-        ),
-        click.option(
-            "--recipe",
-            default="paper",
-            show_default=True,
-            metavar="NAME|FILE",
-            help=f"Loss, optimizer, schedule: {', '.join(recipe_names())}, or a .toml file.",
-        ),
-        click.option("--lr", type=POSITIVE, default=None, help="Instead of the recipe's."),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), default=None, help="The same, frames."
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Of splits, first weights and the order of the frames.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(file_okay=False),
-            default="reproduce",
-            show_default=True,
-            help="Folder for runs, tables and figures.",
-        ),
-        click.option("--quiet", "-q", is_flag=True, help="Print the table only."),
-        device_option,
-        threads_option,
-    ]
-    if molecules:
-        several[4:4] = [
-            click.option(
-                "--test-source",
-                default=None,
-                metavar="FILE",
-                help="Test frames from another file than --source.",
-            ),
-            click.option(
-                "--labels",
-                type=click.Choice(["md17", "rmd17"]),
-                default=None,
-                help="Label set, where a file holds both.",
-            ),
-        ]
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def wrapper(**chosen: Any) -> Any:
-            _refuse_mistakes(chosen)
-            return function(chosen=chosen)
-
-        command: Any = wrapper
-        for option in reversed(several):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 # ------------------------------------------------------------------------------------------------
 # What is to be done
-
-
-def _refuse_mistakes(chosen: Chosen) -> None:
-    """What can be known to be wrong before any frame is read, downloaded or sampled.
-
-    Raises:
-        OptionError: If there is such a thing.
-    """
-    if chosen["budget"] and chosen["time_limit"]:
-        raise OptionError("--budget and --time-limit exclude each other")
-    load_recipe(chosen["recipe"])
-    for name in chosen["models"] or ARCHITECTURES:
-        if chosen["size"]:
-            resolve_hyper_parameters(get_architecture(name).name, chosen["size"], {})
-        get_architecture(name)
 
 
 def _protocol(chosen: Chosen, n_runs: int) -> Protocol:
@@ -277,8 +125,48 @@ class _Sitting:
         """For the loaders of data."""
         self.console.print(f"WARNING: {line}", style="bold yellow", markup=False)
 
-    def run(self, runs: Sequence[Run], after: Callable[[], Any]) -> None:
-        """Make all runs; ``after`` is called when one has ended, to bring the table up to date."""
+    def report(
+        self,
+        runs: Sequence[Run],
+        protocol: Protocol,
+        name: str,
+        title: str,
+        *,
+        notes: Callable[[list[dict[str, Any]]], list[str]] = lambda done: [],
+        draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
+    ) -> None:
+        """Make all runs and write the table of what there is after each; print the last one.
+
+        Args:
+            runs: What to do.
+            protocol: Of all of them.
+            name: Of the files, e.g. ``"table1"``.
+            title: Of the table.
+            notes: Lines under the table, before those that every table has.
+            draw: Makes the picture ``NAME.png``, for figures.
+        """
+        last_of = {run.frames.system: run for run in runs}
+        trivial = {system: trivial_errors(run) for system, run in last_of.items()}
+        unit = "eV and eV/A" if "oc22" in last_of else "kcal/mol and kcal/mol/A"
+        picture = self.folder / f"{name}.png"
+        text = ""
+        for _ in self._run(runs):
+            done = self.results
+            lines = [*notes(done), *tables.nothing_learned(done, trivial)]
+            if draw is None:
+                lines += tables.schnet_note(done)
+            rows = tables.table_rows(done, trivial)
+            heading = tables.caption(title, protocol, done, unit=unit)
+            text = tables.markdown(rows, heading, lines)
+            tables.write_table(self.folder, name, rows, text)
+            if draw is not None:
+                draw(done, picture)
+        click.echo(text)
+        files = f"{picture}, {name}" if draw is not None else f"{self.folder / name}"
+        click.echo(f"written to {files}.md and .csv; runs in {self.folder / 'runs'}")
+
+    def _run(self, runs: Sequence[Run]) -> Iterator[None]:
+        """Make all runs; a pause after each, when its result is there."""
         spent, made = 0.0, 0
         for number, run in enumerate(runs, 1):
             kept = result_of(run, self.folder)
@@ -297,7 +185,7 @@ class _Sitting:
             if result["status"] == "NaN" and not self.quiet:
                 self.console.print(f"  NaN: {result['reason']}", markup=False)
             self.results.append(result)
-            after()
+            yield
 
     def _perform(self, run: Run) -> dict[str, Any] | None:
         display: list[TrainingDisplay] = []
@@ -335,23 +223,11 @@ def _table(chosen: Chosen, name: str, title: str, frames_of: Callable[..., list[
         for model in models
         for setting in settings
     ]
-    trivial = {run.frames.system: trivial_errors(run) for run in runs}
-    unit = "eV and eV/A" if name == "table2" else "kcal/mol and kcal/mol/A"
 
-    def write() -> str:
-        done = sitting.results
-        notes = tables.nothing_learned(done, trivial) + tables.schnet_note(done)
-        if len(settings) > 1:
-            notes = tables.verdicts(done, settings[0], settings[1]) + notes
-        heading = tables.caption(title, protocol, done, unit=unit)
-        rows = tables.table_rows(done, trivial)
-        text = tables.markdown(rows, heading, notes)
-        tables.write_table(sitting.folder, name, rows, text)
-        return text
+    def notes(done: list[dict[str, Any]]) -> list[str]:
+        return tables.verdicts(done, *settings[:2]) if len(settings) > 1 else []
 
-    sitting.run(runs, write)
-    click.echo(write())
-    click.echo(f"written to {sitting.folder / name}.md and .csv; runs in {sitting.folder / 'runs'}")
+    sitting.report(runs, protocol, name, title, notes=notes)
 
 
 def _md17_table(name: str, title: str) -> click.Command:
@@ -429,7 +305,13 @@ def figure1(chosen: Chosen) -> None:
         for setting in settings
         for beta in BETAS
     ]
-    _figure(chosen, sitting, protocol, runs, "figure1", "Figure 1: errors against the force weight")
+    sitting.report(
+        runs,
+        protocol,
+        "figure1",
+        "Figure 1: errors against the force weight",
+        draw=lambda done, path: curves.figure1(done, sitting.folder, path),
+    )
 
 
 @reproduce.command()
@@ -450,7 +332,13 @@ def figure2(chosen: Chosen) -> None:
         for setting in settings
         for n in sizes[frames.system]
     ]
-    _figure(chosen, sitting, protocol, runs, "figure2", "Figure 2: errors against the data size")
+    sitting.report(
+        runs,
+        protocol,
+        "figure2",
+        "Figure 2: errors against the data size",
+        draw=curves.figure2,
+    )
 
 
 def _sizes(frames: Frames, largest: int | None) -> list[int]:
@@ -459,31 +347,3 @@ def _sizes(frames: Frames, largest: int | None) -> list[int]:
     usable = largest or int(share * len(frames.dataset))
     paper = [n for n in DATA_SIZES if n <= usable]
     return paper or sorted({max(1, usable * quarter // 4) for quarter in (1, 2, 3, 4)})
-
-
-def _figure(
-    chosen: Chosen,
-    sitting: _Sitting,
-    protocol: Protocol,
-    runs: Sequence[Run],
-    name: str,
-    title: str,
-) -> None:
-    trivial = {run.frames.system: trivial_errors(run) for run in runs}
-    picture = sitting.folder / f"{name}.png"
-
-    def write() -> str:
-        done = sitting.results
-        rows = tables.table_rows(done, trivial)
-        heading = tables.caption(title, protocol, done, unit="kcal/mol and kcal/mol/A")
-        text = tables.markdown(rows, heading, tables.nothing_learned(done, trivial))
-        tables.write_table(sitting.folder, name, rows, text)
-        if name == "figure1":
-            curves.figure1(done, sitting.folder, picture)
-        else:
-            curves.figure2(done, picture)
-        return text
-
-    sitting.run(runs, write)
-    click.echo(write())
-    click.echo(f"written to {picture}, {name}.md and .csv; runs in {sitting.folder / 'runs'}")
