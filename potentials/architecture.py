@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from dcase.errors import OptionError
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -52,3 +54,20 @@ class Architecture:
             for name, parameter in inspect.signature(self.build).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
+
+
+def check_sizes(sizes: dict[str, tuple[int, int]], cutoff: float) -> None:
+    """Refuse hyper-parameters that no network can be built with.
+
+    Args:
+        sizes: ``{name: (value, least)}``.
+        cutoff: A.
+
+    Raises:
+        OptionError: If a size is below its least value, or the cutoff is not positive and finite.
+    """
+    for name, (size, least) in sizes.items():
+        if size < least:
+            raise OptionError(f"{name} must be at least {least}, got {size}")
+    if not 0 < cutoff < float("inf"):
+        raise OptionError(f"cutoff must be positive, got {cutoff}")

@@ -32,8 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from dcase.activations import get_activation
-from dcase.errors import OptionError
-from dcase.potentials.architecture import Architecture
+from dcase.potentials.architecture import Architecture, check_sizes
 from dcase.potentials.basis import GaussianBasis, PolynomialEnvelope
 from dcase.potentials.element_features import k_hot_features
 from dcase.potentials.graph import AtomicGraph
@@ -152,11 +151,7 @@ class CGCNN(nn.Module):
             "fc_channels": (fc_channels, 1),
             "num_fc_layers": (num_fc_layers, 1),
         }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise OptionError(f"{name} must be at least {least}, got {size}")
-        if not 0 < cutoff < float("inf"):
-            raise OptionError(f"cutoff must be positive, got {cutoff}")
+        check_sizes(sizes, cutoff)
         self.cutoff = float(cutoff)
         self.pools_mean = variant == "paper"
         self.register_buffer("features", k_hot_features(elements), persistent=False)

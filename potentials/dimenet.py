@@ -33,9 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from dcase.activations import get_activation
-from dcase.errors import OptionError
 from dcase.initialization import stable_variances
-from dcase.potentials.architecture import Architecture
+from dcase.potentials.architecture import Architecture, check_sizes
 from dcase.potentials.basis import BesselBasis, PolynomialEnvelope
 from dcase.potentials.edges import (
     DirectedEdges,
@@ -284,11 +283,7 @@ class DimeNetPP(nn.Module):
             "num_after_skip": (num_after_skip, 0),
             "num_output_layers": (num_output_layers, 0),
         }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise OptionError(f"{name} must be at least {least}, got {size}")
-        if not 0 < cutoff < float("inf"):
-            raise OptionError(f"cutoff must be positive, got {cutoff}")
+        check_sizes(sizes, cutoff)
         outer = get_activation(activation)
         inner = get_activation(activation if placement == "all" else "silu")
         if placement == "all" and variant != "paper" and begins_with_a_square(activation):

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcase.activations import get_activation
 from dcase.errors import OptionError
-from dcase.potentials.architecture import Architecture
+from dcase.potentials.architecture import Architecture, check_sizes
 from dcase.potentials.basis import GaussianBasis, PolynomialEnvelope
 from dcase.potentials.cartesian import SineBasis, SphericalHarmonics
 from dcase.potentials.element_features import atomic_radii, continuous_features
@@ -183,14 +183,10 @@ class ForceNet(ExactBuffers):
             "depth_mlp_node": (depth_mlp_node, 0),
             "decoder_channels": (decoder_channels, 1),
         }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise OptionError(f"{name} must be at least {least}, got {size}")
+        check_sizes(sizes, cutoff)
         for name, value, known in (("basis", basis, BASES), ("frames", frames, FRAMES)):
             if value not in known:
                 raise OptionError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if not 0 < cutoff < float("inf"):
-            raise OptionError(f"cutoff must be positive, got {cutoff}")
         self.cutoff = float(cutoff)
         self.to_the_letter = variant == "paper"
         self.register_buffer("radii", atomic_radii(elements), persistent=False)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dcase.activations import get_activation
-from dcase.errors import OptionError
-from dcase.potentials.architecture import Architecture
+from dcase.potentials.architecture import Architecture, check_sizes
 from dcase.potentials.basis import CosineCutoff, GaussianBasis
 from dcase.potentials.convolution import pair_convolution
 from dcase.potentials.graph import AtomicGraph
@@ -89,11 +88,7 @@ class SchNet(nn.Module):
             "num_gaussians": (num_gaussians, 2),
             "filter_knots": (filter_knots, 0),
         }
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise OptionError(f"{name} must be at least {least}, got {size}")
-        if not 0 < cutoff < float("inf"):
-            raise OptionError(f"cutoff must be positive, got {cutoff}")
+        check_sizes(sizes, cutoff)
         self.cutoff = float(cutoff)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         self.basis = GaussianBasis(cutoff, num_gaussians)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Run:
     recipe: Recipe
     label: str = ""
 
-    @property
+    @cached_property  # it reads every frame
     def identity(self) -> str:
         """Digest of all that determines the result, but the machine."""
         plain = Recipe().to_dict()

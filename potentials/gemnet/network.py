@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dcase.errors import OptionError
-from dcase.potentials.architecture import Architecture
+from dcase.potentials.architecture import Architecture, check_sizes
 from dcase.potentials.basis import BesselBasis, GaussianBasis, PolynomialEnvelope
 from dcase.potentials.edges import directed_edges
 from dcase.potentials.gemnet import scaling
@@ -125,12 +125,7 @@ class GemNetT(nn.Module):
             "num_gaussians": num_gaussians,
             "envelope_exponent": envelope_exponent,
         }
-        for name, value in counts.items():
-            least = _LEAST.get(name, 1)
-            if value < least:
-                raise OptionError(f"{name} must be at least {least}, got {value}")
-        if not 0 < cutoff < float("inf"):
-            raise OptionError(f"cutoff must be positive, got {cutoff}")
+        check_sizes({name: (n, _LEAST.get(name, 1)) for name, n in counts.items()}, cutoff)
         for name, choice, allowed in (
             ("radial_basis", radial_basis, ("bessel", "gaussian")),
             ("variant", variant, ("default", "paper")),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
 
-from dcase.potentials.graph import build_graph
+from dcase.errors import PaperVariantWarning
+from dcase.potentials.graph import AtomicGraph, build_graph
 from dcase.potentials.potential import Potential
 from dcase.potentials.registry import create_potential
 from dcase.rescaling import LabelScale
@@ -70,4 +72,27 @@ def lively(
     _, forces = potential.energies_and_forces(graph)
     rms = float(forces.square().mean().sqrt())
     potential.set_scale(LabelScale(force / rms, OFFSETS, "number", "atomic"))
+    return potential
+
+
+def graph_of(potential: Potential, atoms: Atoms) -> AtomicGraph:
+    """The graph of ``atoms`` up to the potential's cutoff."""
+    return build_graph(
+        atoms.numbers, atoms.positions, potential.cutoff, atoms.cell.array, atoms.pbc
+    )
+
+
+def lively_as_trained(architecture: str, **options) -> Potential:
+    """A float64 potential with BatchNorm statistics as after training.
+
+    The paper variant comes without its warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PaperVariantWarning)
+        potential = lively(architecture, dtype=torch.float64, **options)
+    generator = torch.Generator().manual_seed(8)
+    for module in potential.network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
     return potential

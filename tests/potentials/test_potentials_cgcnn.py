@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from potential_models import crystal, ethanol, lively
+from potential_models import crystal, ethanol, graph_of, lively, lively_as_trained
 from torch import nn
 
 from dcase.data.dataset import AtomicDataset
@@ -25,23 +26,7 @@ from dcase.rescaling import LabelScale
 ELEMENTS = ["H", "C", "O"]
 
 
-def make(**options):
-    """A float64 CGCNN; the paper variant without its warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaperVariantWarning)
-        potential = lively("cgcnn", dtype=torch.float64, **options)
-    generator = torch.Generator().manual_seed(8)
-    for module in potential.network.modules():
-        if isinstance(module, nn.BatchNorm1d):  # as after training
-            module.running_mean.normal_(0, 0.5, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-    return potential
-
-
-def graph_of(potential, atoms):
-    return build_graph(
-        atoms.numbers, atoms.positions, potential.cutoff, atoms.cell.array, atoms.pbc
-    )
+make = partial(lively_as_trained, "cgcnn")
 
 
 def test_potentials_cgcnn_convolution_equals_torch_geometric():

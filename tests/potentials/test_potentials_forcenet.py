@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from potential_models import crystal, ethanol, lively
+from potential_models import crystal, ethanol, graph_of, lively, lively_as_trained
 from scipy.special import eval_legendre
 from torch import nn
 
@@ -22,7 +22,6 @@ from dcase.normalization import PassThrough
 from dcase.potentials.batching import FrameBatches, RotatedFrames
 from dcase.potentials.cartesian import SphericalHarmonics
 from dcase.potentials.element_features import atomic_radii, continuous_features
-from dcase.potentials.graph import build_graph
 from dcase.potentials.registry import build_potential, create_potential
 from dcase.potentials.rotations import FRAMES, random_rotations, rotation_group
 from dcase.rescaling import LabelScale
@@ -30,17 +29,7 @@ from dcase.rescaling import LabelScale
 ELEMENTS = ["H", "C", "O"]
 
 
-def make(**options):
-    """A float64 ForceNet; the paper variant without its warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PaperVariantWarning)
-        potential = lively("forcenet", dtype=torch.float64, **options)
-    generator = torch.Generator().manual_seed(8)
-    for module in potential.network.modules():
-        if isinstance(module, nn.BatchNorm1d):  # as after training
-            module.running_mean.normal_(0, 0.5, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-    return potential
+make = partial(lively_as_trained, "forcenet")
 
 
 def with_frames(potential, frames):
@@ -50,12 +39,6 @@ def with_frames(potential, frames):
     other.with_dtype(potential.dtype).load_state_dict(potential.state_dict())
     other.set_scale(potential.scale)
     return other
-
-
-def graph_of(potential, atoms):
-    return build_graph(
-        atoms.numbers, atoms.positions, potential.cutoff, atoms.cell.array, atoms.pbc
-    )
 
 
 def predict(potential, atoms):
