@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow lint benchmark peer-schnetpack clean
+.PHONY: quickstart install test test-slow lint benchmark peer-schnetpack peer-deepxde clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -39,6 +39,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # Libraries that benchmarks compare with, each in an environment of its own.
 peer-schnetpack: benchmarks/peers/.venv-schnetpack/.installed
+peer-deepxde: benchmarks/peers/.venv-deepxde/.installed
 
 benchmarks/peers/.venv-%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)

@@ -23,6 +23,11 @@ COMMANDS = {
     "check": ("dcase.cli.check", "check", "Check that a potential obeys the physics it should."),
     "info": ("dcase.cli.info", "info", "What a checkpoint holds."),
     "data": ("dcase.cli.data", "data", "List, fetch or generate training data."),
+    "pinn": (
+        "dcase.cli.pinn",
+        "pinn",
+        "Solve differential equations with networks (PINNs, PDEBench).",
+    ),
     "reproduce": (
         "dcase.cli.reproduce",
         "reproduce",

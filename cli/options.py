@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -119,18 +119,21 @@ def section(heading: str, *decorators: Decorator) -> Decorator:
 # Options
 
 
-def dataclass_options(cls: type, *, texts: dict[str, str] | None = None) -> Decorator:
+def dataclass_options(
+    cls: type, *, texts: dict[str, str] | None = None, leave_out: Collection[str] = ()
+) -> Decorator:
     """An option for every field of a settings dataclass; its default, None, means "as the recipe".
 
     Args:
         cls: The dataclass.
         texts: Help of fields whose docstring does not suit the command line.
+        leave_out: Fields without an option.
     """
     help_of = {**attribute_help(cls), **(texts or {})}
     hints = typing.get_type_hints(cls)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for field in reversed(fields(cls)):
+        for field in reversed([f for f in fields(cls) if f.name not in leave_out]):
             kind = _plain_type(hints[field.name])
             flag = "--" + field.name.replace("_", "-")
             declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag

@@ -13,6 +13,7 @@ from rich.console import Console
 from dcase.cli.options import use_threads
 from dcase.cli.progress import TrainingDisplay, duration
 from dcase.cli.reproduce_options import Chosen, experiment_options
+from dcase.cli.reproduce_pinn import table3, table4, table5
 from dcase.cli.structures import check_writable
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
@@ -347,3 +348,7 @@ def _sizes(frames: Frames, largest: int | None) -> list[int]:
     usable = largest or int(share * len(frames.dataset))
     paper = [n for n in DATA_SIZES if n <= usable]
     return paper or sorted({max(1, usable * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+
+for _command in (table3, table4, table5):
+    reproduce.add_command(_command)

@@ -98,7 +98,10 @@ class Objective:
         return {name: found[name] for name in self.terms}
 
     def reduce(
-        self, residuals: Mapping[str, Tensor], counts: Mapping[str, float] | None = None
+        self,
+        residuals: Mapping[str, Tensor],
+        counts: Mapping[str, float] | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and each term's mean loss (unweighted).
 
@@ -106,13 +109,18 @@ class Objective:
             residuals: From :meth:`residuals`.
             counts: Elements to divide by; default: those here. Given the number of elements in the
                 joint batch of several processes, the sum of their losses is the joint loss.
+            factors: By which to multiply the weights; 1 where one is missing.
         """
         values = {}
         for name, term in self.terms.items():
             r = residuals[name]
             count = r.numel() if counts is None else counts[name]
             values[name] = LOSSES[term.loss](r, term.delta).sum() / max(count, 1)
-        used = [(term.weight, values[name]) for name, term in self.terms.items() if term.weight > 0]
+        used = [
+            (term.weight * (factors or {}).get(name, 1.0), values[name])
+            for name, term in self.terms.items()
+            if term.weight > 0
+        ]
         total = used[0][0] * used[0][1]
         for weight, value in used[1:]:
             total = total + weight * value

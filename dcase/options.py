@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,7 +22,9 @@ def check_types(instance: Any) -> None:
     Raises:
         OptionError: For a field of another type, or a number that is NaN or infinite.
     """
-    for name, hint in typing.get_type_hints(type(instance)).items():
+    hints = typing.get_type_hints(type(instance))
+    for name in (field.name for field in fields(instance)):
+        hint = hints[name]
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         kinds = [typing.get_origin(k) or k for k in (typing.get_args(hint) if union else (hint,))]
         value = getattr(instance, name)

@@ -32,6 +32,12 @@ class Processes:
         tensor = torch.tensor(numbers, dtype=torch.float64)
         return self.fabric.all_reduce(tensor, reduce_op="sum").tolist()
 
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.fabric is None:
+            return tensor
+        return self.fabric.all_reduce(tensor, reduce_op="sum").to(tensor.device)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` returns in the first process, which alone calls it.
 

@@ -26,12 +26,15 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        status: ``"finished"``, ``"time limit"``, ``"early stopping"`` or ``"interrupted"``.
+        status: ``"finished"``, ``"time limit"``, ``"early stopping"``, ``"converged"`` (a
+            quasi-Newton method finds no lower loss) or ``"interrupted"``.
         epochs: Epochs completed.
         steps: Optimiser steps done.
         elapsed: Seconds spent training, over all sittings.
         best: Validation metrics of the weights that the model now has, and their epoch (with a
             fraction if a limit came within an epoch).
+        losses: Training loss of the last batch and, by name, of its terms: before the last step, or
+            after it with a quasi-Newton method.
     """
 
     status: str
@@ -39,3 +42,4 @@ class TrainResult:
     steps: int
     elapsed: float
     best: dict[str, float]
+    losses: dict[str, float] = field(default_factory=dict)

@@ -8,7 +8,9 @@ from typing import Any
 from dcase.errors import OptionError
 from dcase.options import check_types
 
-OPTIMIZERS = ("adam", "adamw")
+QUASI_NEWTON = ("lbfgs", "bfgs", "ssbfgs", "ssbroyden")
+OPTIMIZERS = ("adam", "adamw", "soap", *QUASI_NEWTON)
+BALANCES = ("none", "gradient-norm", "ntk")
 SCHEDULES = ("constant", "cosine", "plateau", "exponential")
 
 
@@ -20,7 +22,11 @@ class TrainSettings:
         epochs: Passes over the training set. More (or fewer) may be asked for on a resume; see
             :meth:`~dcase.training.trainer.Trainer.fit` for what schedules then do.
         batch_size: Samples a step (over all processes together); 0: the whole set.
-        optimizer: ``"adam"`` or ``"adamw"``.
+        optimizer: ``"adam"``, ``"adamw"`` or ``"soap"``, which take small steps on batches; or one
+            of the quasi-Newton methods, which want the whole set in one batch, float64, and have
+            no learning rate: ``"lbfgs"``, or with a matrix of parameters times parameters
+            ``"bfgs"``, ``"ssbfgs"`` (self-scaled) or ``"ssbroyden"`` (self-scaled Broyden).
+        history: Steps that L-BFGS remembers.
         lr: Peak learning rate.
         weight_decay: As the optimizer defines it.
         beta1: Adam's decay of the gradient mean.
@@ -37,6 +43,12 @@ class TrainSettings:
         ema: Decay of the exponential moving average of the weights; 0: none. Validation and the
             saved model use the average.
         clip_norm: Largest gradient norm; 0: no clipping.
+        balance: ``"none"``; or weights that follow the loss terms, so that their gradients have the
+            same norm (``"gradient-norm"``) or their residuals converge at the same rate (``"ntk"``,
+            by the trace of the tangent kernel). They multiply the weights of the objective.
+        balance_every: Steps between updates of these weights. Quasi-Newton methods set them once,
+            before the first step.
+        balance_momentum: Share of the old weights in an update.
         early_stopping: Validations without improvement after which to stop; 0: never.
         validate_every: Epochs between validations; the last epoch is always validated.
         time_limit: Seconds of training over all sittings; None: none. Cosine and exponential
@@ -49,6 +61,7 @@ class TrainSettings:
     epochs: int = 100
     batch_size: int = 10
     optimizer: str = "adam"
+    history: int = 100
     lr: float = 1e-3
     weight_decay: float = 0.0
     beta1: float = 0.9
@@ -62,6 +75,9 @@ class TrainSettings:
     patience: int = 10
     ema: float = 0.0
     clip_norm: float = 0.0
+    balance: str = "none"
+    balance_every: int = 100
+    balance_momentum: float = 0.9
     early_stopping: int = 0
     validate_every: int = 1
     time_limit: float | None = None
@@ -70,12 +86,16 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("balance", BALANCES),
+        ):
             if getattr(self, name) not in known:
                 raise OptionError(
                     f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "validate_every", "patience"):
+        for name in ("epochs", "validate_every", "patience", "history", "balance_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "eps", "checkpoint_every"):
@@ -86,7 +106,7 @@ class TrainSettings:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed must be between 0 and {2**32 - 1}, got {self.seed}")
-        for name in ("beta1", "beta2", "ema"):
+        for name in ("beta1", "beta2", "ema", "balance_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.schedule == "exponential" and not self.final_lr > 0:
@@ -97,6 +117,19 @@ class TrainSettings:
             raise OptionError(f"decay must be between 0 and 1, got {self.decay}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise OptionError(f"time_limit must be positive, got {self.time_limit}")
+        for name in ("clip_norm", "weight_decay") if self.quasi_newton else ():
+            if getattr(self, name):
+                raise OptionError(
+                    f"{name} does not go with optimizer {self.optimizer}: its line search needs "
+                    f"the gradient of the loss itself; leave {name} at 0"
+                )
+        if self.amsgrad and self.optimizer not in ("adam", "adamw"):
+            raise OptionError(f"amsgrad is a variant of adam and adamw, not of {self.optimizer}")
+
+    @property
+    def quasi_newton(self) -> bool:
+        """Whether the optimizer is a quasi-Newton method."""
+        return self.optimizer in QUASI_NEWTON
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -36,11 +36,13 @@ def save_state(trainer: Trainer) -> None:
         "ema": ema.state() if ema else None,
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state(),
+        "balance": trainer.balance.state() if trainer.balance else None,
         "epoch": trainer.epoch,
         "batch_in_epoch": trainer.batch_in_epoch,
         "step": trainer.step,
         "elapsed": trainer.elapsed,
         "sums": trainer.sums,
+        "losses": trainer.losses,
         "best": trainer.best,
         "best_weights": _to_cpu(trainer.best_weights),
         "best_buffers": _to_cpu(trainer.best_buffers),
@@ -90,9 +92,12 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
         if trainer.ema:
             trainer.ema.load_state(state["ema"])
         trainer.schedule.load_state(state["schedule"])
+        if trainer.balance:
+            trainer.balance.load_state(state["balance"])
         trainer.epoch, trainer.batch_in_epoch = state["epoch"], state["batch_in_epoch"]
         trainer.step, trainer.elapsed = state["step"], state["elapsed"]
         trainer.sums, trainer.best = dict(state["sums"]), dict(state["best"])
+        trainer.losses = dict(state.get("losses", {}))
         trainer.best_weights = _like(state["best_weights"], trainer.model.parameters())
         trainer.best_buffers = _like(state.get("best_buffers"), buffers(trainer.model))
         trainer.validations_since_best = state["validations_since_best"]

@@ -1,6 +1,7 @@
 """The one training loop: potentials, PINNs and neural DAEs all go through it.
 
-A step: residuals -> loss -> gradient -> (sum over processes) -> guard -> clip -> optimiser -> EMA.
+A step: residuals -> loss -> gradient -> (sum over processes) -> guard -> clip -> optimiser -> EMA
+(:mod:`dcase.training.steps`).
 
 Several processes (``torchrun``, or Lightning Fabric's own launcher) each take a share of every
 batch; the gradients are summed with the joint number of residuals as divisor, so the loss is that
@@ -25,17 +26,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcase.errors import DivergedError, OptionError
+from dcase.errors import OptionError
 from dcase.files import remove_leftovers
 from dcase.interrupt import interruptible
 from dcase.objective import Objective
 from dcase.training import state
+from dcase.training.balance import Balance
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog
+from dcase.training.optimizers import make_optimizer
 from dcase.training.processes import Processes
 from dcase.training.progress import Progress, TrainResult
+from dcase.training.quasi_newton import QuasiNewton
 from dcase.training.schedule import Schedule
 from dcase.training.settings import TrainSettings
+from dcase.training.steps import descend, search
 from dcase.training.validation import BatchSource, evaluate
 
 __all__ = ["BatchSource", "Progress", "TrainResult", "Trainer", "evaluate"]
@@ -48,7 +53,8 @@ class Trainer:
         model: Already on its device.
         objective: Terms, weights and losses.
         train_data: Training samples; may have ``set_epoch(epoch)``, for samples that are a function
-            of the epoch too (augmentation).
+            of the epoch too (augmentation, resampling). It may return False where they are those of
+            the epoch before; a quasi-Newton method then saves an evaluation.
         validation_data: Validation samples, or None (then the last weights are kept).
         settings: See :class:`TrainSettings`.
         folder: Where the training state and logs go.
@@ -59,8 +65,8 @@ class Trainer:
         tensorboard: Also write TensorBoard events (needs the extra).
 
     Raises:
-        OptionError: If there are no samples, or a setting needs validation samples and there are
-            none.
+        OptionError: If there are no samples, a setting needs validation samples and there are none,
+            or the optimizer cannot take this model.
         MissingExtraError: If TensorBoard is asked for and not installed.
     """
 
@@ -96,8 +102,9 @@ class Trainer:
 
         self.processes.share_weights(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(settings, self.parameters)
+        self.optimizer = make_optimizer(settings, self.parameters)
         self.schedule = Schedule(settings)
+        self.balance = Balance(settings, objective) if settings.balance != "none" else None
         self.ema = WeightAverage(model, settings.ema) if settings.ema > 0 else None
         self.log = None
         if self.rank == 0:
@@ -109,6 +116,7 @@ class Trainer:
         self.batch_in_epoch = 0  # batches done of the current epoch
         self.step = 0
         self.elapsed = 0.0
+        self.losses: dict[str, float] = {}  # of the last step
         self.sums: dict[str, float] = {}  # of the losses of the current epoch's batches
         self.best: dict[str, float] = {}
         self.best_weights: list[Tensor] | None = None
@@ -116,11 +124,14 @@ class Trainer:
         self.validations_since_best = 0
         self.last_validation: dict[str, float] = {}
         self.validated_step = -1
+        self.fresh = True  # whether the next batch is another than the last
         self._stop = threading.Event()
 
     def _columns(self) -> list[str]:
         terms = list(self.objective.terms)
         columns = ["epoch", "step", "elapsed_s", "lr", *(f"train_{n}" for n in ["loss", *terms])]
+        if self.balance:
+            columns += [f"weight_{n}" for n in terms]
         if self.validation_data is not None:
             columns += ["val_loss", *(f"val_{n}_{m}" for n in terms for m in ("mae", "rmse"))]
         return columns
@@ -129,6 +140,17 @@ class Trainer:
     def state_file(self) -> Path:
         """The training state, for resuming."""
         return self.folder / "state.pt"
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The present weight of every term: the objective's, times the factor of the balance."""
+        factors = self.balance.factors if self.balance else {}
+        return {n: t.weight * factors.get(n, 1.0) for n, t in self.objective.terms.items()}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed in this process."""
+        return self._stop.is_set()
 
     # ---------------------------------------------------------------- the loop
 
@@ -169,7 +191,8 @@ class Trainer:
             if self.log:
                 self.log.close()
         self._adopt_best()
-        return TrainResult(status, self.epoch, self.step, self.elapsed, dict(self.best))
+        best, losses = dict(self.best), dict(self.losses)
+        return TrainResult(status, self.epoch, self.step, self.elapsed, best, losses)
 
     def _prepare(self, resume: bool) -> dict[str, Any] | None:
         """The state to go on from, or None after clearing the folder for a new run."""
@@ -190,6 +213,8 @@ class Trainer:
         while self.epoch < self.settings.epochs:
             if used_up:
                 return "time limit"
+            if self._converged():
+                return "converged"
             if self._early():
                 return "early stopping"
             stopped = self._run_epoch()
@@ -199,8 +224,8 @@ class Trainer:
 
     def _run_epoch(self) -> str | None:
         set_epoch = getattr(self.train_data, "set_epoch", None)
-        if set_epoch is not None:  # samples that change from epoch to epoch
-            set_epoch(self.epoch)
+        changed = set_epoch is not None and set_epoch(self.epoch) is not False
+        self.fresh = changed or self.steps_per_epoch > 1
         order = self._order(self.epoch)
         for number, chunk in enumerate(order.split(self.batch_size)):
             if number < self.batch_in_epoch:  # done before the resume
@@ -208,18 +233,19 @@ class Trainer:
             stop = self._step(chunk)
             self.batch_in_epoch = number + 1
             if self.batch_in_epoch == self.steps_per_epoch:
-                self._end_epoch()
+                self._end_epoch(stop)
             if stop:
                 return stop
             if time.monotonic() - self._saved > self.settings.checkpoint_every:
                 self._save_state()
         return None
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, stop: str | None) -> None:
         self.epoch += 1
         self.batch_in_epoch = 0
         self._clock()
-        last = self.epoch == self.settings.epochs
+        # Not at an interruption: the run goes on as if there had been none.
+        last = self.epoch == self.settings.epochs or stop in ("time limit", "converged")
         if self.epoch % self.settings.validate_every == 0 or last:
             self._validate()
         self._write_row()
@@ -234,6 +260,8 @@ class Trainer:
         if self.validated_step == self.step:
             row |= self.last_validation
         row |= {"step": self.step, "elapsed_s": self.elapsed}
+        if self.balance:
+            row |= {f"weight_{name}": weight for name, weight in self.term_weights.items()}
         self.log.write(
             {"epoch": self._epochs_done(), "lr": self.optimizer.param_groups[0]["lr"], **row}
         )
@@ -246,6 +274,8 @@ class Trainer:
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the samples: a function of seed and epoch, which needs no saved state."""
+        if self.settings.quasi_newton and self.steps_per_epoch == 1:
+            return torch.arange(len(self.train_data))  # always the same sum, to the last bit
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.train_data), generator=generator)
 
@@ -253,80 +283,28 @@ class Trainer:
         """One optimiser step; returns why to stop, if so."""
         self._clock()
         mine = indices[self.rank :: self.world]
-        residuals: dict[str, Tensor] = {}
-        batch = None
-        if len(mine):  # a process may be left without samples in the last batch
-            batch = self.train_data.batch(mine)
-            residuals = self.objective.residuals(self.model, batch)
-        counts, limit_share, interrupted = self._agree(residuals)
-
-        self.optimizer.zero_grad()
-        values = [torch.zeros(())] * (1 + len(counts))
-        if residuals:
-            total, terms = self.objective.reduce(residuals, counts)
-            if total.requires_grad:
-                total.backward()
-            values = [total.detach(), *(value.detach() for value in terms.values())]
-        joint = self.processes.sum_gradients(self.parameters, values)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        report, norm = self._guard(joint, gradients, values, batch)
-
-        progress = max(self.step / (self.settings.epochs * self.steps_per_epoch), limit_share)
-        lr = self.schedule.lr(self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        if 0 < self.settings.clip_norm < norm:
-            torch._foreach_mul_(gradients, self.settings.clip_norm / norm)
-        self.optimizer.step()
+        # A process may be left without samples in the last batch.
+        batch = self.train_data.batch(mine) if len(mine) else None
+        advance = search if isinstance(self.optimizer, QuasiNewton) else descend
+        self.losses, limit_share, interrupted = advance(self, batch)
         if self.ema:
             self.ema.update()
         self.step += 1
-        for name, value in report.items():
+        for name, value in self.losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if self.on_step:
-            self.on_step(self._progress(lr, report["loss"]))
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.on_step(self._progress(lr, self.losses["loss"]))
         if interrupted:
             return "interrupted"
-        return "time limit" if limit_share >= 1.0 else None
+        if limit_share >= 1.0:
+            return "time limit"
+        return "converged" if self._converged() else None
 
-    def _agree(self, residuals: dict[str, Tensor]) -> tuple[dict[str, float], float, bool]:
-        """Joint residual counts, share of the time limit used, whether anyone was interrupted."""
-        names = list(self.objective.terms)
-        counts = [float(residuals[n].numel()) if residuals else 0.0 for n in names]
-        limit = self.settings.time_limit
-        # The first process has the clock.
-        share = self.elapsed / limit if limit and self.rank == 0 else 0.0
-        *counts, share, pressed = self.processes.sum([*counts, share, float(self._stop.is_set())])
-        return dict(zip(names, counts, strict=True)), share, pressed > 0
-
-    def _guard(
-        self, joint: list[Tensor], gradients: list[Tensor], local: list[Tensor], batch: Any
-    ) -> tuple[dict[str, float], float]:
-        """Losses by name, and the gradient's norm; all of them finite.
-
-        Raises:
-            DivergedError: If one is not; in every process.
-        """
-        with torch.no_grad():
-            norm = joint[0].new_zeros(())
-            if gradients:
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            numbers = torch.stack([*joint, norm]).tolist()  # one transfer from a GPU
-        if all(map(math.isfinite, numbers)):
-            return dict(zip(["loss", *self.objective.terms], numbers, strict=False)), numbers[-1]
-
-        names = [*self.objective.terms, "gradient"]
-        bad = next((n for n, v in zip(names, numbers[1:], strict=True) if not math.isfinite(v)), "")
-        mine = batch.describe() if hasattr(batch, "describe") else ""
-        guilty = not all(math.isfinite(float(value)) for value in local)
-        found = self.processes.gather((guilty, mine))
-        blamed = [text for was, text in found if text and (was or not any(g for g, _ in found))]
-        where = f" ({'; '.join(blamed)})" if blamed else ""
-        raise DivergedError(
-            f"the {bad or 'loss'} became NaN or infinite in epoch {self.epoch + 1}, batch "
-            f"{self.batch_in_epoch + 1}{where}; try a lower --lr, --clip-norm, or check these "
-            "labels"
-        )
+    def _converged(self) -> bool:
+        """Whether quasi-Newton is at its end, on samples that stay."""
+        fixed = self.steps_per_epoch == 1 and not hasattr(self.train_data, "set_epoch")
+        return fixed and isinstance(self.optimizer, QuasiNewton) and self.optimizer.stalled
 
     # ------------------------------------------------------------- validation
 
@@ -407,19 +385,3 @@ class Trainer:
         self._saved = time.monotonic()
         if self.on_state:
             self.on_state()
-
-
-def _optimizer(settings: TrainSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    # On small models Adam takes a good part of a step; fused it takes a third of "foreach".
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return kind(
-        parameters,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        amsgrad=settings.amsgrad,
-        fused=True if fused else None,
-        foreach=None if fused else True,
-    )

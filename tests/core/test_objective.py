@@ -67,6 +67,16 @@ def test_joint_counts_make_shares_add_up():
     assert float(shares[2][0]) == 0.0
 
 
+def test_factors_multiply_weights():
+    objective = Objective(Given(), {"a": Term(2.0), "b": Term(3.0), "c": Term(0.0)})
+    residuals = {"a": R, "b": R + 1, "c": R}
+    total, values = objective.reduce(residuals, factors={"b": 10.0, "c": 7.0})
+    assert float(total) == pytest.approx(2 * float(values["a"]) + 30 * float(values["b"]))
+    plain, unweighted = objective.reduce(residuals)
+    assert {k: float(v) for k, v in unweighted.items()} == {k: float(v) for k, v in values.items()}
+    assert float(objective.reduce(residuals, factors={})[0]) == float(plain)
+
+
 def test_terms_of_different_precision_add_up():
     objective = Objective(Given(), {"a": Term(), "b": Term()})
     total, _ = objective.reduce({"a": R.double(), "b": R})

@@ -14,7 +14,7 @@ from dcase.objective import Objective, Term
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog, read_metrics
 from dcase.training.schedule import Schedule
-from dcase.training.settings import TrainSettings
+from dcase.training.settings import QUASI_NEWTON, TrainSettings
 from dcase.training.trainer import evaluate
 
 # ---------------------------------------------------------------- settings
@@ -44,8 +44,12 @@ from dcase.training.trainer import evaluate
         ("time_limit", 0.0, "positive"),
         ("seed", -1, "seed must be between"),
         ("seed", 2**32, "seed must be between"),
-        ("optimizer", "sgd", "adam, adamw; got 'sgd'"),
+        ("optimizer", "sgd", "adamw, soap, .*; got 'sgd'"),
         ("schedule", "linear", "got 'linear'"),
+        ("history", 0, "at least 1"),
+        ("balance", "grad", "none, gradient-norm, ntk; got 'grad'"),
+        ("balance_every", 0, "at least 1"),
+        ("balance_momentum", 1.0, r"\[0, 1\)"),
         ("schedule", "exponential", "final_lr > 0"),
     ],
 )
@@ -54,6 +58,21 @@ def test_impossible_settings(option, value, message):
         TrainSettings(**{option: value})
     assert option in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("optimizer", QUASI_NEWTON)
+@pytest.mark.parametrize(("option", "value"), [("clip_norm", 0.5), ("weight_decay", 0.1)])
+def test_what_a_line_search_cannot_have(optimizer, option, value):
+    with pytest.raises(OptionError, match=f"{option} does not go with optimizer {optimizer}: .* 0"):
+        TrainSettings(optimizer=optimizer, **{option: value})
+    assert TrainSettings(optimizer=optimizer).quasi_newton
+
+
+def test_amsgrad_is_of_adam():
+    for optimizer in ("soap", "lbfgs"):
+        with pytest.raises(OptionError, match=f"adam and adamw, not of {optimizer}"):
+            TrainSettings(optimizer=optimizer, amsgrad=True)
+        assert TrainSettings(optimizer="soap").quasi_newton is False
 
 
 def test_settings_are_plain_and_survive_a_round_trip():

@@ -42,18 +42,31 @@ def assert_close(mine, theirs):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "plateau"])
+@pytest.mark.parametrize("name", ["plain", "plateau", "balance", "lbfgs", "ssbroyden"])
 def test_two_are_as_one(outcomes, tmp_path, name):
     one = joint_run(name, tmp_path)
     for rank in (0, 1):
         two = outcomes[name, rank]
-        assert two["last_batch"] == 1  # which leaves the second process without samples
+        if name != "ssbroyden":
+            assert two["last_batch"] == 1  # which leaves the second process without samples
         assert (two["status"], two["steps"]) == (one["status"], one["steps"])
         np.testing.assert_allclose(two["losses"], one["losses"], rtol=2e-5)
         assert_close(two["weights"], one["weights"])
         assert two["best"] == pytest.approx(one["best"], rel=2e-4)
+        assert two["term_weights"] == pytest.approx(one["term_weights"], rel=2e-4)
     assert outcomes[name, 0]["weights"] == outcomes[name, 1]["weights"]
     assert outcomes[name, 0]["losses"] == outcomes[name, 1]["losses"]
+
+
+def test_random_signs_differ_and_weights_do_not(outcomes, tmp_path):
+    # Each process draws its own signs: the estimate is another than that of one process alone.
+    first, second = outcomes["ntk", 0], outcomes["ntk", 1]
+    assert first["term_weights"] == second["term_weights"]
+    assert first["weights"] == second["weights"]
+    one = joint_run("ntk", tmp_path)["term_weights"]
+    for name, weight in first["term_weights"].items():
+        assert weight != one[name]
+        assert weight == pytest.approx(one[name], rel=0.5)
 
 
 def test_a_parameter_without_gradient_stays_without(outcomes):

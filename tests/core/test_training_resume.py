@@ -7,7 +7,9 @@ import signal
 import time
 
 import pytest
+import torch
 from training_problems import (
+    Curve,
     Shared,
     fit_water,
     network,
@@ -53,6 +55,14 @@ SETTINGS = {
     },
     "sparse": {"schedule": "exponential", "final_lr": 0.1, "validate_every": 2, "ema": 0.5},
     "full batch": {"batch_size": 0, "epochs": 9},
+    "soap": {"optimizer": "soap", "weight_decay": 0.01, "ema": 0.9},
+    "lbfgs": {"optimizer": "lbfgs", "history": 3, "batch_size": 0, "epochs": 12, "ema": 0.5},
+    "bfgs": {"optimizer": "bfgs", "batch_size": 0, "epochs": 8},
+    "ssbfgs": {"optimizer": "ssbfgs", "epochs": 2},
+    "ssbroyden": {"optimizer": "ssbroyden", "batch_size": 0, "epochs": 12, "validate_every": 3},
+    "gradient norms": {"balance": "gradient-norm", "balance_every": 4, "epochs": 2},
+    "tangent kernel": {"balance": "ntk", "balance_every": 3, "balance_momentum": 0.5, "epochs": 2},
+    "weights once": {"balance": "ntk", "optimizer": "ssbroyden", "batch_size": 0, "epochs": 6},
 }  # fmt: skip
 
 
@@ -83,6 +93,31 @@ def test_the_settings_of_that_test_do_what_they_are_for(tmp_path):
     assert result.status == "early stopping"
     assert run.schedule.factor < 1
     assert run.validations_since_best == 4
+
+
+def test_a_converged_run_stays_converged(tmp_path):
+    """A linear model of the values: a quadratic, which BFGS finishes."""
+    settings = {
+        "model": torch.nn.Linear(1, 1).double(), "data": Curve(22, dtype=torch.float64),
+        "validation": None, "terms": {"value": Term()}, "optimizer": "ssbroyden", "batch_size": 0,
+        "epochs": 1000, "validate_every": 500,
+    }  # fmt: skip
+    result = trainer(tmp_path, **settings).fit()
+    assert result.status == "converged"
+    assert result.steps < 100
+    ended, rows = saved(tmp_path), rows_but_time(tmp_path)
+    again = trainer(tmp_path, **settings).fit(resume=True)
+    assert (again.status, again.steps, again.losses) == ("converged", result.steps, result.losses)
+    assert same(saved(tmp_path), ended)
+    assert rows_but_time(tmp_path) == rows
+
+
+def test_the_dense_matrix_is_in_the_state(tmp_path):
+    trainer(tmp_path, **SETTINGS["ssbroyden"]).fit()
+    state = saved(tmp_path)["optimizer"]["state"][0]
+    size = sum(p.numel() for p in network().parameters())
+    assert state["matrix"].shape == (size, size)
+    assert state["updates"] == 12
 
 
 def test_many_interruptions(tmp_path):
@@ -188,6 +223,8 @@ IDENTITY = {"dataset": "abc", "hyper_parameters": {"cutoff": 5.0, "activation": 
         ({"lr": 0.5}, r"lr was 0\.01, now 0\.5"),
         ({"seed": 1}, "seed was 0, now 1"),
         ({"batch_size": 4}, "batch_size was 5, now 4"),
+        ({"optimizer": "soap"}, "optimizer was 'adam', now 'soap'"),
+        ({"balance": "ntk"}, "balance was 'none', now 'ntk'"),
         ({"terms": {"value": Term(1.0), "slope": Term(0.7)}}, "loss slope was .* now .*0.7"),
         ({"terms": {"value": Term(1.0)}}, "loss slope was .* now None"),
         ({"model": Shared()}, "parts are missing or do not fit the model"),
@@ -220,7 +257,7 @@ def test_a_state_of_before_the_newest_entries_is_read(tmp_path):
     trainer(tmp_path).fit()
     version = state_module.STATE_VERSION
     content = checkpoint.load(tmp_path / "state.pt", "training", version)
-    for part in ("best_buffers", "validated_step"):
+    for part in ("best_buffers", "validated_step", "balance", "losses"):
         del content[part]
     checkpoint.save(tmp_path / "state.pt", "training", version, content)
     newer = trainer(tmp_path, epochs=4, identity={"new": 1}).fit(resume=True)

@@ -41,8 +41,14 @@ class Points:
 class Curve:
     """Samples of sin(2x), with slopes; sample ``poison`` has a label of NaN."""
 
-    def __init__(self, n: int = 22, poison: int | None = None, shift: float = 0.0):
-        self.x = (torch.linspace(-1.5, 1.5, n) + shift).unsqueeze(1)
+    def __init__(
+        self,
+        n: int = 22,
+        poison: int | None = None,
+        shift: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.x = (torch.linspace(-1.5, 1.5, n, dtype=dtype) + shift).unsqueeze(1)
         self.y, self.slope = torch.sin(2 * self.x), 2 * torch.cos(2 * self.x)
         self.asked = 0  # samples handed out
         if poison is not None:
@@ -204,6 +210,11 @@ JOINT = {
     "plateau": {"epochs": 4, "schedule": "plateau", "patience": 1, "lr": 0.2},
     "nan": {"epochs": 2, "poison": 4},
     "interrupt": {"epochs": 50},
+    "balance": {"epochs": 3, "balance": "gradient-norm", "balance_every": 4},
+    "ntk": {"epochs": 3, "balance": "ntk", "balance_every": 4, "optimizer": "soap"},
+    # A sample alone in a batch leaves one process without; the whole set is a batch of 11.
+    "lbfgs": {"epochs": 4, "optimizer": "lbfgs", "double": True},
+    "ssbroyden": {"epochs": 9, "optimizer": "ssbroyden", "batch_size": 0, "double": True},
     "time": {"epochs": 10**6, "time_limit": 0.5},
 }
 
@@ -211,7 +222,8 @@ JOINT = {
 def joint_run(name: str, folder: Path, fabric=None) -> dict:
     """One of the JOINT runs; plain values to compare."""
     options = dict(JOINT[name])
-    data = Curve(11, poison=options.pop("poison", None))
+    dtype = torch.float64 if options.pop("double", False) else torch.float32
+    data = Curve(11, poison=options.pop("poison", None), dtype=dtype)
     losses: list[float] = []
     rank = fabric.global_rank if fabric else 0
 
@@ -220,11 +232,11 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
         if name == "interrupt" and progress.step == 5 and rank == 1:
             os.kill(os.getpid(), signal.SIGINT)  # in one process only
 
-    model = Shared()
+    model = Shared().to(dtype)
     if rank == 1:  # another random start here must not matter
         for p in model.parameters():
             p.data.add_(1.0)
-    validation = Curve(40, shift=0.05)
+    validation = Curve(40, shift=0.05, dtype=dtype)
     run = trainer(
         folder,
         data=data,
@@ -247,6 +259,7 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
         "best": {k: float(v) for k, v in result.best.items()},
         "idle_state": len(run.optimizer.state.get(model.idle, {})),
         "validated": validation.asked,
+        "term_weights": run.term_weights,
         "last_batch": len(data) % run.batch_size,
     }
 

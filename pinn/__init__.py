@@ -1,0 +1,1 @@
+"""Physics-informed networks: PDEBench tasks and a user's own equations."""

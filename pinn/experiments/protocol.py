@@ -1,0 +1,71 @@
+"""Which runs tables 3 to 5 are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dcase.errors import OptionError
+from dcase.pinn.experiments.published import METHODS
+from dcase.pinn.experiments.runs import PinnRun
+from dcase.pinn.problem import PDEProblem
+from dcase.pinn.run import Source
+
+#: The published sample that a file is made of where none is given.
+DEFAULT_SAMPLE = {"advection": 9990, "cfd": 9990, "diffusion-reaction": 0}
+
+
+def table_runs(
+    source: Source,
+    problem: PDEProblem,
+    *,
+    steps: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+) -> list[PinnRun]:
+    """The four methods of tables 3 to 5.
+
+    Args:
+        source: With ``paper`` for the letter; else the right equation with the default recipe.
+        problem: What ``source`` gives.
+        steps: Instead of the letter's 15000 or 100.
+        time_limit: Seconds a run.
+        seed: Of weights and points.
+
+    Raises:
+        OptionError: If steps are given without ``paper``.
+    """
+    base = source.settings(problem)
+    if steps is not None:
+        if not source.paper:
+            raise OptionError("--steps is for --paper; the correct runs take --time-limit")
+        base = base.changed(optimizer=f"adam:{steps}", steps_per_epoch=min(100, steps))
+    prefix = f"{source.task}-{'paper' if source.paper else 'correct'}"
+    runs = []
+    for method in METHODS:
+        activation, _, norm = method.partition("+")
+        settings = base.changed(activation=activation, batch_norm=bool(norm), seed=seed)
+        if time_limit is not None:
+            settings = settings.changed(time_limit=time_limit)
+        name = f"{prefix}-{method.replace('+', '-').lower()}"
+        runs.append(PinnRun(name, method, source, settings))
+    return runs
+
+
+def with_file(source: Source, folder: Path) -> Source:
+    """The source with a file: regenerated from PDEBench's own initial state where none is given."""
+    if source.file:
+        return source
+    from dcase.pinn.pdebench import generate
+
+    write = {
+        "advection": generate.write_advection,
+        "cfd": generate.write_flow,
+        "diffusion-reaction": generate.write_diffusion_reaction,
+    }[source.task]
+    number = DEFAULT_SAMPLE[source.task]
+    target = folder / f"{source.task}-{number}.hdf5"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(target, [number])
+    return replace(source, file=str(target), sample=0)

@@ -1,0 +1,413 @@
+"""Training a network on a problem: window after window, stage after stage, each by the one trainer.
+
+A run is a sequence of *fits*: for every window of time, for every round of refinement, for every
+stage of optimisation. A fit is one :class:`~dcase.training.trainer.Trainer` in a folder of its own.
+When it has ended its weights are kept there, so that a run that was stopped goes on in the fit that
+it was in, and there exactly where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dcase import checkpoint
+from dcase.errors import CheckpointError, OptionError
+from dcase.objective import Objective
+from dcase.pinn.ansatz import build_model
+from dcase.pinn.initial import GridState, InitialState
+from dcase.pinn.networks import MLP
+from dcase.pinn.problem import PDEProblem
+from dcase.pinn.settings import PinnSettings, Stage, parse_stages
+from dcase.pinn.solution import Solution, Window
+from dcase.pinn.task import PinnTask
+from dcase.training.progress import Progress
+from dcase.training.settings import TrainSettings
+from dcase.training.trainer import Trainer
+
+QUASI_NEWTON = ("lbfgs", "ssbfgs", "ssbroyden")
+FIT_VERSION = 1
+STATE_POINTS = {1: 1024, 2: 128}  # of the grid that a window's end is kept on, by dimension
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training of a run.
+
+    Attributes:
+        number: Counts from 0.
+        window: Its window.
+        refinement: Its round of refinement.
+        stage: Its optimiser.
+        start: Of the window.
+        end: Of the window.
+        windows: How many there are.
+    """
+
+    number: int
+    window: int
+    refinement: int
+    stage: Stage
+    start: float
+    end: float
+    windows: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.number:03d}-w{self.window}-{self.stage.optimizer}"
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        solution: What was trained (on an interruption: as far as whole windows go).
+        status: Of the last fit; see :class:`~dcase.training.progress.TrainResult`.
+        steps: Optimiser steps.
+        elapsed: Seconds of training, over all sittings.
+        terms: Mean square of every term's residuals at the end, in the equation's units; over
+            windows the mean weighted by their length.
+        fits: ``(label, folder)`` of every fit, in order.
+    """
+
+    solution: Solution
+    status: str
+    steps: int
+    elapsed: float
+    terms: dict[str, float]
+    fits: list[tuple[str, Path]]
+
+
+def build_network(problem: PDEProblem, settings: PinnSettings, window: int = 0) -> nn.Module:
+    """The network of a window, with hard conditions as the problem says.
+
+    Args:
+        problem: On the window.
+        settings: Sizes and start; the seed of the weights differs from window to window.
+        window: Number of the window.
+    """
+    dtype = getattr(torch, settings.dtype)
+    generator = torch.Generator().manual_seed(settings.seed + 1_000_003 * window)
+
+    def body(n_in: int, n_out: int) -> nn.Module:
+        return MLP(
+            n_in,
+            n_out,
+            width=settings.width,
+            depth=settings.depth,
+            activation=settings.activation,
+            batch_norm=settings.batch_norm,
+            residual=settings.residual,
+            init=settings.init,
+            generator=generator,
+            dtype=dtype,
+        )
+
+    return build_model(
+        problem,
+        body,
+        modes=settings.modes,
+        scale_inputs=settings.scale_inputs,
+        scale_outputs=settings.scale_outputs,
+    )
+
+
+def plan_fits(problem: PDEProblem, settings: PinnSettings) -> list[Fit]:
+    """All fits of a run, in order.
+
+    Raises:
+        OptionError: If windows are asked for without a hard or soft initial condition, or time.
+    """
+    domain = problem.domain
+    if settings.windows > 1 and (problem.initial is None or "t" not in domain.intervals):
+        raise OptionError("windows of time need time and an initial condition")
+    start, length = (domain.low("t"), domain.length("t")) if "t" in domain.intervals else (0.0, 0.0)
+    edges = [start + length * k / settings.windows for k in range(settings.windows + 1)]
+    fits: list[Fit] = []
+    for window in range(settings.windows):
+        for refinement in range(settings.refine + 1):
+            for stage in parse_stages(settings.optimizer):
+                span = edges[window], edges[window + 1]
+                fits.append(Fit(len(fits), window, refinement, stage, *span, settings.windows))
+    return fits
+
+
+def solve(
+    problem: PDEProblem,
+    settings: PinnSettings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    joint: bool = False,
+    on_fit: Callable[[Fit, Trainer], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Train a network on a problem.
+
+    Args:
+        problem: What to solve; its ``hard`` conditions as they are.
+        settings: How.
+        folder: Gets a folder ``fits``.
+        resume: Go on with what is there; otherwise it is deleted.
+        device: To train on.
+        joint: See :class:`~dcase.pinn.task.PinnTask`.
+        on_fit: Called as each fit begins.
+        on_step: Called after every step.
+
+    Raises:
+        OptionError: If the settings do not suit the problem.
+        DivergedError: If the loss becomes NaN or infinite.
+        CheckpointError: If what is there to resume belongs to another run.
+    """
+    run = _Run(problem, settings, Path(folder), torch.device(device), joint)
+    if not resume:
+        run.clear()
+    run.on_fit, run.on_step = on_fit, on_step
+    return run.go(resume)
+
+
+class _Run:
+    """The state of a run while it goes on."""
+
+    def __init__(
+        self,
+        problem: PDEProblem,
+        settings: PinnSettings,
+        folder: Path,
+        device: torch.device,
+        joint: bool,
+    ):
+        self.problem, self.settings, self.device = problem, settings, device
+        self.joint = joint or settings.batch_norm
+        self.folder = folder / "fits"
+        self.fits = plan_fits(problem, settings)
+        self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
+        self.elapsed, self.steps = 0.0, 0
+        self.terms: dict[str, float] = {}
+        self.done: list[tuple[str, Path]] = []
+        self.on_fit: Callable[[Fit, Trainer], None] | None = None
+        self.on_step: Callable[[Progress], None] | None = None
+
+    def clear(self) -> None:
+        """Delete the fits of an earlier run."""
+        import shutil
+
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def go(self, resume: bool) -> Outcome:
+        """All fits."""
+        status = "finished"
+        state: InitialState | None = None
+        for window, fits in self._by_window():
+            problem = self.problem.starting_at(fits[0].start, fits[0].end, state)
+            model = build_network(problem, self.settings, window).to(self.device)
+            started = self.elapsed
+            extra, refinement = None, 0
+            for fit in fits:
+                if fit.refinement != refinement:
+                    refinement = fit.refinement
+                    extra = self._worst_points(problem, model, extra, fit)
+                task = self._task(problem, extra, fit)
+                if fit is fits[0] and self.settings.init == "lsuv":
+                    _scale_weights(model, task)
+                status = self._one(fit, task, model, resume, self._time_for(fit, started))
+                if status == "interrupted":
+                    return self._outcome(status)
+            self._add_terms(task, model, (fits[0].end - fits[0].start) or 1.0)
+            kept = state if isinstance(state, GridState) else None
+            if kept is None and isinstance(problem.initial, GridState):
+                kept = problem.initial
+            self.solution.windows.append(Window(fits[0].start, fits[0].end, model, kept))
+            if window + 1 < self.settings.windows:
+                state = self.solution.state_at(fits[0].end, self._grid(), problem)
+        return self._outcome(status)
+
+    def _outcome(self, status: str) -> Outcome:
+        return Outcome(self.solution, status, self.steps, self.elapsed, self.terms, self.done)
+
+    def _by_window(self) -> Iterator[tuple[int, list[Fit]]]:
+        for window in range(self.settings.windows):
+            yield window, [fit for fit in self.fits if fit.window == window]
+
+    def _task(self, problem: PDEProblem, extra: Tensor | None, fit: Fit) -> PinnTask:
+        s = self.settings
+        return PinnTask(
+            problem,
+            s.points,
+            dtype=getattr(torch, s.dtype),
+            device=self.device,
+            seed=s.seed + 104_729 * fit.window,
+            engine=s.engine,
+            compile=s.compile,
+            # A line search needs a loss that does not change under its feet.
+            causal=0.0 if fit.stage.optimizer in QUASI_NEWTON else s.causal,
+            joint=self.joint,
+            extra=extra,
+        )
+
+    def _time_for(self, fit: Fit, started: float) -> float | None:
+        """Seconds that a fit may take: its share of what its window has left."""
+        s = self.settings
+        if s.time_limit is None:
+            if fit.stage.share is not None:
+                raise OptionError(
+                    f"{fit.stage.optimizer}:{fit.stage.share:.0%} is a share of the time; give "
+                    "time_limit (--time-limit), or a number of steps"
+                )
+            return None
+        window_ends = started + (s.time_limit - started) / (s.windows - fit.window)
+        left = max(window_ends - self.elapsed, 1e-3)
+        if fit.stage.share is not None:
+            return max(min(left, fit.stage.share * (window_ends - started)), 1e-3)
+        if s.refine and fit.stage.steps is None:
+            return left / (s.refine + 1 - fit.refinement)
+        return left
+
+    def _one(
+        self, fit: Fit, task: PinnTask, model: nn.Module, resume: bool, limit: float | None
+    ) -> str:
+        folder = self.folder / fit.name
+        label = fit.stage.optimizer
+        if self.settings.windows > 1:
+            label = f"window {fit.window + 1}, {label}"
+        self.done.append((label, folder))
+        done = folder / "done.pt"
+        if resume and done.exists():
+            self._adopt(done, model)
+            return "finished"
+        steps = fit.stage.steps or self.settings.max_steps
+        trainer = Trainer(
+            model,
+            Objective(task, task.objective_terms()),
+            task,
+            None,
+            self._train_settings(fit, steps, limit),
+            folder,
+            identity=self._identity(fit),
+            on_step=self.on_step,
+        )
+        if self.on_fit:
+            self.on_fit(fit, trainer)
+        result = trainer.fit(resume=resume)
+        self.elapsed += result.elapsed
+        self.steps += result.steps
+        if result.status != "interrupted":
+            checkpoint.save(
+                done,
+                "pinn-fit",
+                FIT_VERSION,
+                {
+                    "weights": {k: v.cpu() for k, v in model.state_dict().items()},
+                    "elapsed": result.elapsed,
+                    "steps": result.steps,
+                    "status": result.status,
+                },
+            )
+            trainer.state_file.unlink(missing_ok=True)  # a dense inverse Hessian is large
+        return result.status
+
+    def _adopt(self, done: Path, model: nn.Module) -> None:
+        saved = checkpoint.load(done, "pinn-fit", FIT_VERSION)
+        try:
+            model.load_state_dict(saved["weights"])
+            self.elapsed += saved["elapsed"]
+            self.steps += saved["steps"]
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{done}: cannot resume: it does not fit this network ({reason})"
+            ) from error
+
+    def _train_settings(self, fit: Fit, steps: int, limit: float | None) -> TrainSettings:
+        s = self.settings
+        newton = fit.stage.optimizer in QUASI_NEWTON
+        return TrainSettings(
+            epochs=max(1, math.ceil(steps / s.points.steps_per_epoch)),
+            batch_size=1,
+            optimizer=fit.stage.optimizer,
+            lr=s.lr,
+            schedule="constant" if newton else s.schedule,
+            final_lr=s.final_lr,
+            history=s.history,
+            balance="none" if newton else s.balance,
+            balance_every=s.balance_every,
+            time_limit=limit,
+            checkpoint_every=s.checkpoint_every,
+            seed=s.seed,
+        )
+
+    def _identity(self, fit: Fit) -> dict[str, Any]:
+        settings = self.settings.to_dict()
+        for free in ("time_limit", "checkpoint_every", "max_steps"):
+            settings.pop(free)
+        return {
+            "problem": self.problem.name,
+            "equation": repr(self.problem.equation),
+            "fit": fit.name,
+            **{f"setting {name}": value for name, value in settings.items()},
+        }
+
+    def _worst_points(
+        self, problem: PDEProblem, model: nn.Module, extra: Tensor | None, fit: Fit
+    ) -> Tensor:
+        """Add the points with the largest residuals of ten times as many (RAR, 1907.04502)."""
+        s = self.settings
+        n = s.points.interior
+        seed = s.seed + 15_485_863 * (fit.refinement + 1) + fit.window
+        candidates = problem.domain.sample(10 * n, "sobol", seed)
+        size = residual_size(problem, model, candidates, s)
+        worst = candidates[torch.topk(size, max(1, n // 4)).indices.cpu()]
+        return worst if extra is None else torch.cat([extra, worst])
+
+    def _grid(self) -> dict[str, np.ndarray]:
+        """The spatial grid on which the end of a window is kept."""
+        initial, domain = self.problem.initial, self.problem.domain
+        if isinstance(initial, GridState):
+            return dict(initial.axes)
+        n = STATE_POINTS.get(len(domain.space), 32)
+        return {
+            name: domain.low(name) + domain.length(name) * (np.arange(n) + 0.5) / n
+            for name in domain.space
+        }
+
+    def _add_terms(self, task: PinnTask, model: nn.Module, length: float) -> None:
+        """Mean squares of the residuals at the end of a window, without causal weights."""
+        task.causal = 0.0
+        with torch.no_grad():
+            residuals = task.terms(model, task.batch(torch.zeros(1)), training=False)
+        total = length / (self.problem.domain.length("t") if self.settings.windows > 1 else length)
+        for name, r in residuals.items():
+            square = float(r.double().square().mean())
+            self.terms[name] = self.terms.get(name, 0.0) + total * square
+
+
+def _scale_weights(model: nn.Module, task: PinnTask) -> None:
+    """Give every layer unit pre-activations at the collocation points."""
+    points = task.batch(torch.zeros(1)).interior
+    model.body.scale_on(lambda: model(points))  # type: ignore[union-attr, operator]
+
+
+def residual_size(
+    problem: PDEProblem, model: nn.Module, points: Tensor, settings: PinnSettings
+) -> Tensor:
+    """Root of the weighted sum of squared residuals of the equation at points [n, d]: [n]."""
+    task = PinnTask(problem, settings.points, engine=settings.engine)
+    weights = task.term_weights()
+    like = next(model.parameters())
+    parts = []
+    with torch.no_grad():
+        for chunk in points.split(8192):
+            found = task.residuals_at(model, chunk.to(like))
+            parts.append(sum(weights[n] * r * r for n, r in found.items()))
+    return torch.cat(parts).sqrt()  # type: ignore[arg-type]

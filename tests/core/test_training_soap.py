@@ -1,0 +1,156 @@
+"""SOAP: where it is Adam, and what its basis does."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from dcase.training.soap import SOAP
+
+
+def problem(seed=0, condition=100.0, n=6):
+    """``1/2 |A W B - C|^2`` with W [n, n]; A and B as ill-conditioned as asked, and turned."""
+    g = torch.Generator().manual_seed(seed)
+
+    def matrix():
+        u, v = (
+            torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0] for _ in "uv"
+        )
+        return u @ torch.diag(torch.logspace(0, -1, n, base=condition**0.5).double()) @ v
+
+    a, b = matrix(), matrix()
+    target = torch.randn(n, n, generator=g, dtype=torch.float64)
+    start = torch.randn(n, n, generator=g, dtype=torch.float64)
+    return lambda w: 0.5 * (a @ w @ b - a @ target @ b).square().sum(), start
+
+
+def train(optimizer, parameters, loss, steps):
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_without_a_basis_it_is_adam(weight_decay):
+    def fit(kind, **options):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+        x = torch.linspace(-1, 1, 30, dtype=torch.float64).view(10, 3)
+        optimizer = kind(
+            net.parameters(), lr=0.02, betas=(0.8, 0.95), weight_decay=weight_decay, **options
+        )
+        return train(optimizer, net, lambda: (net(x) - x.sum(1, keepdim=True)).square().mean(), 40)
+
+    assert fit(SOAP, largest=0) == pytest.approx(fit(torch.optim.AdamW), rel=1e-9)
+    assert fit(SOAP)[-1] != pytest.approx(fit(torch.optim.AdamW)[-1], rel=1e-3)
+
+
+def test_it_does_not_depend_on_the_coordinates():
+    """Turned rows and columns turn the path of SOAP, bit rounding aside; not Adam's."""
+    loss, start = problem()
+    g = torch.Generator().manual_seed(9)
+    left, right = (
+        torch.linalg.qr(torch.randn(6, 6, generator=g, dtype=torch.float64))[0] for _ in "lr"
+    )
+
+    def path(kind, turned, **options):
+        w = nn.Parameter(left @ start @ right if turned else start.clone())
+        optimizer = kind([w], lr=0.05, **options)
+        return train(optimizer, [w], lambda: loss(left.T @ w @ right.T if turned else w), 60)
+
+    assert path(SOAP, True, every=3) == pytest.approx(path(SOAP, False, every=3), rel=1e-5)
+    a, b = (path(torch.optim.Adam, turned)[-1] for turned in (True, False))
+    assert a != pytest.approx(b, rel=1e-2)
+
+
+def test_it_is_better_where_coordinates_are_mixed():
+    loss, start = problem(condition=1e3)
+
+    def best(kind):
+        finals = []
+        for lr in (0.01, 0.03, 0.1):
+            w = nn.Parameter(start.clone())
+            finals.append(train(kind([w], lr=lr), [w], lambda w=w: loss(w), 300)[-1])
+        return min(finals)
+
+    assert best(SOAP) < 0.2 * best(torch.optim.Adam)
+
+
+def test_the_first_step_sets_the_basis_and_nothing_else():
+    loss, start = problem()
+    w, bias = nn.Parameter(start.clone()), nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer = SOAP([w, bias], lr=0.1)
+    train(optimizer, [w, bias], lambda: loss(w) + bias.square().sum(), 1)
+    assert torch.equal(w.detach(), start)
+    assert (
+        torch.equal(bias.detach(), torch.full((6,), 0.9, dtype=torch.float64).clone())
+        or (bias.detach() - 0.9).abs().max() < 1e-6
+    )
+    q = optimizer.state[w]["left_basis"]
+    torch.testing.assert_close(q.T @ q, torch.eye(6, dtype=torch.float64))
+    turned = q.T @ optimizer.state[w]["left"] @ q
+    values = turned.diagonal()
+    assert (turned - torch.diag(values)).abs().max() < 1e-10 * values.max()
+    assert (values.diff() <= 0).all()
+
+
+def test_the_basis_follows_the_gradients():
+    """Gradients ``D1 Z D2`` in turned coordinates: the basis must turn them back."""
+    g = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(4, 4, generator=g).double())[0] for _ in "uv")
+    scales = torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0]).double())
+    w = nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
+    optimizer = SOAP([w], lr=0.0, betas=(0.9, 0.999), every=2)
+    for _ in range(1500):
+        w.grad = u @ scales @ torch.randn(4, 4, generator=g).double() @ scales @ v.T
+        optimizer.step()
+    for name, known in (("left", u), ("right", v)):
+        overlap = (optimizer.state[w][f"{name}_basis"].T @ known).abs()
+        assert overlap.diagonal().min() > 0.97
+    # The second moment is that of the turned gradients, in the order of the basis.
+    square = optimizer.state[w]["square"]
+    expected = torch.outer(scales.diagonal() ** 2, scales.diagonal() ** 2)
+    assert (square.log() - expected.log()).abs().max() < 0.8
+
+
+def test_shapes_of_all_kinds():
+    g = torch.Generator().manual_seed(0)
+    shapes = [(), (3,), (1, 4), (4, 1), (2, 3, 4), (3, 2)]
+    parameters = [nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+    optimizer = SOAP(parameters, lr=0.05, every=2)
+    idle = nn.Parameter(torch.ones(2, 2))
+    optimizer.add_param_group({"params": [idle]})
+    losses = train(
+        optimizer, parameters, lambda: sum((p - 1).square().sum() for p in parameters), 300
+    )
+    assert losses[-1] < 1e-2 * losses[0]
+    assert torch.equal(idle.detach(), torch.ones(2, 2))
+    assert "left" not in optimizer.state[parameters[2]]  # one row: nothing to turn
+    assert optimizer.state[parameters[4]]["right"].shape == (12, 12)
+
+
+def test_state_is_plain_and_complete():
+    loss, start = problem()
+
+    def make(at):
+        w = nn.Parameter(at.clone())
+        return w, SOAP([w], lr=0.05, every=3)
+
+    w, optimizer = make(start)
+    train(optimizer, [w], lambda: loss(w), 10)
+    buffer = io.BytesIO()
+    torch.save([w.detach(), optimizer.state_dict()], buffer)
+    buffer.seek(0)
+    at, state = torch.load(buffer, weights_only=True)
+    other, again = make(at)
+    again.load_state_dict(state)
+    assert train(optimizer, [w], lambda: loss(w), 10) == train(
+        again, [other], lambda: loss(other), 10
+    )
+    assert torch.equal(w, other)
