@@ -133,7 +133,7 @@ def train(
     if resume and out:
         _, base = read_record(out)
     else:
-        base = source.settings(problem)
+        base = source.settings(problem, chosen.get("network"))
     settings = _chosen_settings(base, chosen)
     folder = Path(out or f"{problem.name}-{settings.activation}")
     where = choose_device(device or ("cpu" if settings.dtype == "float64" else None))
@@ -267,7 +267,8 @@ def compare(
     use_threads(threads)
     source = Source(task, file, sample)
     problem = source.problem()
-    base = _chosen_settings(source.settings(problem), {**chosen, "time_limit": time_limit})
+    default = source.settings(problem, chosen.get("network"))
+    base = _chosen_settings(default, {**chosen, "time_limit": time_limit})
     names = [canonical_name(name) for name in activations.split(",")]
     runs = comparison_runs(source, base, names, range(seeds))
     results = carry_out(runs, problem, Path(out) / "runs", quiet)

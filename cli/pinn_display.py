@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
 
 from dcase.cli.progress import TrainingDisplay, duration
-from dcase.pinn.solve import Fit
+from dcase.pinn.solver import Fit
 from dcase.training.trainer import Progress
+
+MANY = 12  # windows, above which they are shown as one piece of work
 
 
 class StepDisplay(TrainingDisplay):
@@ -35,6 +38,8 @@ class FitDisplay:
         self.console, self.quiet, self.described = console, quiet, brief
         self.display: StepDisplay | None = None
         self.window = -1
+        self.started = self.due = time.monotonic()
+        self.loss = float("nan")
 
     def begin(self, fit: Fit, trainer: Any) -> None:
         """Say what begins."""
@@ -44,17 +49,34 @@ class FitDisplay:
         if not self.described:
             self.described = True
             self._describe(trainer)
-        # Many short windows get one line each, not one for each of their stages.
-        if fit.windows == 1:
-            self.console.print(f"stage    {fit.stage.optimizer}", markup=False)
-        elif fit.window != self.window:
+        if fit.windows > MANY:
+            self._window(fit)
+            return
+        if fit.windows > 1 and fit.window != self.window:
             self.window = fit.window
             self.console.print(
                 f"window   {fit.window + 1}/{fit.windows}, t = {fit.start:.4g} to {fit.end:.4g}",
                 markup=False,
             )
+        self.console.print(f"stage    {fit.stage.optimizer}", markup=False)
         self.display = StepDisplay(self.console, {}, quiet=self.quiet)
         self.display.__enter__()
+
+    def _window(self, fit: Fit) -> None:
+        """A line now and then; many short windows are one piece of work."""
+        now = time.monotonic()
+        if fit.window == 0:
+            self.started, self.due = now, now + 5.0
+        if now < self.due:
+            return
+        self.due = now + 10.0
+        share = fit.window / fit.windows
+        left = (now - self.started) * (1.0 - share) / max(share, 1e-9)
+        self.console.print(
+            f"window {fit.window + 1}/{fit.windows}, t = {fit.start:.4g} | "
+            f"{duration(now - self.started)} done, {duration(left)} to go | loss {self.loss:.3g}",
+            markup=False,
+        )
 
     def _describe(self, trainer: Any) -> None:
         task = trainer.objective.problem
@@ -70,6 +92,7 @@ class FitDisplay:
 
     def step(self, progress: Progress) -> None:
         """Show it."""
+        self.loss = progress.loss
         if self.display:
             self.display(progress)
 

@@ -19,17 +19,40 @@ needs; see :mod:`dcase.pinn.zoo` for more of them and docs/pinn.md for the tutor
 One optional method makes training easier: ``residual_scales(scale)`` may say how large each
 residual is for fields and derivatives of typical size (``scale.u``, ``scale.u_t``: plain numbers,
 from the initial condition), so that residuals in different units weigh alike. Default: 1 for each.
+Another, ``mode_hints``, helps the network of modes (:mod:`dcase.pinn.spectral`) where it is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from dcase.errors import OptionError
 from dcase.options import check_types
+
+
+@dataclass(frozen=True)
+class ModeHints:
+    """What is known of an equation's linear part, to condition the weights; all optional.
+
+    Attributes:
+        rate: A typical rate of change, 1/time.
+        scales: Typical size of a change of each field.
+        decay: By field: decay rate of each mode, [modes].
+        frequency: By field: frequency of each mode, [modes].
+        shared: Pairs (a, b): a change of field b comes with one of field a, in units of scales.
+        residuals: Typical size of each residual.
+    """
+
+    rate: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    decay: Mapping[str, Tensor] = field(default_factory=dict)
+    frequency: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: Sequence[tuple[str, str]] = ()
+    residuals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Equation(Protocol):
@@ -66,6 +89,13 @@ class Advection:
     def residual_scales(self, scale: Any) -> dict[str, float]:
         """Size of the advective term."""
         return {"advection": abs(self.beta) * scale.u_x}
+
+    def mode_hints(self, state: Mapping[str, Tensor], k: Tensor) -> ModeHints:
+        """A mode turns at beta k."""
+        size = float(state["u"].std()) or 1.0
+        rate = 6.0 * abs(self.beta) or 1.0
+        frequency = {"u": abs(self.beta) * k}
+        return ModeHints(rate, {"u": size}, {}, frequency, (), {"advection": size * rate})
 
 
 @dataclass(frozen=True)
@@ -135,6 +165,21 @@ class CompressibleFlow:
             "energy": self.gamma / (self.gamma - 1.0) * scale.p * scale.v_x + sound * scale.p_x,
         }
 
+    def mode_hints(self, state: Mapping[str, Tensor], k: Tensor) -> ModeHints:
+        """Sound turns velocity and pressure at c k, and density with them; entropy drifts at v."""
+        rho, v, p = (state[name] for name in self.fields)
+        density = float(rho.mean())
+        sound = float((self.gamma * p / rho).mean().sqrt())
+        drift = float(v.square().mean().sqrt())
+        scales = {"rho": density, "v": sound, "p": density * sound**2}
+        residuals = {
+            "mass": density * sound,
+            "momentum": density * sound**2,
+            "energy": density * sound**3 / (self.gamma - 1.0),
+        }
+        frequency = {"rho": drift * k, "v": sound * k, "p": sound * k}
+        return ModeHints(sound, scales, {}, frequency, (("rho", "p"),), residuals)
+
 
 @dataclass(frozen=True)
 class DiffusionReaction:
@@ -168,6 +213,11 @@ class DiffusionReaction:
             "activator": d.u_t - self.Du * d.lap_u - (u - u * u * u - self.k - v),
             "inhibitor": d.v_t - self.Dv * d.lap_v - (u - v),
         }
+
+    def mode_hints(self, state: Mapping[str, Tensor], k: Tensor) -> ModeHints:
+        """Modes decay by diffusion, those of the inhibitor by its own decay too."""
+        decay = {"u": self.Du * k**2, "v": self.Dv * k**2 + 1.0}
+        return ModeHints(decay=decay)
 
 
 def with_parameters(kind: type, parameters: dict[str, float]) -> Any:

@@ -26,6 +26,7 @@ from dcase.errors import DataError, OptionError
 from dcase.files import write_json
 from dcase.pinn import plots
 from dcase.pinn.initial import GridState, InitialState
+from dcase.pinn.march import march, mode_kinds, read_window
 from dcase.pinn.metrics import evaluate
 from dcase.pinn.paper import paper_problem, paper_settings
 from dcase.pinn.problem import PDEProblem, problem_of
@@ -33,7 +34,7 @@ from dcase.pinn.recipes import default_settings
 from dcase.pinn.sample import Sample
 from dcase.pinn.settings import PinnSettings, from_dict
 from dcase.pinn.solution import Solution, read_solution, save_solution
-from dcase.pinn.solve import Fit, Outcome, build_network, solve
+from dcase.pinn.solver import Fit, Outcome, build_network, plan_fits, solve
 from dcase.pinn.zoo import PROBLEMS
 from dcase.training.logs import read_metrics
 from dcase.training.progress import Progress
@@ -88,9 +89,9 @@ class Source:
             "or give a Python file that defines `problem`"
         )
 
-    def settings(self, problem: PDEProblem) -> PinnSettings:
-        """Where nothing else is asked for."""
-        return paper_settings(self.task) if self.paper else default_settings(problem)
+    def settings(self, problem: PDEProblem, network: str | None = None) -> PinnSettings:
+        """Where nothing else is asked for; ``network`` if it matters."""
+        return paper_settings(self.task) if self.paper else default_settings(problem, network)
 
 
 def problem_from_file(path: Path) -> PDEProblem:
@@ -162,24 +163,22 @@ def train(
         problem = source.problem()
     problem = prepared(problem, settings)
     _prepare(folder, source, settings, resume, overwrite)
-    outcome = solve(
-        problem,
-        settings,
-        folder,
-        resume=resume,
-        device=device,
-        joint=source.paper,
-        on_fit=on_fit,
-        on_step=on_step,
-    )
+    options: dict[str, Any] = {
+        "resume": resume,
+        "device": device,
+        "on_fit": on_fit,
+        "on_step": on_step,
+    }
+    if settings.network == "modes":
+        outcome = march(problem, settings, folder, **options)
+    else:
+        outcome = solve(problem, settings, folder, joint=source.paper, **options)
     if outcome.status == "interrupted":
         return {}, outcome
     description = {"settings": settings.to_dict(), "source": vars(source)}
     save_solution(folder / "model.pt", outcome.solution, description)
     metrics = _measure(problem, outcome.solution, paper=source.paper)
     metrics = {
-        "task": problem.name,
-        "equation": repr(problem.equation),
         **metrics,
         "terms": outcome.terms,
         "status": outcome.status,
@@ -236,11 +235,14 @@ def _prepare(
 
 def _measure(problem: PDEProblem, solution: Solution, *, paper: bool = False) -> dict[str, Any]:
     """Errors against the reference, if there is one."""
+    what = {"task": problem.name, "equation": repr(problem.equation)}
     sample = problem.sample()
     if sample is None:
-        return {"fields": {}, "baselines": {}, "note": "the problem has no reference solution"}
+        note = "the problem has no reference solution"
+        return {**what, "fields": {}, "baselines": {}, "note": note}
     prediction = solution.on_grid(sample.axes)
     return {
+        **what,
         "sample": sample.source,
         "warnings": list(sample.warnings),
         **evaluate(prediction, sample, paper=paper),
@@ -285,9 +287,14 @@ class SavedRun:
 
     def pictures(self) -> list[str]:
         """Draw anew; returns the names of the files."""
-        fits = sorted((self.folder / "fits").glob("*/metrics.csv"))
-        histories = [(path.parent.name.split("-", 1)[1], path.parent) for path in fits]
-        return draw(self.folder, self.problem, self.solution, histories)
+        if self.settings.network == "modes":
+            fits = [(f"{len(self.solution.windows)} windows", self.folder / "fits" / "march")]
+        else:
+            folder = self.folder / "fits"
+            fits = [
+                (fit.label, folder / fit.name) for fit in plan_fits(self.problem, self.settings)
+            ]
+        return draw(self.folder, self.problem, self.solution, fits)
 
 
 def read_record(folder: str | Path) -> tuple[Source, PinnSettings]:
@@ -326,11 +333,18 @@ def read_run(folder: str | Path, *, file: str | None = None, sample: int | None 
         source = replace(source, sample=sample)
     problem = prepared(source.problem(), settings)
 
+    kinds = mode_kinds(problem) if settings.network == "modes" else []
+
     def build(
-        description: dict[str, Any], start: float, end: float, state: GridState | None
+        weights: dict[str, Any], start: float, end: float, state: GridState | None
     ) -> torch.nn.Module:
         begun: InitialState | None = state
-        return build_network(problem.starting_at(start, end, begun), settings)
+        window = problem.starting_at(start, end, begun)
+        if kinds:
+            return read_window(weights, window, settings, kinds)
+        model = build_network(window, settings)
+        model.load_state_dict(weights)
+        return model
 
     solution, _ = read_solution(folder / "model.pt", build)
     return SavedRun(folder, source, settings, problem, solution)

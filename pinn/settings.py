@@ -13,7 +13,7 @@ from dcase.pinn.domains import SAMPLERS
 from dcase.training.settings import OPTIMIZERS
 
 INITS = ("glorot", "variance", "stable", "lsuv")
-NETWORKS = ("mlp", "basis")
+NETWORKS = ("mlp", "modes")
 HARD = ("initial", "periodic", "neumann", "dirichlet")
 
 
@@ -133,8 +133,8 @@ class PinnSettings:
     """Network, conditions and optimisation.
 
     Attributes:
-        network: "mlp", or "basis": sine or cosine modes in space whose coefficients are a network
-            of time.
+        network: "mlp", or "modes": sines or cosines in space whose coefficients are a network of
+            time, on many short windows (see dcase.pinn.spectral; takes march, times, hidden, ...).
         activation: Any of dcase.activations.
         width: Hidden neurons a layer.
         depth: Hidden layers.
@@ -144,10 +144,16 @@ class PinnSettings:
         scale_inputs: Feed coordinates scaled to unit spread (the chain rule keeps units).
         scale_outputs: Let the network give fields in units of their initial spread.
         hard: Conditions that hold exactly: of "initial,periodic,neumann,dirichlet"; "none".
-        modes: Sines and cosines of the embedding of a hard periodic (cosines: no-flux) coordinate;
-            modes an axis of the basis network.
+        modes: Sines and cosines of the embedding of a hard periodic (cosines: no-flux) coordinate.
         smooth: Fourier modes that a hard periodic initial state keeps; 0: all of them.
         windows: Windows of time, trained one after another.
+        march: Windows of a network of modes: UNTIL:LENGTH:MODES, separated by commas.
+        times: Collocation times in a window of a network of modes.
+        hidden: Its functions of time.
+        oversample: Its collocation cells an axis, in units of what its modes need at least.
+        train_hidden: Train the hidden layer of its functions of time too.
+        target: Mean square of the residuals, in units of their typical size, at which one of its
+            windows is done.
         viscosity: Artificial viscosity of equations that take one.
         optimizer: Stages such as "adam:1000,lbfgs" or "adam:20%,ssbroyden"; the last one may go on
             to the end of the time.
@@ -182,6 +188,12 @@ class PinnSettings:
     modes: int = 8
     smooth: int = 64
     windows: int = 1
+    march: str = ""
+    times: int = 8
+    hidden: int = 6
+    oversample: float = 1.5
+    train_hidden: bool = False
+    target: float = 1e-6
     viscosity: float = 0.0
     optimizer: str = "adam:500,lbfgs"
     lr: float = 1e-3
@@ -195,7 +207,7 @@ class PinnSettings:
     compile: bool = False
     dtype: str = "float64"
     refine: int = 0
-    max_steps: int = 100_000
+    max_steps: int = 5000
     time_limit: float | None = None
     checkpoint_every: float = 60.0
     seed: int = 0
@@ -214,10 +226,12 @@ class PinnSettings:
                 raise OptionError(
                     f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
-        for name in ("width", "depth", "modes", "windows", "max_steps"):
+        for name in ("width", "depth", "modes", "windows", "max_steps", "times", "hidden"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("causal", "refine", "viscosity", "smooth"):
+        if self.oversample < 1:
+            raise OptionError(f"oversample must be at least 1, got {self.oversample}")
+        for name in ("target", "causal", "refine", "viscosity", "smooth"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
         for kind in self.hard_kinds():

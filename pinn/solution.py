@@ -105,6 +105,12 @@ def _values(model: nn.Module, points: Tensor) -> Tensor:
         model.train(training)
 
 
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a network needs to be the same again; a network of modes can work out most of itself."""
+    own = getattr(model, "essentials", None)
+    return own() if own else model.state_dict()
+
+
 def save_solution(
     path: str | os.PathLike[str], solution: Solution, description: dict[str, Any]
 ) -> None:
@@ -122,7 +128,7 @@ def save_solution(
             {
                 "start": window.start,
                 "end": window.end,
-                "weights": {k: v.cpu() for k, v in window.model.state_dict().items()},
+                "weights": {k: v.cpu() for k, v in _weights(window.model).items()},
                 "state": None
                 if state is None
                 else {
@@ -154,7 +160,7 @@ def read_solution(
 
     Args:
         path: The file.
-        build: Called with the description, start, end and state of each window; makes its network.
+        build: Called with weights, start, end and state of each window; makes its network.
 
     Returns:
         The solution and its description.
@@ -175,8 +181,7 @@ def read_solution(
                     saved["domain"],
                     saved["periodic"],
                 )
-            model = build(content["description"], part["start"], part["end"], state)
-            model.load_state_dict(part["weights"])
+            model = build(part["weights"], part["start"], part["end"], state)
             windows.append(Window(part["start"], part["end"], model, state))
         solution = Solution(content["coordinates"], content["fields"], windows)
     except (KeyError, TypeError, RuntimeError) as error:

@@ -106,7 +106,7 @@ class PinnTask:
             self.asked = [wanted(list(names), coordinates, fields)] * len(self.asked)
         self._batch: PointBatch | None = None
         self._drawn = -1
-        self.set_epoch(0)
+        self.redraw(0)
 
     # ------------------------------------------------------------------ the core's Problem
 
@@ -172,23 +172,28 @@ class PinnTask:
 
     # ------------------------------------------------------------------ the core's batches
 
-    def __len__(self) -> int:
-        """Steps an epoch; each sees all points."""
-        return self.settings.steps_per_epoch
+    def batches(self, steps_per_epoch: int) -> FixedPoints:
+        """The points as the trainer's samples; every step sees all of them."""
+        kind = DrawnPoints if self.settings.resample else FixedPoints
+        return kind(self, steps_per_epoch)
 
-    def batch(self, indices: Tensor) -> PointBatch:
-        """All points, whatever the indices."""
+    def batch(self) -> PointBatch:
+        """All points."""
         assert self._batch is not None
         return self._batch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the points anew if it is time: a function of seed and epoch, so a resume agrees."""
+    def redraw(self, epoch: int) -> bool:
+        """Draw the points anew if it is time, and say if so.
+
+        A function of seed and epoch, so that a resume has the same points.
+        """
         every = self.settings.resample
         drawn = epoch // every if every else 0
         if drawn == self._drawn:
-            return
+            return False
         self._drawn = drawn
         self._batch = self._draw(self.seed + 7919 * drawn)
+        return True
 
     def _draw(self, seed: int) -> PointBatch:
         s, domain = self.settings, self.problem.domain
@@ -282,6 +287,33 @@ class PinnTask:
         """
         self.settings.check_weights(self.term_names)
         return {name: Term(weight=w) for name, w in self.term_weights().items()}
+
+
+class FixedPoints:
+    """Points that stay, as the trainer's samples: a sample is a step with all points.
+
+    Args:
+        task: Has the points.
+        steps: Steps an epoch.
+    """
+
+    def __init__(self, task: PinnTask, steps: int):
+        self.task, self.steps = task, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batch(self, indices: Tensor) -> PointBatch:
+        """All points, whatever the indices."""
+        return self.task.batch()
+
+
+class DrawnPoints(FixedPoints):
+    """Points that are drawn anew from time to time."""
+
+    def set_epoch(self, epoch: int) -> bool:
+        """Returns whether there are new points."""
+        return self.task.redraw(epoch)
 
 
 class _Ones:

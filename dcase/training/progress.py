@@ -26,8 +26,9 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        status: ``"finished"``, ``"time limit"``, ``"early stopping"``, ``"converged"`` (a
-            quasi-Newton method finds no lower loss) or ``"interrupted"``.
+        status: ``"finished"``, ``"time limit"``, ``"early stopping"``, ``"converged"`` (the
+            loss is below its target, or a quasi-Newton method finds no lower one) or
+            ``"interrupted"``.
         epochs: Epochs completed.
         steps: Optimiser steps done.
         elapsed: Seconds spent training, over all sittings.

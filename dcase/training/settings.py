@@ -49,6 +49,7 @@ class TrainSettings:
         balance_every: Steps between updates of these weights. Quasi-Newton methods set them once,
             before the first step.
         balance_momentum: Share of the old weights in an update.
+        target_loss: Stop, as converged, once the weighted loss of a step is below; 0: never.
         early_stopping: Validations without improvement after which to stop; 0: never.
         validate_every: Epochs between validations; the last epoch is always validated.
         time_limit: Seconds of training over all sittings; None: none. Cosine and exponential
@@ -78,6 +79,7 @@ class TrainSettings:
     balance: str = "none"
     balance_every: int = 100
     balance_momentum: float = 0.9
+    target_loss: float = 0.0
     early_stopping: int = 0
     validate_every: int = 1
     time_limit: float | None = None
@@ -101,7 +103,14 @@ class TrainSettings:
         for name in ("lr", "eps", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("batch_size", "weight_decay", "warmup_steps", "clip_norm", "early_stopping"):
+        for name in (
+            "batch_size",
+            "target_loss",
+            "weight_decay",
+            "warmup_steps",
+            "clip_norm",
+            "early_stopping",
+        ):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:

@@ -302,7 +302,9 @@ class Trainer:
         return "converged" if self._converged() else None
 
     def _converged(self) -> bool:
-        """Whether quasi-Newton is at its end, on samples that stay."""
+        """Whether the loss is small enough, or quasi-Newton at its end on samples that stay."""
+        if self.losses and self.losses["loss"] < self.settings.target_loss:
+            return True
         fixed = self.steps_per_epoch == 1 and not hasattr(self.train_data, "set_epoch")
         return fixed and isinstance(self.optimizer, QuasiNewton) and self.optimizer.stalled
 

@@ -95,7 +95,7 @@ class _FusedJet(torch.autograd.Function):
         return (None, *found)
 
 
-def differentiateddifferentiated_again() -> bool:
+def differentiated_again() -> bool:
     """Whether a backward pass is itself to be differentiated, or runs inside ``torch.func``."""
     return torch.is_grad_enabled() or _transforms_active is None or _transforms_active()
 

@@ -1,9 +1,9 @@
-"""Value and gradient of a network with one output in one autograd node, written by hand.
+r"""Value and gradient of a network with one output in one autograd node, written by hand.
 
 As :mod:`dcase.pinn.derivatives.fused`, for the adjoint engine. With :math:`h_l = s(z_l)`, the
 reverse pass :math:`r_{l-1} = W_l^T (s'(z_l) r_l)` gives the gradient :math:`r_0`. Its own backward
-pass runs *upward*, from :math:`\\bar r_0`, the loss's gradient by the gradient:
-:math:`\\bar r_l = s'(z_l) W_l \\bar r_{l-1}`, and leaves :math:`s''(z_l) r_l W_l \\bar r_{l-1}` at
+pass runs *upward*, from :math:`\bar r_0`, the loss's gradient by the gradient:
+:math:`\bar r_l = s'(z_l) W_l \bar r_{l-1}`, and leaves :math:`s''(z_l) r_l W_l \bar r_{l-1}` at
 each :math:`z_l`; the ordinary backward pass of the value takes that along on its way down.
 """
 

@@ -47,6 +47,7 @@ from dcase.training.trainer import evaluate
         ("optimizer", "sgd", "adamw, soap, .*; got 'sgd'"),
         ("schedule", "linear", "got 'linear'"),
         ("history", 0, "at least 1"),
+        ("target_loss", -1.0, "negative"),
         ("balance", "grad", "none, gradient-norm, ntk; got 'grad'"),
         ("balance_every", 0, "at least 1"),
         ("balance_momentum", 1.0, r"\[0, 1\)"),

@@ -90,24 +90,28 @@ def test_a_changed_batch_is_evaluated_where_the_step_starts(tmp_path, optimizer)
             self.y = torch.sin(2 * self.x + 0.1 * sum(m <= epoch for m in self.moves))
             return epoch in self.moves if self.moves else None
 
-    def evaluations(data):
-        problem = Counted()
-        run = exact(tmp_path, optimizer=optimizer, problem=problem, data=data, epochs=12)
-        counts = []
-        run.on_step = lambda _: counts.append(problem.evaluations)
-        run.fit()
-        assert run.losses["loss"] == pytest.approx(loss_now(run), rel=1e-9)
-        return [b - a for a, b in zip([0, *counts], counts, strict=False)]
+    def started_anew(data):
+        """Epochs in which the first evaluation was where the step starts."""
+        run = exact(tmp_path, optimizer=optimizer, problem=Counted(), data=data, epochs=12)
+        points, found, terms = [weights(run.model)], [], run.objective.problem.terms
 
-    still = Curve(dtype=torch.float64)
-    assert min(evaluations(still)[1:]) == 1
-    assert evaluations(still)[0] >= 2
+        def spy(model, batch, training):
+            if len(found) == run.epoch:
+                found.append(all(map(torch.equal, weights(model), points[-1])))
+            return terms(model, batch, training)
+
+        run.objective.problem.terms = spy
+        run.on_step = lambda _: points.append(weights(run.model))
+        run.fit()
+        run.objective.problem.terms = terms
+        assert run.losses["loss"] == pytest.approx(loss_now(run), rel=1e-9)
+        return [epoch for epoch, anew in enumerate(found) if anew]
+
+    assert started_anew(Curve(dtype=torch.float64)) == [0]
     moving = Moving(dtype=torch.float64)
-    assert min(evaluations(moving)) == 2  # None: may have changed, every time
+    assert started_anew(moving) == list(range(12))  # None: may have changed, every time
     moving.moves = (5, 8)
-    found = evaluations(moving)
-    assert min(found[:5]) == 1
-    assert min(found[5], found[8]) >= 2
+    assert started_anew(moving) == [0, 5, 8]
 
 
 def test_several_batches_an_epoch(tmp_path):
@@ -147,6 +151,18 @@ def test_the_end_is_the_least_squares_fit_and_is_validated(tmp_path, optimizer):
     last = read_metrics(tmp_path / "metrics.csv")[-1]
     assert last["epoch"] == result.epochs
     assert last["val_loss"] == result.best["val_loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_target_is_an_end(tmp_path, optimizer):
+    options = {"optimizer": optimizer, "epochs": 500, "lr": 0.02, "target_loss": 0.1}
+    result = exact(tmp_path, **options).fit()
+    assert result.status == "converged"
+    losses = [row["train_loss"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert len(losses) == result.steps < 500
+    assert losses[-1] < 0.1 <= min(losses[:-1])
+    again = exact(tmp_path, **options).fit(resume=True)
+    assert (again.status, again.steps) == (result.status, result.steps)
 
 
 def test_samples_that_may_change_have_no_end(tmp_path):

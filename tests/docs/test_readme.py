@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -15,6 +16,18 @@ BLOCKS = [
         re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     )
 ]
+
+
+def test_an_equation_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/pinn.md belong together: an equation, and its solution."""
+    text = (ROOT / "docs/pinn.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/pinn.md", "exec"), names)
+    decay = math.exp(-0.05 * (2 * math.pi) ** 2 * 0.5)
+    assert abs(float(names["u"]) - decay) < 0.01
 
 
 def test_there_are_blocks() -> None:

@@ -190,7 +190,7 @@ def test_conditions_name_their_terms_and_vanish_on_a_solution():
 
     task = PinnTask(problem, PointSettings(interior=64, boundary=16), engine="autograd")
     assert task.term_names == ["advection", "initial u", "periodic u"]
-    found = task.terms(Exact(), task.batch(torch.zeros(1)), training=False)
+    found = task.terms(Exact(), task.batch(), training=False)
     assert list(found) == task.term_names
     assert [len(r) for r in found.values()] == [64, 128, 16]
     assert all(r.abs().max() < 1e-6 for r in found.values())

@@ -22,7 +22,7 @@ from dcase.pinn.problem import PDEProblem, problem_of
 from dcase.pinn.run import Source, prepared, problem_from_file, read_run, train
 from dcase.pinn.sample import Sample
 from dcase.pinn.settings import PinnSettings, PointSettings, from_dict, parse_stages
-from dcase.pinn.solve import residual_size, solve
+from dcase.pinn.solver import residual_size, solve
 from dcase.pinn.task import PinnTask
 from dcase.training.progress import Progress
 
@@ -124,14 +124,14 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
 def test_points_are_drawn_anew_as_a_function_of_the_epoch():
     settings = PointSettings(interior=32, resample=2, steps_per_epoch=1)
     tasks = [PinnTask(problem_of(advection_sample()), settings, seed=4) for _ in range(2)]
-    first = tasks[0].batch(torch.zeros(1)).interior
-    tasks[0].set_epoch(1)
-    assert torch.equal(first, tasks[0].batch(torch.zeros(1)).interior)
-    tasks[0].set_epoch(2)
-    assert not torch.equal(first, tasks[0].batch(torch.zeros(1)).interior)
-    tasks[1].set_epoch(3)  # straight there, as a resume does
-    assert torch.equal(tasks[1].batch(torch.zeros(1)).interior,
-                       tasks[0].batch(torch.zeros(1)).interior)  # fmt: skip
+    first = tasks[0].batch().interior
+    tasks[0].redraw(1)
+    assert torch.equal(first, tasks[0].batch().interior)
+    tasks[0].redraw(2)
+    assert not torch.equal(first, tasks[0].batch().interior)
+    tasks[1].redraw(3)  # straight there, as a resume does
+    assert torch.equal(tasks[1].batch().interior,
+                       tasks[0].batch().interior)  # fmt: skip
 
 
 def test_residuals_in_other_units_weigh_alike():
@@ -164,10 +164,10 @@ def test_causal_weights_follow_the_definition():
     problem = problem_of(sample).hardened(["initial", "periodic"])
     points = PointSettings(interior=200, scaled=False)
     task = PinnTask(problem, points, causal=2.0, causal_chunks=4, engine="jet")
-    from dcase.pinn.solve import build_network
+    from dcase.pinn.solver import build_network
 
     model = build_network(problem, QUICK)
-    batch = task.batch(torch.zeros(1))
+    batch = task.batch()
     weighted = task.terms(model, batch, True)["advection"].detach()
     plain = PinnTask(problem, points).terms(model, batch, True)["advection"].detach()
     t = batch.interior[:, 1]
@@ -187,8 +187,8 @@ def test_refinement_adds_points_where_residuals_are_large(tmp_path):
     seen = []
     solve(problem, settings, tmp_path,
           on_fit=lambda fit, trainer: seen.append(trainer.objective.problem))  # fmt: skip
-    assert [len(t.batch(torch.zeros(1)).interior) for t in seen] == [256, 256 + 64]
-    from dcase.pinn.solve import build_network
+    assert [len(t.batch().interior) for t in seen] == [256, 256 + 64]
+    from dcase.pinn.solver import build_network
 
     model = build_network(problem, settings)
     candidates = problem.domain.sample(500, "sobol", 1)
@@ -216,9 +216,9 @@ def test_the_letter_has_the_baselines_points_and_terms():
         settings = paper_settings(sample.task)
         task = PinnTask(paper_problem(sample), settings.points, joint=True)
         assert task.term_names == terms
-        assert len(task.batch(torch.zeros(1)).interior) == rows
+        assert len(task.batch().interior) == rows
         assert set(task.term_weights().values()) == {1.0}
-        sizes = task.batch(torch.zeros(1)).passes[0].sizes
+        sizes = task.batch().passes[0].sizes
         assert initial in sizes
         assert settings.optimizer == (
             "adam:100" if sample.task.startswith("diff") else "adam:15000"

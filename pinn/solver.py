@@ -29,10 +29,9 @@ from dcase.pinn.settings import PinnSettings, Stage, parse_stages
 from dcase.pinn.solution import Solution, Window
 from dcase.pinn.task import PinnTask
 from dcase.training.progress import Progress
-from dcase.training.settings import TrainSettings
+from dcase.training.settings import QUASI_NEWTON, TrainSettings
 from dcase.training.trainer import Trainer
 
-QUASI_NEWTON = ("lbfgs", "ssbfgs", "ssbroyden")
 FIT_VERSION = 1
 STATE_POINTS = {1: 1024, 2: 128}  # of the grid that a window's end is kept on, by dimension
 
@@ -63,6 +62,12 @@ class Fit:
     def name(self) -> str:
         """Of its folder."""
         return f"{self.number:03d}-w{self.window}-{self.stage.optimizer}"
+
+    @property
+    def label(self) -> str:
+        """For pictures."""
+        name = self.stage.optimizer
+        return name if self.windows == 1 else f"window {self.window + 1}, {name}"
 
 
 @dataclass
@@ -278,10 +283,7 @@ class _Run:
         self, fit: Fit, task: PinnTask, model: nn.Module, resume: bool, limit: float | None
     ) -> str:
         folder = self.folder / fit.name
-        label = fit.stage.optimizer
-        if self.settings.windows > 1:
-            label = f"window {fit.window + 1}, {label}"
-        self.done.append((label, folder))
+        self.done.append((fit.label, folder))
         done = folder / "done.pt"
         if resume and done.exists():
             self._adopt(done, model)
@@ -290,7 +292,7 @@ class _Run:
         trainer = Trainer(
             model,
             Objective(task, task.objective_terms()),
-            task,
+            task.batches(self._steps_per_epoch(fit)),
             None,
             self._train_settings(fit, steps, limit),
             folder,
@@ -329,11 +331,16 @@ class _Run:
                 f"{done}: cannot resume: it does not fit this network ({reason})"
             ) from error
 
+    def _steps_per_epoch(self, fit: Fit) -> int:
+        """One where the optimiser builds on the step before, which it can within an epoch only."""
+        newton = fit.stage.optimizer in QUASI_NEWTON
+        return 1 if newton else self.settings.points.steps_per_epoch
+
     def _train_settings(self, fit: Fit, steps: int, limit: float | None) -> TrainSettings:
         s = self.settings
         newton = fit.stage.optimizer in QUASI_NEWTON
         return TrainSettings(
-            epochs=max(1, math.ceil(steps / s.points.steps_per_epoch)),
+            epochs=max(1, math.ceil(steps / self._steps_per_epoch(fit))),
             batch_size=1,
             optimizer=fit.stage.optimizer,
             lr=s.lr,
@@ -385,7 +392,7 @@ class _Run:
         """Mean squares of the residuals at the end of a window, without causal weights."""
         task.causal = 0.0
         with torch.no_grad():
-            residuals = task.terms(model, task.batch(torch.zeros(1)), training=False)
+            residuals = task.terms(model, task.batch(), training=False)
         total = length / (self.problem.domain.length("t") if self.settings.windows > 1 else length)
         for name, r in residuals.items():
             square = float(r.double().square().mean())
@@ -394,7 +401,7 @@ class _Run:
 
 def _scale_weights(model: nn.Module, task: PinnTask) -> None:
     """Give every layer unit pre-activations at the collocation points."""
-    points = task.batch(torch.zeros(1)).interior
+    points = task.batch().interior
     model.body.scale_on(lambda: model(points))  # type: ignore[union-attr, operator]
 
 

@@ -1,0 +1,116 @@
+"""Files made by ``dcase pinn data``: which samples, which options, and nothing half done."""
+
+import numpy as np
+import pytest
+
+from dcase.errors import DataError, DcaseError, OptionError
+from dcase.pinn.pdebench import generate
+from dcase.pinn.pdebench.generate import sample_numbers, write_advection, write_flow
+from dcase.pinn.pdebench.reading import describe_file, read_sample
+
+
+def test_samples_of_a_seed_do_not_depend_on_their_number(tmp_path):
+    few = write_advection(tmp_path / "a", [3], seed=5, cells=16, times=3)
+    many = write_advection(tmp_path / "b", range(20), seed=5, cells=16, times=3)  # two batches
+    u = read_sample(few, 0).fields["u"]
+    np.testing.assert_array_equal(u, read_sample(many, 3).fields["u"])
+    assert describe_file(many).origin == "seed 5"
+    published = write_advection(tmp_path / "c", [3], cells=16, times=3)
+    assert not np.allclose(u, read_sample(published, 0).fields["u"])
+    assert len({read_sample(many, i).fields["u"].tobytes() for i in range(20)}) == 20
+
+
+def test_the_exact_scheme(tmp_path):
+    path = write_advection(tmp_path / "e.hdf5", [9], beta=4.0, scheme="exact", cells=64, times=201)
+    sample = read_sample(path, 0)
+    u = sample.fields["u"]
+    # beta t is a whole number of periods at t = 0.25, 0.5, ... 2
+    np.testing.assert_allclose(u[:, 25::25], u[:, :1].repeat(8, axis=1), atol=1e-6)
+    assert np.abs(u[:, 12] - u[:, 0]).max() > 0.1
+    assert sample.parameters == {"beta": 4.0}
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path):
+    (tmp_path / "a.hdf5").write_text("precious")
+    with pytest.raises(DataError, match="exists; choose another name"):
+        write_advection(tmp_path / "a.hdf5", [0])
+    assert (tmp_path / "a.hdf5").read_text() == "precious"
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write_flow(tmp_path / "c.hdf5", [0], cells=8, times=2)
+    before = path.read_bytes()
+
+    def fails(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "solve_flow", fails)
+    with pytest.raises(KeyboardInterrupt):
+        write_flow(path, [0], cells=8, times=2, overwrite=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DcaseError, match="cannot write"):
+        write_advection(tmp_path / "file" / "a.hdf5", [0], cells=8, times=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "upwind"}, "unknown scheme"),
+        ({"cells": 2}, "at least 8 cells"),
+        ({"times": 1}, "at least 2 stored times"),
+        ({"seed": -1}, "0 or more"),
+        ({"beta": np.inf}, "finite"),
+    ],
+)
+def test_impossible_options(tmp_path, options, message):
+    with pytest.raises(OptionError, match=message):
+        write_advection(tmp_path / "a.hdf5", [0], **{"cells": 16, "times": 3, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_make_no_sense(tmp_path):
+    with pytest.raises(OptionError, match="twice"):
+        write_advection(tmp_path / "a.hdf5", [-1, 9999])
+    with pytest.raises(OptionError, match="no samples"):
+        write_advection(tmp_path / "a.hdf5", [])
+    with pytest.raises(DataError, match="does not exist"):
+        write_advection(tmp_path / "a.hdf5", [10000])
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("9", 0, 8),
+        ("-9:0", 9991, 9999),
+        ("-9:", 9991, 9999),
+        ("0:20", 0, 19),
+        (":5", 0, 4),
+        ("-1", 9999, 9999),
+        ("-9", 9991, 9991),
+        ("-9:-1", 9991, 9998),
+        ("9990:10000", 9990, 9999),
+        (":", 0, 9999),
+    ],
+)
+def test_sample_ranges(text, first, last):
+    assert sample_numbers(text, "advection") == list(range(first, last + 1))
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "5:3", "1:2:3", "--3", "0:20000", "-", "1.5"])
+def test_sample_ranges_that_make_no_sense(text):
+    with pytest.raises(OptionError) as error:
+        sample_numbers(text, "advection")
+    assert repr(text) in str(error.value)
+
+
+def test_sample_ranges_of_a_seed():
+    assert sample_numbers("20000:20002", "advection", published=False) == [20000, 20001]
+    with pytest.raises(OptionError, match="no end"):
+        sample_numbers("-9:0", "advection", published=False)
+    with pytest.raises(OptionError, match="no end"):
+        sample_numbers("3:", "advection", published=False)
