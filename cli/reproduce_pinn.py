@@ -61,9 +61,7 @@ def _table(name: str) -> click.Command:
     @click.option(
         "--steps", type=click.IntRange(min=1), help="With --paper: fewer than 15000 (or 100)."
     )
-    @click.option(
-        "--time-limit", type=POSITIVE, metavar="SECONDS", help="For each of the four runs."
-    )
+    @click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="For each of the runs.")
     @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
     @click.option("--out", type=click.Path(file_okay=False), default="reproduce", show_default=True)
     @click.option("--quiet", "-q", is_flag=True, help="Print the table only.")

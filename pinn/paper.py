@@ -98,6 +98,7 @@ def paper_settings(task: str) -> PinnSettings:
         scale_inputs=False,
         scale_outputs=False,
         hard="none",
+        init="glorot",
         optimizer=f"adam:{STEPS[task]}",
         lr=1e-3,
         dtype="float32",

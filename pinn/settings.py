@@ -181,7 +181,7 @@ class PinnSettings:
     depth: int = 6
     residual: bool = False
     batch_norm: bool = False
-    init: str = "glorot"
+    init: str = "lsuv"
     scale_inputs: bool = True
     scale_outputs: bool = True
     hard: str = "initial,periodic,neumann"

@@ -4,14 +4,14 @@ On a window of time :math:`t = t_0 + T\tau`, field f and spatial mode m:
 
 .. math:: c_{fm}(t) = e^{-\lambda_{fm} T \tau}\, c_{fm}(t_0)
           + T \tau \sum_j h_j(\tau)\, C_{fmj}, \qquad
-          h(\tau) = A^\top \sigma(w \tau + b)
+          h(\tau) = A^\top [\sigma(w \tau + b), 1]
 
 ==============  ====================================================================================
 symbol          what it is
 ==============  ====================================================================================
 lambda          decay of the mode in the linear part of the equation (diffusion), 0 if not known
-h               a hidden layer of time; drawn once and then fixed (a random-feature network) unless
-                ``train_hidden``
+h               a hidden layer of time; w and b are drawn, A takes their principal combinations,
+                and all stay as they are (a random-feature network) unless ``train_hidden``
 C               the weights, one set for each field and mode; stored as B with C = P B, where P
                 makes the linear part of the equation well conditioned mode by mode
 ==============  ====================================================================================
@@ -147,18 +147,19 @@ class SpectralNetwork(nn.Module):
             modes_of(domain, name, kind, count)
             for name, kind, count in zip(domain.space, kinds, start.shape[1:], strict=True)
         ]
+        if times < hidden:
+            raise OptionError(f"{times} collocation times do not determine {hidden} functions")
         if any(grid < m.smallest_grid() for m in self.modes):
             raise OptionError(f"{grid} cells do not determine {max(map(len, self.modes))} modes")
-        self.activation = get_activation(activation)
+        self.activation, self.hidden = get_activation(activation), hidden
         hints = hints or ModeHints()
         generator = generator or torch.Generator().manual_seed(0)
         draw = torch.rand(3, width, dtype=torch.float64, generator=generator)
         w = 3.0 * (2.0 * draw[0] - 1.0)
-        out = torch.randn(width, hidden, dtype=torch.float64, generator=generator)
         tau = 0.5 * (1.0 - torch.cos(math.pi * (torch.arange(times) + 0.5) / times)).double()
         self.register_buffer("tau", tau.to(dtype), persistent=False)
         self.w, self.b = nn.Parameter(w), nn.Parameter(-w * draw[1])
-        self.out = nn.Parameter(out)
+        self.out = nn.Parameter(torch.eye(width + 1, dtype=torch.float64))
         conditioner, scale, mix = self._conditioner(start, hints)
         for name, value in {
             "start": start,
@@ -200,9 +201,11 @@ class SpectralNetwork(nn.Module):
         """
         tau = self.tau.double()
         h, slope = self._hidden(tau)
-        # First make the functions of time themselves orthonormal as they enter the derivative.
-        _, r = torch.linalg.qr(h + tau[:, None] * slope)
-        self.out.copy_(self.out @ torch.linalg.inv(r) * math.sqrt(len(tau)))
+        # Of the hidden units and a constant, the combinations that make the most of the derivative,
+        # orthonormal there: smooth functions of time, much like the first polynomials.
+        _, sizes, right = torch.linalg.svd(h + tau[:, None] * slope, full_matrices=False)
+        sizes = sizes[: self.hidden].clamp(min=1e-12 * float(sizes[0]))
+        self.out = nn.Parameter(right[: self.hidden].T / sizes * math.sqrt(len(tau)))
         h, slope = self._hidden(tau)
         value, derivative = tau[:, None] * h, h + tau[:, None] * slope
         decay = self._per_mode(hints.decay, start)[..., None, None] * self.T
@@ -226,7 +229,8 @@ class SpectralNetwork(nn.Module):
         """The functions of time [n, hidden], and their derivatives by tau."""
         z = tau[:, None] * self.w + self.b
         s, slope = activation_jet(self.activation, z, 1)
-        return s @ self.out, (slope * self.w) @ self.out
+        units, constant = self.out.split([self.w.numel(), 1])
+        return s @ units + constant, (slope * self.w) @ units
 
     # ------------------------------------------------------------------ fields
 

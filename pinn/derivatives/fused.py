@@ -10,6 +10,7 @@ functions are given as a fallback.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from dcase.activations.autodiff import _composite_needed, _transforms_active
 from dcase.activations.jets import closed_form
 from dcase.pinn.derivatives.kernels import ClosedForm
-from dcase.pinn.derivatives.workspace import Lease, Workspace
+from dcase.pinn.derivatives.workspace import Lease, Stack, Workspace, blocks_of, carve
 
 #: Rows of a stack (points times channels) in one block: 2/3 MB at width 40 in float32.
 BLOCK_ROWS = 4096
@@ -69,29 +70,26 @@ def fused_jet(network: Network, stack: Tensor, parameters: Sequence[Tensor]) -> 
         [C, N, n_out]
     """
     if not torch.is_grad_enabled():
-        return _jet_forward(network, stack, parameters, None)
+        lease = _lend(network, stack, keep=False)
+        return _forward(network, stack, parameters, lease.item)
     return _FusedJet.apply(network, stack, *parameters)
 
 
 class _FusedJet(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: Network, stack: Tensor, *parameters: Tensor) -> Tensor:
-        c, n, _ = stack.shape
-        slots = c + network.kernel.extra
-        lease = network.workspace.lend(n * slots * network.depth * network.width, stack)
-        out = _jet_forward(network, stack, parameters, lease)
-        ctx.network, ctx.lease = network, lease
+        ctx.network, ctx.lease = network, _lend(network, stack, keep=True)
         ctx.save_for_backward(stack, *parameters)
-        return out
+        return _forward(network, stack, parameters, ctx.lease.item)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         stack, *parameters = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        needed, blocks = ctx.needs_input_grad, ctx.lease.item
         if differentiated_again():
             found = plain_backward(ctx.network, [stack, *parameters], grads, needed)
         else:
-            found = _jet_backward(ctx.network, stack, parameters, ctx.lease, grads[0], needed[1])
+            found = _backward(ctx.network, stack, parameters, blocks, grads[0], needed[1])
         return (None, *found)
 
 
@@ -114,171 +112,208 @@ def plain_backward(
     return [next(found) if need else None for need in needed[1:]]
 
 
-def blocks_of(n: int, channels: int, device: torch.device) -> list[tuple[int, int]]:
-    """First point and number of points of each block; the first is the largest."""
-    limit = n
-    if device.type == "cpu":  # elsewhere no cache to fit into, but launches to pay for
-        limit = max(1, BLOCK_ROWS * torch.get_num_threads() // channels)
-    count = -(-n // limit) if n else 0
-    size = -(-n // count) if count else 0
-    return [(start, min(size, n - start)) for start in range(0, n, size)] if n else []
-
-
 def thin(weight: Tensor) -> Tensor:
     """The same matrix, laid out so that products with few columns are fast."""
     return weight.T.contiguous().T
 
 
-def _jet_forward(
-    network: Network, stack: Tensor, parameters: Sequence[Tensor], lease: Lease | None
-) -> Tensor:
-    """Forward pass; the stacks of all layers stay in ``lease``, if there is one.
+class ParameterSums:
+    """Gradients by the parameters, summed over blocks.
 
-    They are, by block: [depth, slots, points, width].
+    Attributes:
+        first: By the first weight, transposed: a product with few columns is slow, one with few
+            rows is not.
+        inner: By the weights between hidden layers, [depth - 1, width, width].
+        last: By the read-out's weight.
+        biases: By the biases of the hidden layers, [depth, width].
+        last_bias: By the read-out's bias.
     """
-    kernel, width, depth, alpha = network.kernel, network.width, network.depth, network.alpha
-    c, n, n_in = stack.shape
-    slots, factor, order = c + kernel.extra, kernel.factor, kernel.channels.order
-    transposed, biases = [w.T for w in parameters[0::2]], parameters[1::2]
-    blocks = blocks_of(n, c, stack.device)
-    largest = blocks[0][1] if blocks else 0
-    out = stack.new_empty(c, n, len(biases[-1]))
-    # In turns, because the next layer's stack is made from the last one's value.
-    turns = 0 if lease is not None else min(2, depth)
-    work = network.workspace.lend((turns * slots + 2 * c) * largest * width, stack)
-    outputs = work.array(2, c * largest, width)
-    own = work.array(turns * slots * largest * width)
-    for start, m in blocks:
-        if lease is not None:
-            layers = lease.array(depth, slots, m, width).unbind(0)
-        else:
-            some = own[: turns * slots * m * width].view(turns, slots, m, width).unbind(0)
-            layers = tuple(some[i % turns] for i in range(depth))
-        features = stack[:, start : start + m]
-        value, rest = features[0], features[1:].reshape((c - 1) * m, n_in)
-        for i, z in enumerate(layers):
-            torch.addmm(biases[i], value, transposed[i], beta=factor, alpha=factor, out=z[0])
-            if c > 1:
-                torch.mm(rest, transposed[i], out=z[1:c].view(-1, width))
-            residual = alpha is not None and i > 0
-            new = kernel.activate(z)
-            below, value = value, new
-            if residual:
-                value = torch.add(below, new, alpha=alpha, out=outputs[i % 2, :m])
-            if c > 1:
-                slopes = outputs[i % 2, m : c * m]
-                kernel.output(z, kernel.slopes(z, order), slopes.view(c - 1, m, width))
-                rest = torch.add(rest, slopes, alpha=alpha, out=slopes) if residual else slopes
-        torch.addmm(biases[-1], value, transposed[-1], out=out[0, start : start + m])
-        if c > 1:
-            out[1:, start : start + m] = torch.mm(rest, transposed[-1]).view(c - 1, m, -1)
-    return out
-
-
-class _Gradients:
-    """Sums of the gradients by the parameters over blocks."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.weights = [torch.zeros_like(w) for w in parameters[0::2]]
-        self.biases = [torch.zeros_like(b) for b in parameters[1::2]]
-        # Transposed: a product with few columns is slow, one with few rows is not.
-        self.first = torch.zeros_like(self.weights[0].T, memory_format=torch.contiguous_format)
-
-    def add(self, i: int, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-        """Add ``scale left^T right`` to the weight of layer i."""
-        if i == 0 and len(self.weights) > 1:
-            self.first.addmm_(right.T, left, alpha=scale)
-        else:
-            self.weights[i].addmm_(left.T, right, alpha=scale)
+        first, last = parameters[0], parameters[-2]
+        width, n_in = first.shape
+        depth = len(parameters) // 2 - 1
+        self.first = first.new_zeros(n_in, width)
+        self.inner = first.new_zeros(depth - 1, width, width)
+        self.biases = first.new_zeros(depth, width)
+        self.last, self.last_bias = torch.zeros_like(last), torch.zeros_like(parameters[-1])
 
     def all(self, to_input: Tensor | None) -> list[Tensor | None]:
-        """In the order of the arguments."""
-        self.weights[0].add_(self.first.T)
-        pairs = zip(self.weights, self.biases, strict=True)
+        """In the order of the arguments of the fused functions."""
+        weights = [self.first.T.contiguous(), *self.inner.unbind(0), self.last]
+        pairs = zip(weights, [*self.biases.unbind(0), self.last_bias], strict=True)
         return [to_input, *(x for pair in pairs for x in pair)]
 
 
-def _jet_backward(
+@dataclass
+class _Block:
+    """Arrays for some points.
+
+    Attributes:
+        where: Which points.
+        n: How many.
+        layers: Pre-activations of each layer, with the kernel's slots.
+        outputs: Activated stacks, of two layers in turns, or (residual blocks) of all.
+        to_outputs: Gradients by an activated stack.
+        to_layers: And by pre-activations.
+        scratch: Two arrays [n, width].
+    """
+
+    where: slice
+    n: int
+    layers: list[Stack]
+    outputs: list[Stack]
+    to_outputs: Stack
+    to_layers: Stack
+    scratch: list[Tensor]
+
+
+def _lend(network: Network, stack: Tensor, *, keep: bool) -> Lease[list[_Block]]:
+    """Arrays for a pass; with ``keep``, for a pass forward and then backward."""
+    channels, n = stack.shape[:2]
+    plan = network.kernel.channels.plan
+    key = ("jet", plan, n, stack.dtype, stack.device, keep, torch.get_num_threads())
+    return network.workspace.lend(key, lambda: _make_blocks(network, stack, channels, keep))
+
+
+def _make_blocks(network: Network, stack: Tensor, c: int, keep: bool) -> list[_Block]:
+    kernel, depth, width = network.kernel, network.depth, network.width
+    n, slots, k = stack.shape[1], c + kernel.extra, kernel.channels.first
+    wheres = blocks_of(n, c, stack.device)
+    outs = depth if keep and network.alpha is not None else min(depth, 2)
+    # Without a backward pass the layers take turns, too.
+    layers = depth if keep else min(depth, 2)
+
+    def shapes(m: int) -> list[tuple[int, ...]]:
+        own: list[tuple[int, ...]] = [(c, m, width)] * (outs + 2)
+        own += [(m, width)] * 2
+        return own if keep else [*own, (layers, slots, m, width)]
+
+    largest = wheres[0][1] if wheres else 0
+    shared = stack.new_empty(sum(math.prod(shape) for shape in shapes(largest)))
+    kept = stack.new_empty(n * depth * slots * width if keep else 0)
+    blocks = []
+    for start, m in wheres:
+        arrays = carve(shared, *shapes(m))
+        if keep:
+            (z,) = carve(kept[start * depth * slots * width :], (depth, slots, m, width))
+        else:
+            z = arrays.pop()
+        zs = [Stack(array, c, k) for array in z.unbind(0)]
+        *stacks, first, second = arrays
+        some = [Stack(array, c, k) for array in stacks]
+        blocks.append(
+            _Block(
+                where=slice(start, start + m),
+                n=m,
+                layers=[zs[i % layers] for i in range(depth)],
+                outputs=[some[i % outs] for i in range(depth)],
+                to_outputs=some[-2],
+                to_layers=some[-1],
+                scratch=[first, second],
+            )
+        )
+    return blocks
+
+
+def _forward(
+    network: Network, stack: Tensor, parameters: Sequence[Tensor], blocks: list[_Block]
+) -> Tensor:
+    kernel, alpha = network.kernel, network.alpha
+    c, n, n_in = stack.shape
+    order = kernel.channels.order
+    weights = [w.T for w in parameters[0::2]]
+    value_weights, biases = scaled(weights, kernel), scaled(parameters[1::2], kernel)
+    out = stack.new_empty(c, n, len(parameters[-1]))
+    for block in blocks:
+        features = stack[:, block.where]
+        value, rest = features[0], features[1:].reshape((c - 1) * block.n, n_in)
+        for i, z in enumerate(block.layers):
+            torch.addmm(biases[i], value, value_weights[i], out=z.parts[0])
+            if c > 1:
+                torch.mm(rest, weights[i], out=z.rest_rows)
+            below, value = value, kernel.activate(z)
+            new, residual = block.outputs[i], alpha is not None and i > 0
+            if residual:
+                value = torch.add(below, value, alpha=alpha, out=new.parts[0])
+            if c > 1:
+                kernel.output(z, kernel.slopes(z, order), new)
+                if residual:
+                    torch.add(rest, new.rest_rows, alpha=alpha, out=new.rest_rows)
+                rest = new.rest_rows
+        torch.addmm(parameters[-1], value, weights[-1], out=out[0, block.where])
+        if c > 1:
+            out[1:, block.where] = torch.mm(rest, weights[-1]).view(c - 1, block.n, -1)
+    return out
+
+
+def scaled(tensors: Sequence[Tensor], kernel: ClosedForm) -> list[Tensor]:
+    """Times the factor that the kernel wants pre-activations to have."""
+    return [kernel.factor * t for t in tensors] if kernel.factor != 1.0 else list(tensors)
+
+
+def _backward(
     network: Network,
     stack: Tensor,
     parameters: Sequence[Tensor],
-    lease: Lease,
+    blocks: list[_Block],
     grad: Tensor,
     to_input: bool,
 ) -> list[Tensor | None]:
-    kernel, width, depth, alpha = network.kernel, network.width, network.depth, network.alpha
-    c, n, n_in = stack.shape
-    slots, order, scale = c + kernel.extra, kernel.channels.order + 1, alpha or 1.0
+    kernel, depth, alpha = network.kernel, network.depth, network.alpha
+    c, _, n_in = stack.shape
+    order, residual, scale = kernel.channels.order + 1, alpha is not None, alpha or 1.0
     weights = parameters[0::2]
-    sums = _Gradients(parameters)
+    sums = ParameterSums(parameters)
+    to_weights, to_biases = sums.inner.unbind(0), sums.biases.unbind(0)
     to_stack, first = (torch.empty_like(stack), thin(weights[0])) if to_input else (None, None)
-    blocks = blocks_of(n, c, stack.device)
-    largest = blocks[0][1] if blocks else 0
-    # Residual sums can only be built from below, so that all of them are kept; else one at a time.
-    keep = 1 if alpha is None else depth
-    work = network.workspace.lend(((keep + 2) * c + 2) * largest * width, stack)
-    outputs = work.array(keep, c * largest, width)
-    gradients = work.array(2, c * largest, width)
-    two = work.array(2 * largest * width)
-    lease.rewind()
-    for start, m in blocks:
-        layers = lease.array(depth, slots, m, width).unbind(0)
-        features = stack[:, start : start + m]
-        bottom = features[0], features[1:].reshape((c - 1) * m, n_in)
-        dh, dz = (g[: c * m] for g in gradients)
-        dh_stack, dz_stack = dh.view(c, m, width), dz.view(c, m, width)
-        scratch = two[: 2 * m * width].view(2, m, width)
-        slopes = [kernel.slopes(z, order) for z in layers] if alpha is not None else []
-        above: list[tuple[Tensor, Tensor]] = []
-        for i in range(depth if alpha is not None else 0):
-            above.append(
-                _output(kernel, layers[i], slopes[i], outputs[i, : c * m], above[-1:], scale)
-            )
-        g = grad[:, start : start + m].reshape(c * m, -1)
-        sums.biases[-1].add_(g[:m].sum(0))
-        torch.mm(g, weights[-1], out=dh)
-        upper = g
+    for block in blocks:
+        dh, dz = block.to_outputs, block.to_layers
+        # Residual sums can only be built from below.
+        slopes = [kernel.slopes(z, order) for z in block.layers] if residual else []
+        sofar: list[tuple[Tensor, Tensor]] = []
+        for i in range(depth if residual else 0):
+            value, rest = _output(kernel, block.layers[i], slopes[i], block.outputs[i])
+            if i:
+                out = block.outputs[i]
+                value = torch.add(sofar[-1][0], value, alpha=alpha, out=out.parts[0])
+                torch.add(sofar[-1][1], rest, alpha=alpha, out=rest)
+            sofar.append((value, rest))
+        g = grad[:, block.where].reshape(c * block.n, -1)
+        sums.last_bias.add_(g[: block.n].sum(0))
+        torch.mm(g, weights[-1], out=dh.rows)
         for i in reversed(range(depth)):
-            if alpha is not None:
-                s, h = slopes[i], above[i]
+            z = block.layers[i]
+            s = slopes[i] if residual else kernel.slopes(z, order)
+            value, rest = sofar[i] if residual else _output(kernel, z, s, block.outputs[0])
+            # What left this activation is multiplied by the weight above, whose gradient by its
+            # product still lies in dz.
+            if i == depth - 1:
+                sums.last.addmm_(g[: block.n].T, value)
+                sums.last.addmm_(g[block.n :].T, rest)
             else:
-                s = kernel.slopes(layers[i], order)
-                h = _output(kernel, layers[i], s, outputs[0, : c * m], [], scale)
-            # Weights above this activation
-            sums.add(i + 1, upper[:m], h[0])
-            if c > 1:
-                sums.add(i + 1, upper[m:], h[1])
-            kernel.pull_back(layers[i], s, dh_stack, dz_stack, scratch)
-            if alpha is not None and i:
-                dz.mul_(alpha)
-            sums.biases[i].add_(dz_stack[0].sum(0))
-            upper = dz
-            if i and alpha is not None:
-                dh.addmm_(dz, weights[i])
+                to_weights[i].addmm_(dz.value_columns, value)
+                if c > 1:
+                    to_weights[i].addmm_(dz.rest_columns, rest)
+            kernel.pull_back(z, s, dh, dz, block.scratch)
+            if residual and i:
+                dz.rows.mul_(scale)
+            to_biases[i].add_(dz.parts[0].sum(0))
+            if residual and i:
+                dh.rows.addmm_(dz.rows, weights[i])
             elif i:
-                torch.mm(dz, weights[i], out=dh)
-        sums.add(0, dz[:m], bottom[0])
-        if c > 1:
-            sums.add(0, dz[m:], bottom[1])
+                torch.mm(dz.rows, weights[i], out=dh.rows)
+        features = stack[:, block.where].reshape(c * block.n, n_in)
+        sums.first.addmm_(features.T, dz.rows)
         if to_stack is not None and first is not None:
-            to_stack[:, start : start + m] = torch.mm(dz, first).view(c, m, n_in)
+            to_stack[:, block.where] = torch.mm(dz.rows, first).view(c, block.n, n_in)
     return sums.all(to_stack)
 
 
 def _output(
-    kernel: ClosedForm,
-    z: Tensor,
-    s: tuple[Tensor, ...],
-    out: Tensor,
-    below: list[tuple[Tensor, Tensor]],
-    alpha: float,
+    kernel: ClosedForm, z: Stack, s: tuple[Tensor, ...], out: Stack
 ) -> tuple[Tensor, Tensor]:
-    """Value and other channels [(C - 1) n, width] that leave an activation, or a residual block."""
-    m = z.shape[1]
-    value, rest = kernel.value(z), out[m:]
-    if len(rest):
-        kernel.output(z, s, rest.view(-1, m, out.shape[1]))
-    for value_below, rest_below in below:
-        value = torch.add(value_below, value, alpha=alpha, out=out[:m])
-        torch.add(rest_below, rest, alpha=alpha, out=rest)
-    return value, rest
+    """What an activation gives: value and, as rows, the other channels."""
+    if kernel.channels.count > 1:
+        kernel.output(z, s, out)
+    return kernel.value(z), out.rest_rows

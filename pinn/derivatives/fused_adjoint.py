@@ -10,6 +10,7 @@ each :math:`z_l`; the ordinary backward pass of the value takes that along on it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from dcase.pinn.derivatives.fused import (
     Network,
-    blocks_of,
+    ParameterSums,
     differentiated_again,
     plain_backward,
+    scaled,
     thin,
 )
-from dcase.pinn.derivatives.workspace import Lease
+from dcase.pinn.derivatives.workspace import Lease, Stack, blocks_of, carve
 
 
 def fused_gradient(network: Network, features: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -37,71 +39,133 @@ def fused_gradient(network: Network, features: Tensor, parameters: Sequence[Tens
         [N, 1 + n_in]
     """
     if not torch.is_grad_enabled():
-        return _forward(network, features, parameters, None)
+        lease = _lend(network, features, keep=False)
+        return _forward(network, features, parameters, lease.item)
     return _FusedGradient.apply(network, features, *parameters)
 
 
 class _FusedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: Network, features: Tensor, *parameters: Tensor) -> Tensor:
-        slots = network.kernel.extra + 2
-        numel = len(features) * slots * network.depth * network.width
-        lease = network.workspace.lend(numel, features)
-        out = _forward(network, features, parameters, lease)
-        ctx.network, ctx.lease = network, lease
+        ctx.network, ctx.lease = network, _lend(network, features, keep=True)
         ctx.save_for_backward(features, *parameters)
-        return out
+        return _forward(network, features, parameters, ctx.lease.item)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         features, *parameters = ctx.saved_tensors
-        needed, lease = ctx.needs_input_grad, ctx.lease
+        needed, blocks = ctx.needs_input_grad, ctx.lease.item
         if differentiated_again():
             found = plain_backward(ctx.network, [features, *parameters], grads, needed)
         else:
-            found = _backward(ctx.network, features, parameters, lease, grads[0], needed[1])
+            found = _backward(ctx.network, features, parameters, blocks, grads[0], needed[1])
         return (None, *found)
 
 
-def _forward(
-    network: Network, features: Tensor, parameters: Sequence[Tensor], lease: Lease | None
-) -> Tensor:
-    """Value, then the reverse pass.
+class _Layers:
+    """An array [depth, n, width] with its views: by layer, without the last, without the first."""
 
-    ``lease``, if there is one, keeps by block [slots, depth, points, width]: z (and the value of
-    the activation) and, last, r where h leaves the layer.
+    __slots__ = ("all", "columns_above", "each", "lower")
+
+    def __init__(self, array: Tensor) -> None:
+        self.all, self.each = array, array.unbind(0)
+        self.lower, self.columns_above = array[:-1], array[1:].mT
+
+
+@dataclass
+class _Block:
+    """Arrays for some points.
+
+    Attributes:
+        where: Which points.
+        z: Pre-activations (with the kernel's slots), all layers together.
+        zs: The same by layer.
+        r: Derivative of the output by what leaves each layer.
+        e: And by what enters its activation.
+        x: Work, as the next two.
+        r_bar: Gradient by r.
+        d: Gradient by z.
+        h: Gradient by what leaves a layer, [n, width].
     """
-    kernel, width, depth, alpha = network.kernel, network.width, network.depth, network.alpha
+
+    where: slice
+    z: Stack
+    zs: list[Stack]
+    r: _Layers
+    e: _Layers
+    x: _Layers
+    r_bar: _Layers
+    d: _Layers
+    h: Tensor
+
+
+def _lend(network: Network, features: Tensor, *, keep: bool) -> Lease[list[_Block]]:
+    """Arrays for a pass; with ``keep``, for a pass forward and then backward."""
+    key = (
+        "adjoint",
+        len(features),
+        features.dtype,
+        features.device,
+        keep,
+        torch.get_num_threads(),
+    )
+    return network.workspace.lend(key, lambda: _make_blocks(network, features, keep))
+
+
+def _make_blocks(network: Network, features: Tensor, keep: bool) -> list[_Block]:
+    depth, width = network.depth, network.width
+    n, slots = len(features), network.kernel.extra + 2
+    wheres = blocks_of(n, 2, features.device)
+    largest = wheres[0][1] if wheres else 0
+    shared = features.new_empty((4 * depth + 1) * largest * width)
+    kept = features.new_empty(slots * depth * (n if keep else largest) * width)
+    blocks = []
+    for start, m in wheres:
+        own = kept[slots * depth * start * width :] if keep else kept
+        (both,) = carve(own, (slots, depth, m, width))
+        e, x, r_bar, d, h = carve(shared, *[(depth, m, width)] * 4, (m, width))
+        blocks.append(
+            _Block(
+                where=slice(start, start + m),
+                z=Stack(both[:-1], 1, 0),
+                zs=[Stack(array, 1, 0) for array in both[:-1].unbind(1)],
+                r=_Layers(both[-1]),
+                e=_Layers(e),
+                x=_Layers(x),
+                r_bar=_Layers(r_bar),
+                d=_Layers(d),
+                h=h,
+            )
+        )
+    return blocks
+
+
+def _forward(
+    network: Network, features: Tensor, parameters: Sequence[Tensor], blocks: list[_Block]
+) -> Tensor:
+    """Value, then the reverse pass."""
+    kernel, depth, alpha = network.kernel, network.depth, network.alpha
     n, n_in = features.shape
-    slots, factor = kernel.extra + 2, kernel.factor
-    weights, biases = parameters[0::2], parameters[1::2]
-    transposed, first = [w.T for w in weights], thin(weights[0])
-    blocks = blocks_of(n, 2, features.device)
-    largest = blocks[0][1] if blocks else 0
+    weights = parameters[0::2]
+    transposed = scaled([w.T for w in weights], kernel)
+    biases = scaled(parameters[1::2], kernel)
+    first, last = thin(weights[0]), weights[-1].T
     out = features.new_empty(n, 1 + n_in)
-    own = 0 if lease is not None else slots * depth
-    work = network.workspace.lend((2 + own) * largest * width, features)
-    scratch = work.array(2, largest, width)
-    one_block = work.array(own * largest * width)
-    for start, m in blocks:
-        if lease is not None:
-            block = lease.array(slots, depth, m, width)
-        else:
-            block = one_block[: own * m * width].view(slots, depth, m, width)
-        zs, rs = block[:-1].unbind(1), block[-1].unbind(0)
-        h = features[start : start + m]
-        for i, z in enumerate(zs):
-            torch.addmm(biases[i], h, transposed[i], beta=factor, alpha=factor, out=z[0])
+    for block in blocks:
+        h = features[block.where]
+        for i, z in enumerate(block.zs):
+            torch.addmm(biases[i], h, transposed[i], out=z.parts[0])
             value = kernel.activate(z)
             if alpha is not None and i:
-                value = torch.add(h, value, alpha=alpha, out=scratch[i % 2, :m])
+                value = torch.add(h, value, alpha=alpha, out=block.x.each[i])
             h = value
-        here = out[start : start + m]
-        here[:, :1] = torch.addmm(biases[-1], h, transposed[-1])
-        rs[-1].copy_(weights[-1].expand(m, width))
-        e = scratch[0, :m]
+        here = out[block.where]
+        here[:, :1] = torch.addmm(parameters[-1], h, last)
+        rs, e = block.r.each, block.h
+        rs[-1].copy_(weights[-1].expand_as(e))
         for i in reversed(range(depth)):
-            kernel.slope_times(zs[i], kernel.slopes(zs[i], 1), rs[i], e)
+            z = block.zs[i]
+            kernel.slope_times(z, kernel.slopes(z, 1), rs[i], e)
             if i == 0:
                 here[:, 1:] = torch.mm(e, first)
             elif alpha is not None:
@@ -115,73 +179,62 @@ def _backward(
     network: Network,
     features: Tensor,
     parameters: Sequence[Tensor],
-    lease: Lease,
+    blocks: list[_Block],
     grad: Tensor,
     to_input: bool,
 ) -> list[Tensor | None]:
     """What does not depend on the layer below or above is done for all layers at once."""
-    kernel, width, depth, alpha = network.kernel, network.width, network.depth, network.alpha
-    slots, scale, residual = kernel.extra + 2, alpha or 1.0, alpha is not None
+    kernel, depth, alpha = network.kernel, network.depth, network.alpha
+    scale, residual = alpha or 1.0, alpha is not None
     weights = parameters[0::2]
     transposed, first = [w.T for w in weights], thin(weights[0])
-    to_first = torch.zeros_like(first.T)
-    to_inner = features.new_zeros(depth - 1, width, width)
-    to_biases = features.new_zeros(depth, width)
-    to_last = torch.zeros_like(weights[-1])
+    sums = ParameterSums(parameters)
     to_features = torch.empty_like(features) if to_input else None
     to_values, to_gradients = grad[:, :1].contiguous(), grad[:, 1:].contiguous()
-    blocks = blocks_of(len(features), 2, features.device)
-    largest = blocks[0][1] if blocks else 0
-    work = network.workspace.lend((4 * depth + 1) * largest * width, features)
-    lease.rewind()
-    for start, m in blocks:
-        block = lease.array(slots, depth, m, width)
-        z, r = block[:-1], block[-1]
+    sums.last_bias.add_(to_values.sum(0))
+    for block in blocks:
+        z, e, x, r_bar, d, dh = block.z, block.e, block.x, block.r_bar, block.d, block.h
         s = kernel.slopes(z, 2)
-        zs, ss = z.unbind(1), list(zip(*s, strict=True)) if s else [()] * depth
-        work.rewind()
-        e, x, r_bar, d = (work.array(depth, m, width) for _ in range(4))
-        dh = work.array(m, width)
-        kernel.slope_times(z, s, r, e)
+        ss: list[tuple[Tensor, ...]] = [()] * depth
+        if s:
+            ss = list(zip(*(t.unbind(0) for t in s), strict=True))
+        kernel.slope_times(z, s, block.r.all, e.all)
         # Upward: x = W r_bar
-        below = to_gradients[start : start + m]
-        for i, (x_i, r_i) in enumerate(zip(x.unbind(0), r_bar.unbind(0), strict=True)):
-            torch.mm(below, transposed[i], out=x_i)
+        below = to_gradient = to_gradients[block.where]
+        for i in range(depth):
+            torch.mm(below, transposed[i], out=x.each[i])
             if residual and i:
-                x_i.mul_(scale)
-            kernel.slope_times(zs[i], ss[i], x_i, r_i)
+                x.each[i].mul_(scale)
+            kernel.slope_times(block.zs[i], ss[i], x.each[i], r_bar.each[i])
             if residual and i:
-                r_i.add_(below)
-            below = r_i
-        to_first.addmm_(to_gradients[start : start + m].T, e[0])
-        to_inner.baddbmm_(e[1:].mT, r_bar[:-1], alpha=scale)
-        to_last.add_(r_bar[-1].sum(0))
-        kernel.keep_bend(x, r, e, x)
-        h = kernel.value(z)
-        if residual:
-            h = e.copy_(h)  # e is not needed any more
+                r_bar.each[i].add_(below)
+            below = r_bar.each[i]
+        sums.first.addmm_(to_gradient.T, e.each[0])
+        sums.inner.baddbmm_(e.columns_above, r_bar.lower, alpha=scale)
+        sums.last.add_(below.sum(0))
+        kernel.keep_bend(x.all, block.r.all, e.all, x.all)
+        values, lower = kernel.value(z), kernel.value(z)[:-1]
+        if residual:  # what e held is not needed any more
+            e.all.copy_(values)
             for i in range(1, depth):
-                torch.add(h[i - 1], h[i], alpha=scale, out=h[i])
+                torch.add(e.each[i - 1], e.each[i], alpha=scale, out=e.each[i])
+            values, lower = e.all, e.lower
         # Downward: d = dv/dz
-        to_value = to_values[start : start + m]
-        to_last.addmm_(to_value.T, h[-1])
+        to_value = to_values[block.where]
+        sums.last.addmm_(to_value.T, values[-1])
         torch.mm(to_value, weights[-1], out=dh)
-        ds, xs = d.unbind(0), x.unbind(0)
         for i in reversed(range(depth)):
-            kernel.slope_times(zs[i], ss[i], dh, ds[i])
+            kernel.slope_times(block.zs[i], ss[i], dh, d.each[i])
             if residual and i:
-                ds[i].mul_(scale)
-            kernel.add_bend(zs[i], ss[i], xs[i], ds[i])
+                d.each[i].mul_(scale)
+            kernel.add_bend(block.zs[i], ss[i], x.each[i], d.each[i])
             if residual and i:
-                dh.addmm_(ds[i], weights[i])
+                dh.addmm_(d.each[i], weights[i])
             elif i:
-                torch.mm(ds[i], weights[i], out=dh)
-        to_first.addmm_(features[start : start + m].T, d[0])
-        to_inner.baddbmm_(d[1:].mT, h[:-1])
-        to_biases.add_(d.sum(1))
+                torch.mm(d.each[i], weights[i], out=dh)
+        sums.first.addmm_(features[block.where].T, d.each[0])
+        sums.inner.baddbmm_(d.columns_above, lower)
+        sums.biases.add_(d.all.sum(1))
         if to_features is not None:
-            torch.mm(d[0], first, out=to_features[start : start + m])
-    to_weights = [to_first.T.contiguous(), *to_inner.unbind(0), to_last]
-    last_bias = to_values.sum(0)
-    pairs = zip(to_weights, [*to_biases.unbind(0), last_bias], strict=True)
-    return [to_features, *(t for pair in pairs for t in pair)]
+            torch.mm(d.each[0], first, out=to_features[block.where])
+    return sums.all(to_features)

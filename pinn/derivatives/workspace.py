@@ -1,64 +1,108 @@
-"""Memory that lasts from one training step to the next."""
+"""Memory that lasts from one training step to the next, in blocks of points.
+
+What a step keeps for its backward pass is tens of megabytes: fresh from the operating system each
+time, its pages would cost as much as the arithmetic. And a view of a tensor costs as much as a
+short operation, so that they are made once, too.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-_KEPT = 4
+#: Rows (points times channels) in a block: about 2/3 MB at width 40 in float32.
+BLOCK_ROWS = 4096
+_KEPT = 6
+
+_T = TypeVar("_T")
 
 
 class Workspace:
-    """Memory that is used again from step to step.
-
-    What a step saves for its backward pass is tens of megabytes; fresh from the operating system
-    each time, its pages would cost as much as the arithmetic. Copies of a workspace are empty.
-    """
+    """Lends what was made before for the same key. Copies of a workspace are empty."""
 
     def __init__(self) -> None:
-        self._free: list[Tensor] = []
+        self._free: list[tuple[Hashable, Any]] = []
 
-    def lend(self, numel: int, like: Tensor) -> Lease:
-        """At least that many numbers, of the dtype and on the device of ``like``."""
-        fitting = [
-            t
-            for t in self._free
-            if t.numel() >= numel and t.dtype == like.dtype and t.device == like.device
-        ]
-        if not fitting:
-            self._free.clear()  # too small, all of them: let them go
-            return Lease(self, like.new_empty(numel))
-        tensor = min(fitting, key=torch.Tensor.numel)
-        self._free = [t for t in self._free if t is not tensor]
-        return Lease(self, tensor)
+    def lend(self, key: Hashable, make: Callable[[], _T]) -> Lease[_T]:
+        """Something free with that key, or a new one."""
+        for i, (k, item) in enumerate(self._free):
+            if k == key:
+                del self._free[i]
+                return Lease(self, key, item)
+        return Lease(self, key, make())
 
-    def take_back(self, tensor: Tensor) -> None:
-        """Keep it for later; of many (graphs that wait for their backward pass) only some."""
-        if len(self._free) < _KEPT:
-            self._free.append(tensor)
+    def take_back(self, key: Hashable, item: Any) -> None:
+        """Keep it for later; the one that was longest unused makes room."""
+        self._free.append((key, item))
+        del self._free[:-_KEPT]
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Workspace, ()
 
 
-class Lease:
-    """Flat memory that goes back when nothing refers to the lease any more."""
+class Lease(Generic[_T]):
+    """Holds an item; it goes back when nothing refers to the lease any more."""
 
-    def __init__(self, owner: Workspace, tensor: Tensor) -> None:
-        self.tensor, self._owner, self._used = tensor, owner, 0
-
-    def array(self, *shape: int) -> Tensor:
-        """The next part of it."""
-        numel = math.prod(shape)
-        part = self.tensor[self._used : self._used + numel].view(shape)
-        self._used += numel
-        return part
-
-    def rewind(self) -> None:
-        """Hand out the same parts again."""
-        self._used = 0
+    def __init__(self, owner: Workspace, key: Hashable, item: _T) -> None:
+        self.item, self._owner, self._key = item, owner, key
 
     def __del__(self) -> None:
-        self._owner.take_back(self.tensor)
+        self._owner.take_back(self._key, self.item)
+
+
+def blocks_of(n: int, channels: int, device: torch.device) -> list[tuple[int, int]]:
+    """First point and number of points of each block, the largest first."""
+    if n == 0:
+        return []
+    limit = n
+    if device.type == "cpu":  # elsewhere no cache to fit into, but launches to pay for
+        limit = max(1, BLOCK_ROWS * torch.get_num_threads() // channels)
+    size = -(-n // -(-n // limit))
+    return [(start, min(size, n - start)) for start in range(0, n, size)]
+
+
+class Stack:
+    """An array [slots, n, width], or [slots, depth, n, width], with its views.
+
+    Attributes:
+        parts: Its slots.
+        rest: Channels 1 to C - 1.
+        firsts: Channels 1 to k, the first derivatives.
+        rows: All channels, [C n, width] (as the next four: with three dimensions only).
+        value_rows: Channel 0 of these.
+        rest_rows: The others.
+        value_columns: Transposed.
+        rest_columns: Transposed.
+    """
+
+    __slots__ = (
+        "firsts",
+        "parts",
+        "rest",
+        "rest_columns",
+        "rest_rows",
+        "rows",
+        "value_columns",
+        "value_rows",
+    )
+
+    def __init__(self, array: Tensor, channels: int, firsts: int) -> None:
+        self.parts = array.unbind(0)
+        self.rest = array[1:channels]
+        self.firsts = array[1 : firsts + 1]
+        if array.ndim == 3:
+            n, width = array.shape[1:]
+            self.rows = array[:channels].view(channels * n, width)
+            self.value_rows, self.rest_rows = self.rows[:n], self.rows[n:]
+            self.value_columns, self.rest_columns = self.value_rows.T, self.rest_rows.T
+
+
+def carve(memory: Tensor, *sizes: tuple[int, ...]) -> list[Tensor]:
+    """Arrays of those shapes, one after the other in flat memory."""
+    lengths = [math.prod(size) for size in sizes]
+    parts = memory[: sum(lengths)].split(lengths)
+    return [part.view(size) for part, size in zip(parts, sizes, strict=True)]

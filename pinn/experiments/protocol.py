@@ -9,6 +9,7 @@ from dcase.errors import OptionError
 from dcase.pinn.experiments.published import METHODS
 from dcase.pinn.experiments.runs import PinnRun
 from dcase.pinn.problem import PDEProblem
+from dcase.pinn.recipes import default_settings
 from dcase.pinn.run import Source
 
 #: The published sample that a file is made of where none is given.
@@ -23,7 +24,7 @@ def table_runs(
     time_limit: float | None = None,
     seed: int = 0,
 ) -> list[PinnRun]:
-    """The four methods of tables 3 to 5.
+    """The four methods of tables 3 to 5; unless to the letter, networks of modes too.
 
     Args:
         source: With ``paper`` for the letter; else the right equation with the default recipe.
@@ -35,7 +36,7 @@ def table_runs(
     Raises:
         OptionError: If steps are given without ``paper``.
     """
-    base = source.settings(problem)
+    base = source.settings(problem, "mlp")
     if steps is not None:
         if not source.paper:
             raise OptionError("--steps is for --paper; the correct runs take --time-limit")
@@ -49,6 +50,14 @@ def table_runs(
             settings = settings.changed(time_limit=time_limit)
         name = f"{prefix}-{method.replace('+', '-').lower()}"
         runs.append(PinnRun(name, method, source, settings))
+    if not source.paper:
+        for activation in ("tanh", "irelu"):
+            settings = default_settings(problem).changed(
+                activation=activation, seed=seed, time_limit=time_limit
+            )
+            runs.append(
+                PinnRun(f"{prefix}-modes-{activation}", f"modes, {activation}", source, settings)
+            )
     return runs
 
 

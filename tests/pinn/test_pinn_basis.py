@@ -202,7 +202,11 @@ def train(network, equation, hints, steps):
     """L-BFGS on the mean square of the projected residuals; returns first and last loss."""
     asked = trace(equation)
     optimizer = torch.optim.LBFGS(
-        [network.B], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=0.0
+        [network.B],
+        max_iter=steps,
+        line_search_fn="strong_wolfe",
+        tolerance_change=0.0,
+        tolerance_grad=0.0,
     )
     losses = []
 
@@ -226,7 +230,7 @@ def test_a_trained_window_agrees_with_an_ode_solver():
     equation = DiffusionReaction()
     start = torch.tensor([[[0.8]], [[-0.3]]], dtype=torch.float64)
     domain = Domain({"x": (-1.0, 1.0), "y": (-1.0, 1.0), "t": (0.0, 0.5)})
-    network = SpectralNetwork(domain, ["u", "v"], ["cosine"] * 2, start, grid=1)
+    network = SpectralNetwork(domain, ["u", "v"], ["cosine"] * 2, start, grid=1, hidden=8, times=10)
     first, last = train(network, equation, ModeHints(), 60)
     assert last < 1e-7 * first
 
@@ -235,20 +239,20 @@ def test_a_trained_window_agrees_with_an_ode_solver():
         return [u - u**3 - equation.k - v, u - v]
 
     exact = solve_ivp(slope, (0.0, 0.5), [0.8, -0.3], rtol=1e-10, atol=1e-12).y[:, -1]
-    torch.testing.assert_close(network.end().flatten(), torch.tensor(exact), rtol=3e-5, atol=3e-5)
+    torch.testing.assert_close(network.end().flatten(), torch.tensor(exact), rtol=1e-5, atol=1e-5)
 
 
 def test_sound_travels_at_the_speed_of_sound_and_entropy_stays():
     """A weak standing wave and a blob of heavy gas at rest, over a sixth of a period."""
     equation, domain = CompressibleFlow(), Domain({"x": (-1.0, 1.0), "t": (0.0, 0.25)})
     modes, cells = Modes(-1.0, 2.0, "fourier", 6), 24
-    x, small, sound = modes.grid(cells), 1e-6, math.sqrt(5.0 / 3.0)
-    wave, blob = small * torch.cos(math.pi * x), 2e-6 * torch.sin(3 * math.pi * x)
+    x, small, sound = modes.grid(cells), 1e-5, math.sqrt(5.0 / 3.0)
+    wave, blob = small * torch.cos(math.pi * x), 2e-5 * torch.sin(3 * math.pi * x)
     values = torch.stack([1.0 + wave / sound**2 + blob, 0.0 * x, 1.0 + wave])
     hints = equation.mode_hints(dict(zip(equation.fields, values, strict=True)), modes.wave_numbers)
     start = fit_modes(values, [modes])
     network = SpectralNetwork(
-        domain, equation.fields, ["fourier"], start, grid=cells, times=10, hints=hints
+        domain, equation.fields, ["fourier"], start, grid=cells, hidden=8, times=10, hints=hints
     )
     train(network, equation, hints, 80)
     rho, v, p = (network.end() @ modes.at(x).T).detach()
@@ -260,7 +264,7 @@ def test_sound_travels_at_the_speed_of_sound_and_entropy_stays():
         (v, exact_v),
         (rho, 1.0 + (exact_p - 1.0) / sound**2 + blob),
     ]:
-        assert (got - exact).abs().max() < 5e-3 * small
+        assert (got - exact).abs().max() < 2e-4 * small
 
 
 def test_conditioning_makes_a_stiff_window_train_in_a_few_steps():
