@@ -238,7 +238,11 @@ def list_(paths: tuple[str, ...]) -> None:
     help="Comma-separated; default: tanh and the integrated family.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--time-limit", type=POSITIVE, default=30.0, show_default=True, help="Of each run.")
+@click.option(
+    "--time-limit",
+    type=POSITIVE,
+    help="Seconds of each run; default: as many steps each as the recipe or --optimizer says.",
+)
 @click.option("--out", type=click.Path(file_okay=False), default="compare", show_default=True)
 @click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
 @threads_option
@@ -249,13 +253,13 @@ def compare(
     sample: int,
     activations: str,
     seeds: int,
-    time_limit: float,
+    time_limit: float | None,
     out: str,
     quiet: bool,
     threads: int | None,
     **chosen: Any,
 ) -> None:
-    """Train with several activations and seeds, the same time each: mean and spread.
+    """Train with several activations and seeds, the same steps or time each: mean and spread.
 
     Runs that are there already are kept. Writes comparison.csv, .md and .png to OUT.
     """

@@ -156,7 +156,7 @@ class PinnSettings:
             windows is done.
         viscosity: Artificial viscosity of equations that take one.
         optimizer: Stages such as "adam:1000,lbfgs" or "adam:20%,ssbroyden"; the last one may go on
-            to the end of the time.
+            to the end of the time. Without a time limit shares are of max_steps.
         lr: Learning rate of adam and soap.
         schedule: "constant", "cosine" or "exponential" (of adam and soap).
         final_lr: Learning rate at the end of a schedule, as a fraction of lr.

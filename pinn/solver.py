@@ -265,11 +265,6 @@ class _Run:
         """Seconds that a fit may take: its share of what its window has left."""
         s = self.settings
         if s.time_limit is None:
-            if fit.stage.share is not None:
-                raise OptionError(
-                    f"{fit.stage.optimizer}:{fit.stage.share:.0%} is a share of the time; give "
-                    "time_limit (--time-limit), or a number of steps"
-                )
             return None
         window_ends = started + (s.time_limit - started) / (s.windows - fit.window)
         left = max(window_ends - self.elapsed, 1e-3)
@@ -289,6 +284,8 @@ class _Run:
             self._adopt(done, model)
             return "finished"
         steps = fit.stage.steps or self.settings.max_steps
+        if fit.stage.share is not None and limit is None:
+            steps = max(1, round(fit.stage.share * self.settings.max_steps))
         trainer = Trainer(
             model,
             Objective(task, task.objective_terms()),

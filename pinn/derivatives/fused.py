@@ -249,7 +249,7 @@ def _forward(
 
 def scaled(tensors: Sequence[Tensor], kernel: ClosedForm) -> list[Tensor]:
     """Times the factor that the kernel wants pre-activations to have."""
-    return [kernel.factor * t for t in tensors] if kernel.factor != 1.0 else list(tensors)
+    return list(torch._foreach_mul(list(tensors), kernel.factor))
 
 
 def _backward(

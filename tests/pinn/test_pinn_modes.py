@@ -153,10 +153,10 @@ def test_a_wave_is_carried(tmp_path, activation):
 @pytest.mark.physics
 def test_density_is_carried_by_a_uniform_flow(tmp_path):
     sample = flow_sample()
-    settings = QUICK.changed(march="1:0.1:6", optimizer="lbfgs:80", history=20)
+    settings = QUICK.changed(march="1:0.1:6", optimizer="lbfgs:80", target=1e-8)
     outcome = march(prepared(problem_of(sample), settings), settings, tmp_path)
     errors = evaluate(outcome.solution.on_grid(sample.axes), sample)["fields"]
-    assert all(e["nrmse"] < 1e-3 for e in errors.values())
+    assert max(e["nrmse"] for e in errors.values()) < 1e-3
 
 
 @pytest.mark.physics
@@ -185,7 +185,7 @@ def test_reaction_and_diffusion_against_a_method_of_lines(tmp_path):
     settings = QUICK.changed(march="5:0.5:16", oversample=1.0, history=10)
     outcome = march(prepared(problem_of(sample), settings), settings, tmp_path)
     errors = evaluate(outcome.solution.on_grid(sample.axes), sample)["fields"]
-    assert all(e["nrmse"] < 5e-3 for e in errors.values())
+    assert max(e["nrmse"] for e in errors.values()) < 5e-3
 
 
 class Stop(Exception):

@@ -366,10 +366,10 @@ def test_settings_survive_json():
     assert [s.steps for s in parse_stages("adam:10,lbfgs")] == [10, None]
 
 
-def test_a_share_of_the_time_needs_a_limit(tmp_path):
-    settings = QUICK.changed(optimizer="adam:20%,lbfgs:5")
-    with pytest.raises(OptionError, match="time_limit"):
-        solve(prepared(problem_of(advection_sample()), settings), settings, tmp_path)
+def test_a_share_without_a_time_limit_is_one_of_the_steps(tmp_path):
+    settings = QUICK.changed(optimizer="adam:25%,lbfgs:5", max_steps=40)
+    outcome = solve(prepared(problem_of(advection_sample()), settings), settings, tmp_path)
+    assert outcome.steps == 10 + 5
 
 
 def test_a_time_limit_is_shared_among_windows_and_stages(tmp_path):
