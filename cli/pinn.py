@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ SHOWN = {
     "crmse": "cRMSE",
     "max_error": "max",
     "brmse": "bRMSE",
+}
+
+
+#: Settings that only one kind of network has.
+OF_NETWORK = {
+    "modes": {"march", "times", "hidden", "oversample", "train_hidden", "target"},
+    "mlp": {
+        *(f.name for f in fields(PointSettings)),
+        *("depth", "residual", "batch_norm", "init", "scale_inputs", "scale_outputs", "hard"),
+        *("modes", "smooth", "windows", "balance", "balance_every", "causal", "engine", "compile"),
+        *("refine", "max_steps", "final_lr"),
+    },
 }
 
 
@@ -86,7 +99,15 @@ def _chosen_settings(base: PinnSettings, chosen: dict[str, Any]) -> PinnSettings
             raise OptionError(f"--weight {text}: write TERM=NUMBER") from None
     if weights:
         changes["weights"] = {**base.points.weights, **weights}
-    return base.changed(**changes)
+    settings = base.changed(**changes)
+    other = "modes" if settings.network == "mlp" else "mlp"
+    idle = next((name for name in changes if name in OF_NETWORK[other]), None)
+    if idle:
+        flag = "weight" if idle == "weights" else idle.replace("_", "-")
+        raise OptionError(
+            f"--{flag} has no meaning for this network ({settings.network}); give --network {other}"
+        )
+    return settings
 
 
 @pinn.command(cls=SectionedCommand)
@@ -275,7 +296,7 @@ def compare(
     base = _chosen_settings(default, {**chosen, "time_limit": time_limit})
     names = [canonical_name(name) for name in activations.split(",")]
     runs = comparison_runs(source, base, names, range(seeds))
-    results = carry_out(runs, problem, Path(out) / "runs", quiet)
+    results = carry_out(runs, problem, Path(out) / "runs", quiet, pictures=False)
     rows = write_comparison(Path(out), problem.name, results)
     text = "\n".join(grid(rows)) + "\n"
     write_text(Path(out) / "comparison.md", text)

@@ -23,7 +23,12 @@ TABLES = {"table3": "advection", "table4": "cfd", "table5": "diffusion-reaction"
 
 
 def carry_out(
-    runs: Sequence[PinnRun], problem: PDEProblem, folder: Path, quiet: bool
+    runs: Sequence[PinnRun],
+    problem: PDEProblem,
+    folder: Path,
+    quiet: bool,
+    *,
+    pictures: bool = True,
 ) -> list[dict[str, Any]]:
     """Make the runs with a display; on Ctrl-C say how to go on."""
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
@@ -36,7 +41,13 @@ def carry_out(
 
     try:
         results = perform(
-            runs, problem, folder, on_run=began, on_fit=shown.begin, on_step=shown.step
+            runs,
+            problem,
+            folder,
+            pictures=pictures,
+            on_run=began,
+            on_fit=shown.begin,
+            on_step=shown.step,
         )
     finally:
         shown.end()

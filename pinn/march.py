@@ -294,7 +294,10 @@ class _March:
         self.steps = parse_march(settings.march, problem.domain)
         stages = parse_stages(settings.optimizer)
         if len(stages) != 1 or stages[0].share is not None:
-            raise OptionError("a network of modes takes one optimizer, such as lbfgs:40")
+            raise OptionError(
+                f"a network of modes takes one optimizer, such as lbfgs:40, not "
+                f"{settings.optimizer!r}; a coordinate network (--network mlp) takes several"
+            )
         self.stage: Stage = stages[0]
         self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
         self.terms: dict[str, float] = {}

@@ -45,6 +45,7 @@ def perform(
     problem: PDEProblem,
     folder: Path,
     *,
+    pictures: bool = True,
     on_run: Callable[[int, PinnRun, bool], None],
     **callbacks: Any,
 ) -> list[dict[str, Any]] | None:
@@ -54,6 +55,7 @@ def perform(
         runs: All of the same problem.
         problem: The problem.
         folder: Gets a folder for each run.
+        pictures: Draw each run.
         on_run: Called before each, with its number and whether it is kept from before.
         **callbacks: ``on_fit`` and ``on_step`` of :func:`dcase.pinn.run.train`.
 
@@ -65,7 +67,8 @@ def perform(
     for number, run in enumerate(runs):
         kept = run.kept(folder)
         on_run(number, run, kept is not None)
-        result = kept or _make(run, problem, folder / run.name, callbacks)
+        options = {"pictures": pictures, **callbacks}
+        result = kept or _make(run, problem, folder / run.name, options)
         if result is None:
             return None
         results.append({**result, "label": run.label})
@@ -73,7 +76,7 @@ def perform(
 
 
 def _make(
-    run: PinnRun, problem: PDEProblem, target: Path, callbacks: dict[str, Any]
+    run: PinnRun, problem: PDEProblem, target: Path, options: dict[str, Any]
 ) -> dict[str, Any] | None:
     record = target / "run.json"
     same = False
@@ -87,7 +90,7 @@ def _make(
             problem=problem,
             resume=same,
             overwrite=not same,
-            **callbacks,
+            **options,
         )
     except DivergedError as error:
         metrics = {

@@ -52,8 +52,8 @@ def test_train_evaluate_plot_list(dcase, waves, empty_folder):
 def test_the_same_seed_gives_the_same_run(dcase, waves, empty_folder):
     results = []
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        dcase("pinn", "train", "advection", "--file", waves, "--optimizer", "adam:20", "--seed", seed,
-            "--out", out, *SMALL)  # fmt: skip
+        options = ["--optimizer", "adam:20", "--seed", seed, "--out", out]
+        dcase("pinn", "train", "advection", "--file", waves, *options, *SMALL)
         results.append(json.loads((empty_folder / out / "metrics.json").read_text())["fields"])
     assert results[0] == results[1] != results[2]
 
@@ -132,6 +132,14 @@ def broken(path, what):
         ("", ["burgers", "--resume", "--out", "none"], ["run.json"]),
         ("", ["burgers", "--viscosity", "1", "--optimizer", "adam:1"], ["viscosity"]),
         ("", ["burgers", "--optimizer", "newton"], ["unknown optimizer"]),
+        ("", ["advection", "--file", "f.hdf5", "--depth", "3"], ["--depth", "--network mlp"]),
+        ("", ["burgers", "--march", "1:1:8"], ["--march", "--network modes"]),
+        ("", ["burgers", "--network", "modes"], ["dirichlet"]),
+        (
+            "",
+            ["advection", "--file", "f.hdf5", "--optimizer", "adam:5,lbfgs"],
+            ["one optimizer", "--network mlp"],
+        ),
     ],
 )
 def test_bad_input_gets_one_line(dcase, waves, empty_folder, what, arguments, words):
