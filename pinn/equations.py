@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from dcase.errors import OptionError
@@ -64,6 +65,18 @@ class Equation(Protocol):
     def residuals(self, d: Any) -> dict[str, Tensor]:
         """What must vanish, by name, each of shape [N]; ``d`` gives fields and derivatives."""
         ...
+
+
+class _Ones:
+    """Stands in for fields and derivatives where numbers do not matter."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return torch.ones(1)
+
+
+def residual_names(equation: Equation) -> list[str]:
+    """Names of an equation's residuals, in order."""
+    return list(equation.residuals(_Ones()))
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from dcase.objective import Objective, Term
 from dcase.pinn.conditions import Initial, Neumann, Periodic
 from dcase.pinn.derivatives.names import trace
 from dcase.pinn.domains import Domain
-from dcase.pinn.equations import ModeHints
+from dcase.pinn.equations import ModeHints, residual_names
 from dcase.pinn.initial import GridState
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.settings import PinnSettings, Stage, parse_stages
 from dcase.pinn.solution import Solution, Window
 from dcase.pinn.solver import Fit, Outcome
-from dcase.pinn.spectral import Modes, SpectralNetwork, fit_modes
+from dcase.pinn.spectral import Modes, SpectralNetwork, at_cells, fit_modes, modes_of
 from dcase.training.logs import MetricsLog
 from dcase.training.progress import Progress
 from dcase.training.settings import TrainSettings
@@ -101,7 +101,7 @@ class ModeTask:
     @property
     def names(self) -> list[str]:
         """Names of the terms."""
-        return list(self.equation.residuals(_ones(self.asked.names)))
+        return residual_names(self.equation)
 
     term_names = names
 
@@ -126,12 +126,6 @@ class ModeTask:
     def batch(self, indices: Tensor | None = None) -> ModeTask:
         """The one sample there is; the network knows its collocation points."""
         return self
-
-
-def _ones(names: tuple[str, ...]) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(**{name: torch.ones(1) for name in names})
 
 
 def mode_kinds(problem: PDEProblem) -> list[str]:
@@ -213,12 +207,19 @@ def build_window(
 ) -> tuple[SpectralNetwork, ModeHints]:
     """The network of a window, from the coefficients that it starts with."""
     domain = problem.domain
-    probe = CoefficientGrid(domain, kinds, start)
+    modes = [
+        modes_of(domain, name, kind, size)
+        for name, kind, size in zip(domain.space, kinds, start.shape[1:], strict=True)
+    ]
     hints = ModeHints()
     if hasattr(problem.equation, "mode_hints"):
-        state = dict(zip(problem.equation.fields, probe.values(start), strict=True))
-        hints = problem.equation.mode_hints(state, probe.wave_numbers())
-    least = max(len(m) for m in probe.modes)
+        values = at_cells(start, modes)
+        k = modes[0].wave_numbers
+        if len(modes) == 2:
+            k = (k[:, None] ** 2 + modes[1].wave_numbers ** 2).sqrt()
+        state = dict(zip(problem.equation.fields, values, strict=True))
+        hints = problem.equation.mode_hints(state, k)
+    least = max(len(m) for m in modes)
     network = SpectralNetwork(
         domain,
         problem.equation.fields,
@@ -235,37 +236,6 @@ def build_window(
         dtype=getattr(torch, settings.dtype),
     )
     return network, hints
-
-
-class CoefficientGrid:
-    """Coefficients on a grid, for sizes of fields.
-
-    Args:
-        domain: Of the window.
-        kinds: Of modes.
-        start: Coefficients.
-    """
-
-    def __init__(self, domain: Domain, kinds: list[str], start: Tensor):
-        self.modes = []
-        for name, kind, size in zip(domain.space, kinds, start.shape[1:], strict=True):
-            count = (size - 1) // 2 if kind == "fourier" else size
-            self.modes.append(Modes(domain.low(name), domain.length(name), kind, count))
-
-    def values(self, c: Tensor) -> Tensor:
-        """[fields, cells]."""
-        c = c.double()
-        for axis, m in enumerate(self.modes, 1):
-            basis = m.at(m.grid(len(m)))
-            c = torch.movedim(torch.movedim(c, axis, -1) @ basis.T, -1, axis)
-        return c
-
-    def wave_numbers(self) -> Tensor:
-        """Magnitude of the wave vector of each mode."""
-        k = self.modes[0].wave_numbers
-        if len(self.modes) == 2:
-            k = (k[:, None] ** 2 + self.modes[1].wave_numbers ** 2).sqrt()
-        return k
 
 
 def march(

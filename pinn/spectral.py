@@ -349,6 +349,15 @@ def modes_of(domain: Domain, name: str, kind: str, size: int) -> Modes:
     return Modes(domain.low(name), domain.length(name), kind, count)
 
 
+def at_cells(c: Tensor, modes: Sequence[Modes]) -> Tensor:
+    """Fields [fields, cells] on the smallest grid of coefficients [fields, modes]."""
+    c = c.double()
+    for axis, m in enumerate(modes, 1):
+        basis = m.at(m.grid(len(m)))
+        c = torch.movedim(torch.movedim(c, axis, -1) @ basis.T, -1, axis)
+    return c
+
+
 def fit_modes(values: Tensor, modes: Sequence[Modes]) -> Tensor:
     """Coefficients [fields, modes] of fields given at cell centres [fields, cells].
 

@@ -14,6 +14,7 @@ from dcase.objective import Term
 from dcase.pinn.conditions import Placement, wall_points
 from dcase.pinn.derivatives.engines import choose_engine
 from dcase.pinn.derivatives.names import Named, Wanted, trace, wanted
+from dcase.pinn.equations import residual_names
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.settings import PointSettings
 
@@ -118,8 +119,7 @@ class PinnTask:
     @property
     def residual_names(self) -> list[str]:
         """Names of the equation's terms."""
-        ones = _Ones(self.equation)
-        return list(self.equation.residuals(ones))
+        return residual_names(self.equation)
 
     @property
     def display(self) -> dict[str, tuple[float, str]]:
@@ -314,16 +314,6 @@ class DrawnPoints(FixedPoints):
     def set_epoch(self, epoch: int) -> bool:
         """Returns whether there are new points."""
         return self.task.redraw(epoch)
-
-
-class _Ones:
-    """Stands in for derivatives where only the names of residuals matter."""
-
-    def __init__(self, equation: Any):
-        self._equation = equation
-
-    def __getattr__(self, name: str) -> Tensor:
-        return torch.ones(1)
 
 
 def _split(d: Named, sizes: Sequence[int]) -> list[Named]:

@@ -80,21 +80,19 @@ class _Block:
         where: Which points.
         z: Pre-activations (with the kernel's slots), all layers together.
         zs: The same by layer.
-        r: Derivative of the output by what leaves each layer.
-        e: And by what enters its activation.
+        e: Derivative of the output by what enters an activation.
+        r: And by what leaves it; only kept if the kernel asks for it.
         x: Work, as the next two.
-        r_bar: Gradient by r.
-        d: Gradient by z.
-        h: Gradient by what leaves a layer, [n, width].
+        d: First the gradient by r, later that by z.
+        h: [n, width].
     """
 
     where: slice
     z: Stack
     zs: list[Stack]
-    r: _Layers
     e: _Layers
+    r: _Layers | None
     x: _Layers
-    r_bar: _Layers
     d: _Layers
     h: Tensor
 
@@ -113,26 +111,26 @@ def _lend(network: Network, features: Tensor, *, keep: bool) -> Lease[list[_Bloc
 
 
 def _make_blocks(network: Network, features: Tensor, keep: bool) -> list[_Block]:
-    depth, width = network.depth, network.width
-    n, slots = len(features), network.kernel.extra + 2
+    kernel, depth, width = network.kernel, network.depth, network.width
+    n, own = len(features), kernel.extra + 1
+    slots = own + 1 + kernel.bends_r
     wheres = blocks_of(n, 2, features.device)
     largest = wheres[0][1] if wheres else 0
-    shared = features.new_empty((4 * depth + 1) * largest * width)
+    shared = features.new_empty((2 * depth + 1) * largest * width)
     kept = features.new_empty(slots * depth * (n if keep else largest) * width)
     blocks = []
     for start, m in wheres:
-        own = kept[slots * depth * start * width :] if keep else kept
-        (both,) = carve(own, (slots, depth, m, width))
-        e, x, r_bar, d, h = carve(shared, *[(depth, m, width)] * 4, (m, width))
+        offset = slots * depth * start * width if keep else 0
+        (array,) = carve(kept[offset:], (slots, depth, m, width))
+        x, d, h = carve(shared, (depth, m, width), (depth, m, width), (m, width))
         blocks.append(
             _Block(
                 where=slice(start, start + m),
-                z=Stack(both[:-1], 1, 0),
-                zs=[Stack(array, 1, 0) for array in both[:-1].unbind(1)],
-                r=_Layers(both[-1]),
-                e=_Layers(e),
+                z=Stack(array[:own], 1, 0),
+                zs=[Stack(layer, 1, 0) for layer in array[:own].unbind(1)],
+                e=_Layers(array[own]),
+                r=_Layers(array[own + 1]) if kernel.bends_r else None,
                 x=_Layers(x),
-                r_bar=_Layers(r_bar),
                 d=_Layers(d),
                 h=h,
             )
@@ -161,17 +159,17 @@ def _forward(
             h = value
         here = out[block.where]
         here[:, :1] = torch.addmm(parameters[-1], h, last)
-        rs, e = block.r.each, block.h
-        rs[-1].copy_(weights[-1].expand_as(e))
+        r = weights[-1].expand_as(block.h)
         for i in reversed(range(depth)):
-            z = block.zs[i]
-            kernel.slope_times(z, kernel.slopes(z, 1), rs[i], e)
-            if i == 0:
-                here[:, 1:] = torch.mm(e, first)
-            elif alpha is not None:
-                torch.addmm(rs[i], e, weights[i], alpha=alpha, out=rs[i - 1])
-            else:
-                torch.mm(e, weights[i], out=rs[i - 1])
+            z, e = block.zs[i], block.e.each[i]
+            if block.r is not None:
+                r = block.r.each[i].copy_(r)
+            kernel.slope_times(z, kernel.slopes(z, 1), r, e)
+            if i and alpha is not None:
+                r = torch.addmm(r, e, weights[i], alpha=alpha, out=block.x.each[i % 2])
+            elif i:
+                r = torch.mm(e, weights[i], out=block.h)
+        here[:, 1:] = torch.mm(block.e.each[0], first)
     return out
 
 
@@ -193,12 +191,11 @@ def _backward(
     to_values, to_gradients = grad[:, :1].contiguous(), grad[:, 1:].contiguous()
     sums.last_bias.add_(to_values.sum(0))
     for block in blocks:
-        z, e, x, r_bar, d, dh = block.z, block.e, block.x, block.r_bar, block.d, block.h
+        z, e, x, r_bar, d, dh = block.z, block.e, block.x, block.d, block.d, block.h
         s = kernel.slopes(z, 2)
         ss: list[tuple[Tensor, ...]] = [()] * depth
         if s:
             ss = list(zip(*(t.unbind(0) for t in s), strict=True))
-        kernel.slope_times(z, s, block.r.all, e.all)
         # Upward: x = W r_bar
         below = to_gradient = to_gradients[block.where]
         for i in range(depth):
@@ -212,15 +209,13 @@ def _backward(
         sums.first.addmm_(to_gradient.T, e.each[0])
         sums.inner.baddbmm_(e.columns_above, r_bar.lower, alpha=scale)
         sums.last.add_(below.sum(0))
-        kernel.keep_bend(x.all, block.r.all, e.all, x.all)
-        values, lower = kernel.value(z), kernel.value(z)[:-1]
-        if residual:  # what e held is not needed any more
-            e.all.copy_(values)
-            for i in range(1, depth):
-                torch.add(e.each[i - 1], e.each[i], alpha=scale, out=e.each[i])
-            values, lower = e.all, e.lower
+        x.all.mul_(e.all if block.r is None else block.r.all)
         # Downward: d = dv/dz
-        to_value = to_values[block.where]
+        values, to_value = kernel.value(z), to_values[block.where]
+        if residual:
+            values = values.clone()
+            values[1:].mul_(scale)
+            values = values.cumsum(0)
         sums.last.addmm_(to_value.T, values[-1])
         torch.mm(to_value, weights[-1], out=dh)
         for i in reversed(range(depth)):
@@ -233,7 +228,7 @@ def _backward(
             elif i:
                 torch.mm(d.each[i], weights[i], out=dh)
         sums.first.addmm_(features[block.where].T, d.each[0])
-        sums.inner.baddbmm_(d.columns_above, lower)
+        sums.inner.baddbmm_(d.columns_above, values[:-1])
         sums.biases.add_(d.all.sum(1))
         if to_features is not None:
             torch.mm(d.each[0], first, out=to_features[block.where])

@@ -99,10 +99,12 @@ class ClosedForm:
     Attributes:
         extra: Slots of ``z`` beside the channels.
         factor: What pre-activations (channel 0) are to be multiplied by for :meth:`activate`.
+        bends_r: Whether :meth:`add_bend` wants x times r, or x times ``act'(z) r``.
     """
 
     extra = 1
     factor = 1.0
+    bends_r = True
 
     def __init__(self, channels: Channels, activation: nn.Module) -> None:
         self.channels, self.activation = channels, activation
@@ -165,13 +167,9 @@ class ClosedForm:
         """``act'(z) x``."""
         torch.mul(x, s[1], out=out)
 
-    def keep_bend(self, x: Tensor, r: Tensor, e: Tensor, out: Tensor) -> None:
-        """Keep for :meth:`add_bend` what it needs of x and r, where ``e = act'(z) r``."""
-        torch.mul(x, r, out=out)
-
-    def add_bend(self, z: Stack, s: tuple[Tensor, ...], kept: Tensor, out: Tensor) -> None:
-        """Add ``act''(z) r x`` to ``out``."""
-        out.addcmul_(kept, s[2])
+    def add_bend(self, z: Stack, s: tuple[Tensor, ...], xr: Tensor, out: Tensor) -> None:
+        """Add ``act''(z) r x`` to ``out``; ``xr`` as ``bends_r`` says."""
+        out.addcmul_(xr, s[2])
 
 
 class Tanh(ClosedForm):
@@ -179,6 +177,7 @@ class Tanh(ClosedForm):
 
     extra = 0
     factor = 2.0
+    bends_r = False
 
     def __init__(self, channels: Channels) -> None:
         super().__init__(channels, nn.Tanh())
@@ -231,10 +230,6 @@ class Tanh(ClosedForm):
         """See :class:`ClosedForm`."""
         _slope_times.grad_input(x, z.parts[0], grad_input=out)
 
-    def keep_bend(self, x: Tensor, r: Tensor, e: Tensor, out: Tensor) -> None:
+    def add_bend(self, z: Stack, s: tuple[Tensor, ...], xr: Tensor, out: Tensor) -> None:
         """See :class:`ClosedForm`."""
-        torch.mul(x, e, out=out)
-
-    def add_bend(self, z: Stack, s: tuple[Tensor, ...], kept: Tensor, out: Tensor) -> None:
-        """See :class:`ClosedForm`."""
-        out.addcmul_(kept, z.parts[0], value=-2.0)
+        out.addcmul_(xr, z.parts[0], value=-2.0)

@@ -16,6 +16,7 @@ from training_problems import (
     rows_but_time,
     same,
     saved,
+    straight,
     trainer,
     water,
     water_recipe,
@@ -98,7 +99,7 @@ def test_the_settings_of_that_test_do_what_they_are_for(tmp_path):
 def test_a_converged_run_stays_converged(tmp_path):
     """A linear model of the values: a quadratic, which BFGS finishes."""
     settings = {
-        "model": torch.nn.Linear(1, 1).double(), "data": Curve(22, dtype=torch.float64),
+        "model": straight(), "data": Curve(22, dtype=torch.float64),
         "validation": None, "terms": {"value": Term()}, "optimizer": "ssbroyden", "batch_size": 0,
         "epochs": 1000, "validate_every": 500,
     }  # fmt: skip

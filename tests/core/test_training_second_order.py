@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
-from training_problems import Curve, CurveFit, network, rows_but_time, trainer, weights
+from training_problems import Curve, CurveFit, network, rows_but_time, straight, trainer, weights
 
 import dcase.training.trainer as trainer_module
 from dcase.errors import OptionError, TrainingError
@@ -129,9 +128,7 @@ def test_several_batches_an_epoch(tmp_path):
 
 def linear(folder, **options):
     """A quadratic: it has an end."""
-    return exact(
-        folder, model=nn.Linear(1, 1).double(), terms={"value": Term()}, epochs=500, **options
-    )
+    return exact(folder, model=straight(), terms={"value": Term()}, epochs=500, **options)
 
 
 @pytest.mark.parametrize("optimizer", QUASI_NEWTON)

@@ -85,6 +85,15 @@ def network(width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -
     return net.to(dtype)
 
 
+def straight(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A straight line, always the same one."""
+    model = nn.Linear(1, 1, dtype=dtype)
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), (0.3, -0.2), strict=True):
+            p.fill_(value)
+    return model
+
+
 def trainer(
     folder: Path, *, data=None, validation="default", model=None, terms=None, problem=None, **rest
 ) -> Trainer:
