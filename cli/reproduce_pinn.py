@@ -101,7 +101,7 @@ def _table(name: str) -> click.Command:
         reference = problem.sample()
         origin = reference.source if reference else ""
         caption = f"{TITLES[task]}, {kind}; {origin}; paper's figures in brackets"
-        rows = paper_rows(task, results)
+        rows = paper_rows(task, results, letter=paper)
         text = markdown(rows, caption, _notes(paper))
         stem = f"{name}-paper" if paper else name
         from dcase.files import write_text
@@ -124,7 +124,7 @@ def _notes(paper: bool) -> list[str]:
     if not paper:
         lines.append(
             "The terms are those of the right equation, residuals apart; conditions that hold by "
-            "construction have none, and there is nothing of the paper's to put beside them."
+            "construction have none."
         )
     return lines
 

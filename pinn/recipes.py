@@ -16,7 +16,7 @@ RECIPES: dict[str, dict[str, object]] = {
     },
     "cfd": {
         "network": "modes",
-        "march": "1:0.005:96",
+        "march": "1:0.0025:96",
         "optimizer": "lbfgs:40",
         "width": 16,
         "history": 10,

@@ -267,7 +267,7 @@ def _backward(
     sums = ParameterSums(parameters)
     to_weights, to_biases = sums.inner.unbind(0), sums.biases.unbind(0)
     to_stack, first = (torch.empty_like(stack), thin(weights[0])) if to_input else (None, None)
-    for block in blocks:
+    for block in reversed(blocks):  # the last one may still be in the cache
         dh, dz = block.to_outputs, block.to_layers
         # Residual sums can only be built from below.
         slopes = [kernel.slopes(z, order) for z in block.layers] if residual else []

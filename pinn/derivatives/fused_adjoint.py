@@ -190,7 +190,7 @@ def _backward(
     to_features = torch.empty_like(features) if to_input else None
     to_values, to_gradients = grad[:, :1].contiguous(), grad[:, 1:].contiguous()
     sums.last_bias.add_(to_values.sum(0))
-    for block in blocks:
+    for block in reversed(blocks):  # the last one may still be in the cache
         z, e, x, r_bar, d, dh = block.z, block.e, block.x, block.d, block.d, block.h
         s = kernel.slopes(z, 2)
         ss: list[tuple[Tensor, ...]] = [()] * depth

@@ -17,12 +17,15 @@ from dcase.pinn.experiments.published import PUBLISHED
 BASELINES = ("zero", "mean", "persistence")
 
 
-def paper_rows(task: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def paper_rows(
+    task: str, results: Sequence[Mapping[str, Any]], *, letter: bool
+) -> list[dict[str, Any]]:
     """A row a method: errors, loss terms, and the paper's figures; then the trivial predictors.
 
     Args:
         task: One of PDEBench's.
         results: ``metrics.json`` of each method, with ``label``.
+        letter: Also the paper's loss terms: only to the letter are they of the same equations.
     """
     rows = []
     for result in results:
@@ -34,7 +37,7 @@ def paper_rows(task: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str
         for name, value in result.get("terms", {}).items():
             row[f"L {name}"] = value
         for name, value in published.items():
-            if name != "MSE":
+            if letter and name != "MSE":
                 row[f"paper L {name}"] = value
         row |= {"steps": result.get("steps"), "seconds": result.get("elapsed_s")}
         rows.append(row)
