@@ -325,7 +325,7 @@ def time_steps(steps: dict[str, Callable[[], None]], rounds: int, per_round: int
 
 def our_step(model: MLP, contest: Contest) -> Callable[[], None]:
     """One step of Adam on the sum of all terms."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)  # as the trainer does
 
     def step() -> None:
         loss = torch.stack(list(contest.terms(model).values())).sum()

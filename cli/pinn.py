@@ -62,7 +62,7 @@ def pinn() -> None:
 
     \b
     dcase pinn data advection --samples -9:0 --out f.hdf5
-    dcase pinn train advection --file f.hdf5 --sample -1 --time-limit 120 --out run
+    dcase pinn train advection --file f.hdf5 --sample -1 --out run
     dcase pinn evaluate run
     """
 
@@ -258,13 +258,21 @@ def list_(paths: tuple[str, ...]) -> None:
     default=",".join(ACTIVATIONS),
     help="Comma-separated; default: tanh and the integrated family.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."
+)
 @click.option(
     "--time-limit",
     type=POSITIVE,
     help="Seconds of each run; default: as many steps each as the recipe or --optimizer says.",
 )
-@click.option("--out", type=click.Path(file_okay=False), default="compare", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    default="compare",
+    show_default=True,
+    help="Folder for runs and tables.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
 @threads_option
 @_settings_options

@@ -73,8 +73,20 @@ def _table(name: str) -> click.Command:
         "--steps", type=click.IntRange(min=1), help="With --paper: fewer than 15000 (or 100)."
     )
     @click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="For each of the runs.")
-    @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-    @click.option("--out", type=click.Path(file_okay=False), default="reproduce", show_default=True)
+    @click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Of weights and points.",
+    )
+    @click.option(
+        "--out",
+        type=click.Path(file_okay=False),
+        default="reproduce",
+        show_default=True,
+        help="Folder for runs and tables.",
+    )
     @click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
     @threads_option
     def command(

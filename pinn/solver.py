@@ -200,6 +200,7 @@ class _Run:
         self.elapsed, self.steps = 0.0, 0
         self.terms: dict[str, float] = {}
         self.done: list[tuple[str, Path]] = []
+        self.balanced: dict[str, float] | None = None  # weights that an earlier stage came to
         self.on_fit: Callable[[Fit, Trainer], None] | None = None
         self.on_step: Callable[[Progress], None] | None = None
 
@@ -218,7 +219,7 @@ class _Run:
             problem = self.problem.starting_at(fits[0].start, fits[0].end, state)
             model = build_network(problem, self.settings, window).to(self.device)
             started = self.elapsed
-            extra, refinement = None, 0
+            extra, refinement, self.balanced = None, 0, None
             for fit in fits:
                 if fit.refinement != refinement:
                     refinement = fit.refinement
@@ -259,6 +260,7 @@ class _Run:
             causal=0.0 if fit.stage.optimizer in QUASI_NEWTON else s.causal,
             joint=self.joint,
             extra=extra,
+            weights=self.balanced,
         )
 
     def _time_for(self, fit: Fit, started: float) -> float | None:
@@ -302,6 +304,8 @@ class _Run:
         self.elapsed += result.elapsed
         self.steps += result.steps
         if result.status != "interrupted":
+            if trainer.balance:
+                self.balanced = dict(trainer.term_weights)
             checkpoint.save(
                 done,
                 "pinn-fit",
@@ -311,6 +315,7 @@ class _Run:
                     "elapsed": result.elapsed,
                     "steps": result.steps,
                     "status": result.status,
+                    "balanced": self.balanced,
                 },
             )
             trainer.state_file.unlink(missing_ok=True)  # a dense inverse Hessian is large
@@ -320,6 +325,7 @@ class _Run:
         saved = checkpoint.load(done, "pinn-fit", FIT_VERSION)
         try:
             model.load_state_dict(saved["weights"])
+            self.balanced = saved["balanced"]
             self.elapsed += saved["elapsed"]
             self.steps += saved["steps"]
         except (KeyError, RuntimeError) as error:
@@ -335,12 +341,15 @@ class _Run:
 
     def _train_settings(self, fit: Fit, steps: int, limit: float | None) -> TrainSettings:
         s = self.settings
-        newton = fit.stage.optimizer in QUASI_NEWTON
+        newton, soap = fit.stage.optimizer in QUASI_NEWTON, fit.stage.optimizer == "soap"
         return TrainSettings(
             epochs=max(1, math.ceil(steps / self._steps_per_epoch(fit))),
             batch_size=1,
             optimizer=fit.stage.optimizer,
             lr=s.lr,
+            # SOAP with Adam's own averages ended 40 times worse (docs/methods.md).
+            beta1=0.95 if soap else 0.9,
+            beta2=0.95 if soap else 0.999,
             schedule="constant" if newton else s.schedule,
             final_lr=s.final_lr,
             history=s.history,

@@ -75,6 +75,7 @@ class PinnTask:
         joint: Send all points through the network as one batch (BatchNorm then sees what it sees in
             codes that do so) and work out every derivative at all of them.
         extra: Further points of the equation [n, d] (from residual-based refinement).
+        weights: Of the terms, instead of those that the settings give; or None.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class PinnTask:
         causal_chunks: int = 32,
         joint: bool = False,
         extra: Tensor | None = None,
+        weights: Mapping[str, float] | None = None,
     ):
         self.problem, self.settings = problem, points
         self.dtype, self.device, self.seed = dtype, torch.device(device), seed
         self.engine, self.compile = engine, compile
         self.causal, self.causal_chunks, self.joint = causal, causal_chunks, joint
         self.extra = extra
+        self._weights = dict(weights) if weights else None
         self.equation = problem.equation
         self.soft = [c for c in problem.conditions if not c.hard]
         fields, coordinates = tuple(self.equation.fields), tuple(self.equation.coordinates)
@@ -183,17 +186,16 @@ class PinnTask:
         return self._batch
 
     def redraw(self, epoch: int) -> bool:
-        """Draw the points anew if it is time, and say if so.
+        """Draw the points anew if it is time, and say if it is.
 
-        A function of seed and epoch, so that a resume has the same points.
+        Both are functions of seed and epoch, so that a resume has the same points and steps.
         """
         every = self.settings.resample
         drawn = epoch // every if every else 0
-        if drawn == self._drawn:
-            return False
-        self._drawn = drawn
-        self._batch = self._draw(self.seed + 7919 * drawn)
-        return True
+        if drawn != self._drawn:
+            self._drawn = drawn
+            self._batch = self._draw(self.seed + 7919 * drawn)
+        return bool(every) and epoch > 0 and epoch % every == 0
 
     def _draw(self, seed: int) -> PointBatch:
         s, domain = self.settings, self.problem.domain
@@ -270,7 +272,7 @@ class PinnTask:
 
     def term_weights(self) -> dict[str, float]:
         """Weight of every term: its own of the settings, over the square of its scale."""
-        if not hasattr(self, "_weights"):
+        if self._weights is None:
             scales = self.residual_scales()
             if not self.settings.scaled:
                 scales = dict.fromkeys(scales, 1.0)

@@ -24,7 +24,7 @@ from dcase.pinn.derivatives.fused import (
     scaled,
     thin,
 )
-from dcase.pinn.derivatives.workspace import Lease, Stack, blocks_of, carve
+from dcase.pinn.derivatives.workspace import Arrays, Lease, Stack, blocks_of, carve
 
 
 def fused_gradient(network: Network, features: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -62,39 +62,31 @@ class _FusedGradient(torch.autograd.Function):
         return (None, *found)
 
 
-class _Layers:
-    """An array [depth, n, width] with its views: by layer, without the last, without the first."""
-
-    __slots__ = ("all", "columns_above", "each", "lower")
-
-    def __init__(self, array: Tensor) -> None:
-        self.all, self.each = array, array.unbind(0)
-        self.lower, self.columns_above = array[:-1], array[1:].mT
-
-
 @dataclass
 class _Block:
     """Arrays for some points.
 
     Attributes:
         where: Which points.
-        z: Pre-activations (with the kernel's slots), all layers together.
-        zs: The same by layer.
-        e: Derivative of the output by what enters an activation.
+        z: Pre-activations of each layer, with the kernel's slots.
+        e: Derivative of the output by what enters each activation.
+        columns: The same transposed.
         r: And by what leaves it; only kept if the kernel asks for it.
-        x: Work, as the next two.
-        d: First the gradient by r, later that by z.
-        h: [n, width].
+        bends: What reaches z through the slope, up to a factor, for each layer.
+        sums: What leaves each residual block; none without them.
+        work: Four arrays [n, width].
+        work_columns: The last of them transposed.
     """
 
     where: slice
-    z: Stack
-    zs: list[Stack]
-    e: _Layers
-    r: _Layers | None
-    x: _Layers
-    d: _Layers
-    h: Tensor
+    z: list[Stack]
+    e: Arrays
+    columns: Arrays
+    r: Arrays
+    bends: Arrays
+    sums: Arrays
+    work: Arrays
+    work_columns: Tensor
 
 
 def _lend(network: Network, features: Tensor, *, keep: bool) -> Lease[list[_Block]]:
@@ -116,23 +108,25 @@ def _make_blocks(network: Network, features: Tensor, keep: bool) -> list[_Block]
     slots = own + 1 + kernel.bends_r
     wheres = blocks_of(n, 2, features.device)
     largest = wheres[0][1] if wheres else 0
-    shared = features.new_empty((2 * depth + 1) * largest * width)
+    residual = depth if network.alpha is not None else 0
+    shared = features.new_empty((depth + residual + 4) * largest * width)
     kept = features.new_empty(slots * depth * (n if keep else largest) * width)
     blocks = []
     for start, m in wheres:
         offset = slots * depth * start * width if keep else 0
         (array,) = carve(kept[offset:], (slots, depth, m, width))
-        x, d, h = carve(shared, (depth, m, width), (depth, m, width), (m, width))
+        bends, sums, work = carve(shared, (depth, m, width), (residual, m, width), (4, m, width))
         blocks.append(
             _Block(
                 where=slice(start, start + m),
-                z=Stack(array[:own], 1, 0),
-                zs=[Stack(layer, 1, 0) for layer in array[:own].unbind(1)],
-                e=_Layers(array[own]),
-                r=_Layers(array[own + 1]) if kernel.bends_r else None,
-                x=_Layers(x),
-                d=_Layers(d),
-                h=h,
+                z=[Stack(layer, 1, 0) for layer in array[:own].unbind(1)],
+                e=array[own].unbind(0),
+                columns=array[own].mT.unbind(0),
+                r=array[own + 1].unbind(0) if kernel.bends_r else (),
+                bends=bends.unbind(0),
+                sums=sums.unbind(0),
+                work=work.unbind(0),
+                work_columns=work[3].T,
             )
         )
     return blocks
@@ -151,25 +145,25 @@ def _forward(
     out = features.new_empty(n, 1 + n_in)
     for block in blocks:
         h = features[block.where]
-        for i, z in enumerate(block.zs):
+        for i, z in enumerate(block.z):
             torch.addmm(biases[i], h, transposed[i], out=z.parts[0])
             value = kernel.activate(z)
             if alpha is not None and i:
-                value = torch.add(h, value, alpha=alpha, out=block.x.each[i])
+                value = torch.add(h, value, alpha=alpha, out=block.sums[i])
             h = value
         here = out[block.where]
         here[:, :1] = torch.addmm(parameters[-1], h, last)
-        r = weights[-1].expand_as(block.h)
+        r = weights[-1].expand_as(h)
         for i in reversed(range(depth)):
-            z, e = block.zs[i], block.e.each[i]
-            if block.r is not None:
-                r = block.r.each[i].copy_(r)
+            z, e = block.z[i], block.e[i]
+            if block.r:
+                r = block.r[i].copy_(r)
             kernel.slope_times(z, kernel.slopes(z, 1), r, e)
             if i and alpha is not None:
-                r = torch.addmm(r, e, weights[i], alpha=alpha, out=block.x.each[i % 2])
+                r = torch.addmm(r, e, weights[i], alpha=alpha, out=block.work[i % 2])
             elif i:
-                r = torch.mm(e, weights[i], out=block.h)
-        here[:, 1:] = torch.mm(block.e.each[0], first)
+                r = torch.mm(e, weights[i], out=block.work[0])
+        here[:, 1:] = torch.mm(block.e[0], first)
     return out
 
 
@@ -181,55 +175,53 @@ def _backward(
     grad: Tensor,
     to_input: bool,
 ) -> list[Tensor | None]:
-    """What does not depend on the layer below or above is done for all layers at once."""
     kernel, depth, alpha = network.kernel, network.depth, network.alpha
     scale, residual = alpha or 1.0, alpha is not None
     weights = parameters[0::2]
     transposed, first = [w.T for w in weights], thin(weights[0])
     sums = ParameterSums(parameters)
+    to_inner, to_biases = sums.inner.unbind(0), sums.biases.unbind(0)
     to_features = torch.empty_like(features) if to_input else None
     to_values, to_gradients = grad[:, :1].contiguous(), grad[:, 1:].contiguous()
     sums.last_bias.add_(to_values.sum(0))
     for block in reversed(blocks):  # the last one may still be in the cache
-        z, e, x, r_bar, d, dh = block.z, block.e, block.x, block.d, block.d, block.h
-        s = kernel.slopes(z, 2)
-        ss: list[tuple[Tensor, ...]] = [()] * depth
-        if s:
-            ss = list(zip(*(t.unbind(0) for t in s), strict=True))
+        zs, slopes = block.z, [kernel.slopes(z, 2) for z in block.z]
         # Upward: x = W r_bar
         below = to_gradient = to_gradients[block.where]
-        for i in range(depth):
-            torch.mm(below, transposed[i], out=x.each[i])
-            if residual and i:
-                x.each[i].mul_(scale)
-            kernel.slope_times(block.zs[i], ss[i], x.each[i], r_bar.each[i])
-            if residual and i:
-                r_bar.each[i].add_(below)
-            below = r_bar.each[i]
-        sums.first.addmm_(to_gradient.T, e.each[0])
-        sums.inner.baddbmm_(e.columns_above, r_bar.lower, alpha=scale)
+        for i, x in enumerate(block.bends):
+            r_bar = block.work[i % 2]
+            torch.mm(below, transposed[i], out=x)
+            if i:
+                to_inner[i - 1].addmm_(block.columns[i], below, alpha=scale)
+                if residual:
+                    x.mul_(scale)
+            kernel.slope_times(zs[i], slopes[i], x, r_bar)
+            if i and residual:
+                r_bar.add_(below)
+            x.mul_(block.r[i] if block.r else block.e[i])
+            below = r_bar
+        sums.first.addmm_(to_gradient.T, block.e[0])
         sums.last.add_(below.sum(0))
-        x.all.mul_(e.all if block.r is None else block.r.all)
         # Downward: d = dv/dz
-        values, to_value = kernel.value(z), to_values[block.where]
-        if residual:
-            values = values.clone()
-            values[1:].mul_(scale)
-            values = values.cumsum(0)
-        sums.last.addmm_(to_value.T, values[-1])
+        hs = [kernel.value(z) for z in zs]
+        for i in range(1, depth if residual else 0):
+            hs[i] = torch.add(hs[i - 1], hs[i], alpha=scale, out=block.sums[i])
+        to_value, dh, d = to_values[block.where], block.work[2], block.work[3]
+        sums.last.addmm_(to_value.T, hs[-1])
         torch.mm(to_value, weights[-1], out=dh)
         for i in reversed(range(depth)):
-            kernel.slope_times(block.zs[i], ss[i], dh, d.each[i])
-            if residual and i:
-                d.each[i].mul_(scale)
-            kernel.add_bend(block.zs[i], ss[i], x.each[i], d.each[i])
-            if residual and i:
-                dh.addmm_(d.each[i], weights[i])
-            elif i:
-                torch.mm(d.each[i], weights[i], out=dh)
-        sums.first.addmm_(features[block.where].T, d.each[0])
-        sums.inner.baddbmm_(d.columns_above, values[:-1])
-        sums.biases.add_(d.all.sum(1))
+            kernel.slope_times(zs[i], slopes[i], dh, d)
+            if i and residual:
+                d.mul_(scale)
+            kernel.add_bend(zs[i], slopes[i], block.bends[i], d)
+            to_biases[i].add_(d.sum(0))
+            if i:
+                to_inner[i - 1].addmm_(block.work_columns, hs[i - 1])
+                if residual:
+                    dh.addmm_(d, weights[i])
+                else:
+                    torch.mm(d, weights[i], out=dh)
+        sums.first.addmm_(features[block.where].T, d)
         if to_features is not None:
-            torch.mm(d.each[0], first, out=to_features[block.where])
+            torch.mm(d, first, out=to_features[block.where])
     return sums.all(to_features)

@@ -7,14 +7,12 @@ transcendental functions. The stack of a layer, ``z``, has the channels of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from dcase.activations.jets import activation_jet, closed_form
 from dcase.pinn.derivatives.jets import Plan
-from dcase.pinn.derivatives.workspace import Stack
+from dcase.pinn.derivatives.workspace import Arrays, Stack
 
 _slope_times = torch.ops.aten.tanh_backward  # (g, t) -> g (1 - t^2)
 
@@ -22,8 +20,6 @@ _MINUS_ONE = torch.tensor(-1.0)  # without dimensions: takes part in any dtype, 
 
 # (channel, channel of i, channel of j); None stands for the Laplacian.
 _Pair = tuple[int, int, int] | None
-
-Parts = Sequence[Tensor]
 
 
 class Channels:
@@ -48,7 +44,7 @@ class Channels:
             self.seconds.append((plan.channel("laplacian"), None))
         self._summed = [plan.channel(i) for i in plan.laplacian]
 
-    def product(self, z: Parts, pair: _Pair, out: Tensor) -> Tensor:
+    def product(self, z: Arrays, pair: _Pair, out: Tensor) -> Tensor:
         """``z_i z_j`` of a pair, ``sum_i z_i^2`` of the Laplacian."""
         if pair is not None:
             return torch.mul(z[pair[1]], z[pair[2]], out=out)
@@ -57,13 +53,13 @@ class Channels:
             out.addcmul_(z[c], z[c])
         return out
 
-    def contract(self, z: Parts, grad: Parts, out: Tensor) -> None:
+    def contract(self, z: Arrays, grad: Arrays, out: Tensor) -> None:
         """``sum_c grad_c z_c`` over all channels but the value."""
         torch.mul(grad[1], z[1], out=out)
         for c in range(2, self.count):
             out.addcmul_(grad[c], z[c])
 
-    def contract_products(self, z: Parts, grad: Parts, out: Tensor, scratch: Tensor) -> None:
+    def contract_products(self, z: Arrays, grad: Arrays, out: Tensor, scratch: Tensor) -> None:
         """``sum_c grad_c`` times the product of c, over the channels of second order."""
         for index, (c, pair) in enumerate(self.seconds):
             self.product(z, pair, scratch)
@@ -72,7 +68,7 @@ class Channels:
             else:
                 out.addcmul_(scratch, grad[c])
 
-    def spread(self, bend: Tensor, z: Parts, pair: _Pair, out: Parts, factor: float) -> None:
+    def spread(self, bend: Tensor, z: Arrays, pair: _Pair, out: Arrays, factor: float) -> None:
         """Add ``factor bend d(product)/d z_i`` to ``out[i]``."""
         if pair is None:
             for i in self._summed:
@@ -137,7 +133,7 @@ class ClosedForm:
                 out.parts[c].addcmul_(ch.product(z.parts, pair, product), s[2])
 
     def pull_back(
-        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Parts
+        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Arrays
     ) -> None:
         """Turn the gradient by the activated stack into that by the pre-activations.
 
@@ -206,7 +202,7 @@ class Tanh(ClosedForm):
             _slope_times.grad_input(this, t, grad_input=this)
 
     def pull_back(
-        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Parts
+        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Arrays
     ) -> None:
         """See :class:`ClosedForm`."""
         ch, t, g, o = self.channels, z.parts[0], grad.parts, out.parts

@@ -8,7 +8,7 @@ short operation, so that they are made once, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +19,8 @@ BLOCK_ROWS = 4096
 _KEPT = 6
 
 _T = TypeVar("_T")
+
+Arrays = Sequence[Tensor]
 
 
 class Workspace:

@@ -372,6 +372,18 @@ def test_a_share_without_a_time_limit_is_one_of_the_steps(tmp_path):
     assert outcome.steps == 10 + 5
 
 
+def test_balanced_weights_go_on_into_the_next_stage(tmp_path):
+    settings = QUICK.changed(
+        hard="none", optimizer="adam:30,lbfgs:3", balance="gradient-norm", balance_every=10
+    )
+    seen = []
+    problem = prepared(problem_of(advection_sample()), settings)
+    solve(problem, settings, tmp_path, on_fit=lambda fit, trainer: seen.append(trainer))
+    after = seen[0].term_weights
+    assert after != {n: t.weight for n, t in seen[0].objective.terms.items()}
+    assert {n: t.weight for n, t in seen[1].objective.terms.items()} == after
+
+
 def test_a_time_limit_is_shared_among_windows_and_stages(tmp_path):
     settings = QUICK.changed(optimizer="adam:50%,lbfgs", windows=2, time_limit=2.0)
     outcome = solve(prepared(problem_of(advection_sample()), settings), settings, tmp_path)
