@@ -73,7 +73,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[st
                 row["method"],
                 *(_with_paper(row, c, "paper MSE" if c == "MSE" else "") for c in errors),
                 _number(row.get("steps")),
-                _number(row.get("seconds")),
+                f"{row['seconds']:.0f}" if row.get("seconds") else "",
             ]
             for row in rows
         ],
