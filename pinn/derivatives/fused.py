@@ -27,6 +27,10 @@ from dcase.pinn.derivatives.workspace import Lease, Stack, Workspace, blocks_of,
 BLOCK_ROWS = 4096
 
 
+# What `is_grads_batched=True` of torch.autograd.grad makes of a gradient.
+_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
+
+
 @dataclass
 class Network:
     """What a fused function knows of the network.
@@ -50,11 +54,12 @@ class Network:
 
 def usable(activation: nn.Module) -> bool:
     """Whether the fused functions may be called here and now, with this activation."""
-    return (
-        closed_form(activation) is not None
-        and not _composite_needed()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.is_autocast_enabled("cuda")
+    return not (
+        torch.compiler.is_compiling()
+        or closed_form(activation) is None
+        or _composite_needed()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
     )
 
 
@@ -86,16 +91,22 @@ class _FusedJet(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         stack, *parameters = ctx.saved_tensors
         needed, blocks = ctx.needs_input_grad, ctx.lease.item
-        if differentiated_again():
+        if differentiated_again(grads[0]):
             found = plain_backward(ctx.network, [stack, *parameters], grads, needed)
         else:
             found = _backward(ctx.network, stack, parameters, blocks, grads[0], needed[1])
         return (None, *found)
 
 
-def differentiated_again() -> bool:
-    """Whether a backward pass is itself to be differentiated, or runs inside ``torch.func``."""
-    return torch.is_grad_enabled() or _transforms_active is None or _transforms_active()
+def differentiated_again(grad: Tensor) -> bool:
+    """Whether a backward pass is to be differentiated itself, or is one of many done at once."""
+    return (
+        torch.is_grad_enabled()
+        or _transforms_active is None
+        or _transforms_active()
+        or _batched is None
+        or _batched(grad)
+    )
 
 
 def plain_backward(

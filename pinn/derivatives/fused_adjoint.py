@@ -55,7 +55,7 @@ class _FusedGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         features, *parameters = ctx.saved_tensors
         needed, blocks = ctx.needs_input_grad, ctx.lease.item
-        if differentiated_again():
+        if differentiated_again(grads[0]):
             found = plain_backward(ctx.network, [features, *parameters], grads, needed)
         else:
             found = _backward(ctx.network, features, parameters, blocks, grads[0], needed[1])
