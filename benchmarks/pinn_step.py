@@ -290,7 +290,7 @@ def compare_terms(theirs: Any, ours: MLP, contest: Contest) -> dict[str, list[fl
     """
     data = contest.data
     losses = theirs.outputs_losses_train(data.train_x, data.train_y, None)[1].tolist()
-    found = {n: float(v) for n, v in contest.terms(ours).items()}
+    found = {n: float(v.detach()) for n, v in contest.terms(ours).items()}
     result = {n: [a, b] for (n, b), a in zip(found.items(), losses, strict=True)}
     for name, (a, b) in result.items():
         if abs(a - b) > 2e-4 * max(abs(a), 1e-6):
@@ -371,7 +371,7 @@ def compare_after(theirs: Any, ours: MLP, contest: Contest) -> list[float]:
     """Total losses at the end of the rounds: equally long walks from the same start."""
     x, y = contest.data.train_x, contest.data.train_y
     total = float(theirs.outputs_losses_train(x, y, None)[1].sum())
-    return [total, float(sum(contest.terms(ours).values()))]
+    return [total, float(sum(contest.terms(ours).values()).detach())]
 
 
 def nrmse(predict: Callable[[np.ndarray], np.ndarray]) -> float:

@@ -9,7 +9,9 @@ import pytest
 
 from dcase._version import __version__
 from dcase.cli import main as cli
+from dcase.cli.reproduce_pinn import TABLES as PINN_TABLES
 from dcase.errors import DataError
+from dcase.pinn.run import PDEBENCH
 from dcase.potentials.experiments.protocol import TABLES
 
 
@@ -29,7 +31,9 @@ def test_all_commands_are_there():
     assert {" ".join(path) for path in COMMANDS} == {
         "train", "train md17", "train xyz", "train oc22", "md", "relax", "evaluate", "check",
         "info", "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
-        *(f"reproduce {name}" for name in (*TABLES, "figure1", "figure2")),
+        *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
+        "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
+        "pinn data", *(f"pinn data {name}" for name in (*PDEBENCH, "download", "info")),
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_ordinary_steps_are_fused(no_fusing):
 def test_blocks_of_points_add_up(monkeypatch, activation, residual, depth):
     monkeypatch.setattr(workspace, "BLOCK_ROWS", 20)
     options = {"activation": activation, "residual": residual, "depth": depth}
-    for n in (0, 1, 23, 40):
+    for n in (0, 1, 23):
         one, two = mlp(2, 1, **options), mlp(3, 2, **options)
         for engine, model, w in (
             (JetEngine(), one, FIRST),
