@@ -11,7 +11,7 @@ from dcase.cli.progress import TrainingDisplay, duration
 from dcase.pinn.solver import Fit
 from dcase.training.trainer import Progress
 
-MANY = 12  # windows, above which they are shown as one piece of work
+MANY = 5  # windows, above which they are shown as one piece of work
 
 
 class StepDisplay(TrainingDisplay):

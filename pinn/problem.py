@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from dcase.errors import OptionError
-from dcase.pinn.conditions import Condition, Initial, Periodic, no_flux
+from dcase.pinn.conditions import (
+    Condition,
+    Dirichlet,
+    Initial,
+    Periodic,
+    Placement,
+    no_flux,
+    wall_points,
+)
 from dcase.pinn.derivatives.names import trace
 from dcase.pinn.domains import Domain
 from dcase.pinn.equations import Advection, CompressibleFlow, DiffusionReaction, with_parameters
@@ -76,10 +84,20 @@ class PDEProblem:
         return self.reference() if callable(self.reference) else self.reference
 
     def hardened(self, kinds: Sequence[str]) -> PDEProblem:
-        """The same problem with conditions of these kinds hard and all others soft."""
+        """The same problem with conditions of these kinds hard and all others soft.
+
+        A wall stays soft where the initial state is hard and does not have the wall's value: they
+        cannot both hold.
+        """
         conditions = [
             replace(c, hard=c.kind in kinds) if c.can_be_hard else c for c in self.conditions
         ]
+        state = self.initial
+        if state is not None and "initial" in kinds:
+            conditions = [
+                replace(c, hard=False) if c.hard and _disagree(c, state, self.domain) else c
+                for c in conditions
+            ]
         return replace(self, conditions=conditions)
 
     def smoothed(self, modes: int) -> PDEProblem:
@@ -99,6 +117,19 @@ class PDEProblem:
             for c in self.conditions
         ]
         return replace(self, domain=self.domain.with_times(start, end), conditions=conditions)
+
+
+def _disagree(condition: Condition, state: InitialState, domain: Domain) -> bool:
+    """Whether the initial state has other values on a wall than the wall."""
+    if not isinstance(condition, Dirichlet):
+        return False
+    points = wall_points(domain, condition.coordinate, condition.side, Placement(64))
+    values = state.derivative(points, [0] * len(domain.space))
+    return any(
+        float((values[:, state.fields.index(name)] - value).abs().max()) > 1e-6
+        for name, value in condition.values.items()
+        if not callable(value)
+    )
 
 
 def problem_of(sample: Sample) -> PDEProblem:

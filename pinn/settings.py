@@ -184,7 +184,7 @@ class PinnSettings:
     init: str = "lsuv"
     scale_inputs: bool = True
     scale_outputs: bool = True
-    hard: str = "initial,periodic,neumann"
+    hard: str = "initial,periodic,neumann,dirichlet"
     modes: int = 8
     smooth: int = 64
     windows: int = 1
@@ -195,7 +195,7 @@ class PinnSettings:
     train_hidden: bool = False
     target: float = 1e-6
     viscosity: float = 0.0
-    optimizer: str = "adam:500,lbfgs"
+    optimizer: str = "adam:10%,lbfgs"
     lr: float = 1e-3
     schedule: str = "constant"
     final_lr: float = 0.0

@@ -61,8 +61,10 @@ class JetEngine:
     """Truncated Taylor series carried through the network in one batched forward pass.
 
     Args:
-        compile: Compile the forward pass with ``torch.compile`` (needs a C++ compiler and up to a
-            minute at the first call, of each shape: worth it from some 2000 steps).
+        compile: Compile the formulas with ``torch.compile``: needs a C++ compiler, and up to a
+            minute for each shape. It may pay on a GPU or for an activation of your own; on a
+            CPU the hand-written passes that a plain MLP takes otherwise are faster (measured:
+            18 ms to 24 for the adjoint of 7000 points, 45 to 73 for two fields and a Laplacian).
     """
 
     name = "jet"

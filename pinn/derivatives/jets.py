@@ -13,7 +13,7 @@ of them go through it as one matrix product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +42,6 @@ class Plan:
     second: tuple[tuple[int, int], ...] = ()
     laplacian: tuple[int, ...] = ()
     adjoint: bool = False
-    _channel: dict[tuple[int, ...] | str, int] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
 
     def __post_init__(self) -> None:
         needed = {i for pair in self.second for i in pair} | set(self.laplacian)
@@ -52,10 +49,6 @@ class Plan:
             raise OptionError("second derivatives need the first ones by the same coordinates")
         if self.adjoint and self.order > 1:
             raise OptionError("the adjoint engine gives first derivatives only")
-        keys: list[tuple[int, ...] | str] = [(i,) for i in self.first]
-        keys += [(min(p), max(p)) for p in self.second]
-        keys += ["laplacian"] if self.laplacian else []
-        self._channel.update({key: c for c, key in enumerate(keys, start=1)})
 
     @staticmethod
     def of(wanted: Wanted, *, adjoint: bool = False) -> Plan:
@@ -70,7 +63,7 @@ class Plan:
     @property
     def channels(self) -> int:
         """Number of channels, the value included."""
-        return 1 + len(self._channel)
+        return 1 + len(self.first) + len(self.second) + bool(self.laplacian)
 
     def channel(self, *key: int | str) -> int:
         """Position of a derivative: ``channel(i)``, ``channel(i, j)``, ``channel("laplacian")``.
@@ -78,11 +71,15 @@ class Plan:
         Raises:
             OptionError: The plan has no such channel.
         """
-        wanted = key[0] if key == ("laplacian",) else tuple(sorted(key))  # type: ignore[type-var]
-        try:
-            return self._channel[wanted]  # type: ignore[index]
-        except KeyError:
-            raise OptionError(f"this jet has no channel {wanted}") from None
+        if key == ("laplacian",) and self.laplacian:
+            return self.channels - 1
+        if len(key) == 1 and key[0] in self.first:
+            return 1 + self.first.index(key[0])
+        if len(key) == 2:
+            for c, pair in enumerate(self.second, start=1 + len(self.first)):
+                if pair == key or pair[::-1] == key:
+                    return c
+        raise OptionError(f"this jet has no channel {key}")
 
     def seed(self, points: Tensor) -> Jet:
         """The jet of the coordinates themselves.

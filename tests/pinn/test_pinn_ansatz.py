@@ -19,7 +19,7 @@ from dcase.pinn.equations import Advection
 from dcase.pinn.initial import FunctionState, GridState
 from dcase.pinn.networks import MLP
 from dcase.pinn.problem import PDEProblem, problem_of
-from dcase.pinn.zoo import burgers
+from dcase.pinn.zoo import burgers, diffusion_sorption
 
 
 def body(n_in, n_out, activation="tanh"):
@@ -112,6 +112,15 @@ def test_walls_hold_their_values(hard):
     for wall in (-1.0, 1.0):
         at = torch.stack([torch.full_like(t, wall), t], 1)
         assert model(at).abs().max() < 1e-14
+
+
+def test_walls_that_contradict_the_initial_state_stay_soft():
+    """Diffusion-sorption starts at 0.1 everywhere, the left wall holds 1."""
+    kinds = ["initial", "dirichlet"]
+    column = {c.kind: c.hard for c in diffusion_sorption().hardened(kinds).conditions}
+    assert column == {"initial": True, "dirichlet": False, "boundary": False}
+    assert all(c.hard for c in burgers().hardened(kinds).conditions)
+    assert diffusion_sorption().hardened(["dirichlet"]).conditions[1].hard
 
 
 def test_one_sided_walls_with_other_values():
