@@ -165,7 +165,7 @@ class PinnSettings:
         balance_every: Steps between balancings.
         causal: Steepness of causal weights in stages of adam and soap; 0: none.
         engine: "auto", "autograd", "jet" or "adjoint".
-        compile: Compile the jets (a wait of about a minute; for long runs).
+        compile: Compile the jets: a wait of about a minute, and no gain on a CPU.
         dtype: "float32" or "float64"; quasi-Newton methods want float64.
         refine: Rounds of residual-based refinement (RAR) of the collocation points.
         max_steps: Of a last stage without a number of steps.

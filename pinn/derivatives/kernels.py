@@ -2,7 +2,8 @@
 
 Arrays fit into the cache here, so that what counts is the number of passes over them and of
 transcendental functions. The stack of a layer, ``z``, has the channels of
-:class:`dcase.pinn.derivatives.jets.Plan` and, for most activations, a last slot for the value.
+:class:`dcase.pinn.derivatives.jets.Plan`, pre-activations at first. :meth:`ClosedForm.activate`
+replaces channel 0 by the value; the derivatives of the activation go to further slots.
 """
 
 from __future__ import annotations
@@ -86,112 +87,112 @@ def kernel_for(activation: nn.Module, plan: Plan) -> ClosedForm | None:
 
 
 class ClosedForm:
-    """Any activation with known derivatives; its value is kept in a slot of its own.
+    """Any activation with known derivatives, which take a slot each.
 
     Args:
         channels: Of the stacks.
         activation: One that :func:`dcase.activations.jets.closed_form` knows.
 
     Attributes:
-        extra: Slots of ``z`` beside the channels.
         factor: What pre-activations (channel 0) are to be multiplied by for :meth:`activate`.
-        bends_r: Whether :meth:`add_bend` wants x times r, or x times ``act'(z) r``.
     """
 
-    extra = 1
     factor = 1.0
-    bends_r = True
 
     def __init__(self, channels: Channels, activation: nn.Module) -> None:
         self.channels, self.activation = channels, activation
 
-    def activate(self, z: Stack) -> Tensor:
-        """Add what the other methods need to pre-activations, in place; return the value."""
-        return z.parts[-1].copy_(activation_jet(self.activation, z.parts[0], 0)[0])
+    def slots(self, order: int) -> int:
+        """Slots of a stack whose activation is to be differentiated so often."""
+        return self.channels.count + order
 
-    def value(self, z: Stack) -> Tensor:
-        """The value, where :meth:`activate` put it."""
-        return z.parts[-1]
-
-    def slopes(self, z: Stack, order: int) -> tuple[Tensor, ...]:
-        """What the other methods share: value and derivatives of the activation."""
-        return activation_jet(self.activation, z.parts[0], order, z.parts[-1])
-
-    def output(self, z: Stack, s: tuple[Tensor, ...], out: Stack) -> None:
-        """Write the channels of the activated stack, all but the value.
+    def activate(self, z: Stack, order: int) -> Tensor:
+        """Put the value into channel 0, and derivatives into the slots after the channels.
 
         Args:
-            z: As :meth:`activate` left it.
-            s: From :meth:`slopes`, of the order of the channels at least.
-            out: Where to.
-        """
-        ch = self.channels
-        torch.mul(z.rest, s[1], out=out.rest)
-        if ch.order > 1:
-            product = torch.empty_like(z.parts[0])
-            for c, pair in ch.seconds:
-                out.parts[c].addcmul_(ch.product(z.parts, pair, product), s[2])
+            z: Pre-activations.
+            order: How many derivatives: those that the chain rule needs, and one more for
+                :meth:`pull_back`.
 
-    def pull_back(
-        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Arrays
-    ) -> None:
+        Returns:
+            The value.
+        """
+        value, *slopes = activation_jet(self.activation, z.parts[0], order)
+        for k, slope in enumerate(slopes, start=self.channels.count):
+            z.parts[k].copy_(slope)
+        return z.parts[0].copy_(value)
+
+    def output(self, z: Stack, out: Stack) -> None:
+        """Write the channels of the activated stack, all but the value."""
+        ch, s = self.channels, z.parts[self.channels.count :]
+        torch.mul(z.rest, s[0], out=out.rest)
+        if ch.order > 1:
+            product = torch.empty_like(s[0])
+            for c, pair in ch.seconds:
+                out.parts[c].addcmul_(ch.product(z.parts, pair, product), s[1])
+
+    def pull_back(self, z: Stack, grad: Stack, out: Stack, scratch: Arrays) -> None:
         """Turn the gradient by the activated stack into that by the pre-activations.
 
         Args:
             z: As :meth:`activate` left it.
-            s: From :meth:`slopes`, one order above the channels'.
             grad: Left as it is.
             out: Where to.
             scratch: Two arrays of the shape of a channel, overwritten.
         """
         ch, g, o = self.channels, grad.parts, out.parts
-        torch.mul(g[0], s[1], out=o[0])
+        s = z.parts[ch.count :]
+        torch.mul(g[0], s[0], out=o[0])
         if ch.count == 1:
             return
-        torch.mul(grad.rest, s[1], out=out.rest)
+        torch.mul(grad.rest, s[0], out=out.rest)
         total, product = scratch
         ch.contract(z.parts, g, total)
-        o[0].addcmul_(total, s[2])
+        o[0].addcmul_(total, s[1])
         if ch.order == 1:
             return
         ch.contract_products(z.parts, g, total, product)
-        o[0].addcmul_(total, s[3])
+        o[0].addcmul_(total, s[2])
         for c, pair in ch.seconds:
-            ch.spread(torch.mul(g[c], s[2], out=product), z.parts, pair, o, 1.0)
+            ch.spread(torch.mul(g[c], s[1], out=product), z.parts, pair, o, 1.0)
 
-    def slope_times(self, z: Stack, s: tuple[Tensor, ...], x: Tensor, out: Tensor) -> None:
+    # For the adjoint, whose only channel is the value; derivatives to order 2.
+
+    def slope_times(self, z: Stack, x: Tensor, out: Tensor) -> None:
         """``act'(z) x``."""
-        torch.mul(x, s[1], out=out)
+        torch.mul(x, z.parts[1], out=out)
 
-    def add_bend(self, z: Stack, s: tuple[Tensor, ...], xr: Tensor, out: Tensor) -> None:
-        """Add ``act''(z) r x`` to ``out``; ``xr`` as ``bends_r`` says."""
-        out.addcmul_(xr, s[2])
+    def keep_bend(self, z: Stack, r: Tensor) -> None:
+        """Keep of r what :meth:`bend_times` needs; once for each :meth:`activate`."""
+        z.parts[2].mul_(r)
+
+    def bend_times(self, z: Stack, e: Tensor, x: Tensor) -> None:
+        """``act''(z) r x``, or part of it, in place of x; ``e = act'(z) r``."""
+        x.mul_(z.parts[2])
+
+    def add_bend(self, z: Stack, bend: Tensor, out: Tensor) -> None:
+        """Add ``act''(z) r x`` to ``out``; ``bend`` is from :meth:`bend_times`."""
+        out.add_(bend)
 
 
 class Tanh(ClosedForm):
-    """The baseline's activation: derivatives are polynomials of the value, which replaces z."""
+    """The baseline's activation: derivatives are polynomials of the value, and take no slots."""
 
-    extra = 0
     factor = 2.0
-    bends_r = False
 
     def __init__(self, channels: Channels) -> None:
         super().__init__(channels, nn.Tanh())
 
-    def activate(self, z: Stack) -> Tensor:
+    def slots(self, order: int) -> int:
+        """See :class:`ClosedForm`."""
+        return self.channels.count
+
+    def activate(self, z: Stack, order: int) -> Tensor:
         """``2 sigmoid(2 z) - 1``: a quarter of the time of torch's tanh (CPU), to 3 ulp of 1."""
         t = z.parts[0].sigmoid_()
         return torch.add(_MINUS_ONE, t, alpha=2.0, out=t)
 
-    def value(self, z: Stack) -> Tensor:
-        """See :class:`ClosedForm`."""
-        return z.parts[0]
-
-    def slopes(self, z: Stack, order: int) -> tuple[Tensor, ...]:
-        """None: all is in ``z``."""
-        return ()
-
-    def output(self, z: Stack, s: tuple[Tensor, ...], out: Stack) -> None:
+    def output(self, z: Stack, out: Stack) -> None:
         """See :class:`ClosedForm`."""
         ch, t = self.channels, z.parts[0]
         _slope_times.grad_input(z.firsts, t, grad_input=out.firsts)
@@ -201,9 +202,7 @@ class Tanh(ClosedForm):
             torch.sub(z.parts[c], this, alpha=2.0, out=this)  # z_ij - 2 t z_i z_j
             _slope_times.grad_input(this, t, grad_input=this)
 
-    def pull_back(
-        self, z: Stack, s: tuple[Tensor, ...], grad: Stack, out: Stack, scratch: Arrays
-    ) -> None:
+    def pull_back(self, z: Stack, grad: Stack, out: Stack, scratch: Arrays) -> None:
         """See :class:`ClosedForm`."""
         ch, t, g, o = self.channels, z.parts[0], grad.parts, out.parts
         if ch.count == 1:
@@ -222,10 +221,17 @@ class Tanh(ClosedForm):
         for c, pair in ch.seconds:
             ch.spread(torch.mul(o[c], t, out=product), z.parts, pair, o, -2.0)
 
-    def slope_times(self, z: Stack, s: tuple[Tensor, ...], x: Tensor, out: Tensor) -> None:
+    def slope_times(self, z: Stack, x: Tensor, out: Tensor) -> None:
         """See :class:`ClosedForm`."""
         _slope_times.grad_input(x, z.parts[0], grad_input=out)
 
-    def add_bend(self, z: Stack, s: tuple[Tensor, ...], xr: Tensor, out: Tensor) -> None:
+    def keep_bend(self, z: Stack, r: Tensor) -> None:
+        """Nothing: ``act'' r = -2 t e``."""
+
+    def bend_times(self, z: Stack, e: Tensor, x: Tensor) -> None:
         """See :class:`ClosedForm`."""
-        out.addcmul_(xr, z.parts[0], value=-2.0)
+        x.mul_(e)
+
+    def add_bend(self, z: Stack, bend: Tensor, out: Tensor) -> None:
+        """See :class:`ClosedForm`."""
+        out.addcmul_(bend, z.parts[0], value=-2.0)

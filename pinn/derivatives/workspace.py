@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,15 @@ BLOCK_ROWS = 4096
 _KEPT = 6
 
 _T = TypeVar("_T")
+_B = TypeVar("_B", bound="Block")
+
+
+class Block(Protocol):
+    """Arrays for some of the points; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    where: slice
+
 
 Arrays = Sequence[Tensor]
 
@@ -67,14 +77,44 @@ def blocks_of(n: int, channels: int, device: torch.device) -> list[tuple[int, in
     return [(start, min(size, n - start)) for start in range(0, n, size)]
 
 
+def state_of(points: Tensor) -> tuple[Hashable, ...]:
+    """What arrays for these points [..., N, n_in] depend on."""
+    return (
+        points.shape[-2],
+        points.dtype,
+        points.device,
+        torch.get_num_threads(),
+        torch.is_inference_mode_enabled(),  # its tensors cannot be written to outside
+    )
+
+
+def same_arrays(
+    make: Callable[[slice, int], _B], wheres: list[tuple[int, int]], keep: bool
+) -> list[_B]:
+    """The blocks; where nothing is to be kept, those of one size share their arrays.
+
+    Args:
+        make: From the points and their number; a dataclass with a field ``where``.
+        wheres: From :func:`blocks_of`.
+        keep: Whether each block needs arrays of its own.
+    """
+    blocks: list[_B] = []
+    for start, m in wheres:
+        where = slice(start, start + m)
+        last = wheres[len(blocks) - 1][1] if blocks else -1
+        again = not keep and m == last
+        blocks.append(replace(blocks[-1], where=where) if again else make(where, m))
+    return blocks
+
+
 class Stack:
-    """An array [slots, n, width], or [slots, depth, n, width], with its views.
+    """An array [slots, n, width] with its views.
 
     Attributes:
         parts: Its slots.
         rest: Channels 1 to C - 1.
         firsts: Channels 1 to k, the first derivatives.
-        rows: All channels, [C n, width] (as the next four: with three dimensions only).
+        rows: All channels, [C n, width].
         value_rows: Channel 0 of these.
         rest_rows: The others.
         value_columns: Transposed.
@@ -96,11 +136,10 @@ class Stack:
         self.parts = array.unbind(0)
         self.rest = array[1:channels]
         self.firsts = array[1 : firsts + 1]
-        if array.ndim == 3:
-            n, width = array.shape[1:]
-            self.rows = array[:channels].view(channels * n, width)
-            self.value_rows, self.rest_rows = self.rows[:n], self.rows[n:]
-            self.value_columns, self.rest_columns = self.value_rows.T, self.rest_rows.T
+        n, width = array.shape[1:]
+        self.rows = array[:channels].view(channels * n, width)
+        self.value_rows, self.rest_rows = self.rows[:n], self.rows[n:]
+        self.value_columns, self.rest_columns = self.value_rows.T, self.rest_rows.T
 
 
 def carve(memory: Tensor, *sizes: tuple[int, ...]) -> list[Tensor]:

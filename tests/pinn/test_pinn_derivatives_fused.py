@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcase.activations import ACTIVATIONS
+from dcase.activations import ACTIVATIONS, get_activation
 from dcase.pinn.derivatives import (
     AdjointEngine,
     AutogradEngine,
@@ -53,7 +53,7 @@ def same(ours, theirs, rtol=1e-10):
 def no_fusing(monkeypatch):
     """Make any use of the hand-written passes an error."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("a hand-written pass was used")
 
     monkeypatch.setattr(fused, "_forward", refuse)
@@ -281,3 +281,26 @@ def test_points_that_need_gradients_through_blocks(monkeypatch):
             p = points(17, model.n_in).requires_grad_()
             found.append(torch.autograd.grad(loss_of(e(model, p, w), w), p))
         same(*found)
+
+
+def test_inference_mode_leaves_nothing_behind():
+    for engine, model, w in engines_and_models():
+        p = points(9, model.n_in)
+        with torch.inference_mode():
+            engine(model, p, w)
+            model(p)
+        with torch.no_grad():
+            found = engine(model, p, w)
+            model(p)
+            expected = AutogradEngine()(model, p, w)
+        same([found[n] for n in w.names], [expected[n] for n in w.names])
+
+
+def test_another_activation_gets_memory_of_its_own():
+    model, p = mlp(2, 1), points(9, 2)
+    engines = (AdjointEngine(), JetEngine())
+    for engine in engines:
+        gradients(engine, model, p, FIRST)
+    model.activation = get_activation("isilu")
+    for engine in engines:
+        same(gradients(engine, model, p, FIRST), gradients(AutogradEngine(), model, p, FIRST))
