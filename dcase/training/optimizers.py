@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -31,7 +33,7 @@ def make_optimizer(
     # On small models Adam takes a good part of a step; fused it takes a third of "foreach".
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return kind(
-        parameters,
+        _groups(parameters),
         lr=s.lr,
         weight_decay=s.weight_decay,
         betas=betas,
@@ -40,3 +42,11 @@ def make_optimizer(
         fused=True if fused else None,
         foreach=None if fused else True,
     )
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters by the share of the learning rate that they take (``lr_factor``; else all)."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for p in parameters:
+        groups.setdefault(float(getattr(p, "lr_factor", 1.0)), []).append(p)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]

@@ -43,6 +43,7 @@ class TrainSettings:
         ema: Decay of the exponential moving average of the weights; 0: none. Validation and the
             saved model use the average.
         clip_norm: Largest gradient norm; 0: no clipping.
+        clip_value: Largest element of the gradient; 0: no clipping.
         balance: ``"none"``; or weights that follow the loss terms, so that their gradients have the
             same norm (``"gradient-norm"``) or their residuals converge at the same rate (``"ntk"``,
             by the trace of the tangent kernel). They multiply the weights of the objective.
@@ -76,6 +77,7 @@ class TrainSettings:
     patience: int = 10
     ema: float = 0.0
     clip_norm: float = 0.0
+    clip_value: float = 0.0
     balance: str = "none"
     balance_every: int = 100
     balance_momentum: float = 0.9
@@ -109,6 +111,7 @@ class TrainSettings:
             "weight_decay",
             "warmup_steps",
             "clip_norm",
+            "clip_value",
             "early_stopping",
         ):
             if getattr(self, name) < 0:
@@ -126,7 +129,7 @@ class TrainSettings:
             raise OptionError(f"decay must be between 0 and 1, got {self.decay}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise OptionError(f"time_limit must be positive, got {self.time_limit}")
-        for name in ("clip_norm", "weight_decay") if self.quasi_newton else ():
+        for name in ("clip_norm", "clip_value", "weight_decay") if self.quasi_newton else ():
             if getattr(self, name):
                 raise OptionError(
                     f"{name} does not go with optimizer {self.optimizer}: its line search needs "

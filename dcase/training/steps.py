@@ -56,10 +56,12 @@ def descend(trainer: Trainer, batch: Any) -> Outcome:
     progress = max(trainer.step / (settings.epochs * trainer.steps_per_epoch), found.limit_share)
     lr = trainer.schedule.lr(trainer.step, progress)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("factor", 1.0)
     if 0 < settings.clip_norm < norm:
         gradients = [p.grad for p in trainer.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, settings.clip_norm / norm)
+    if settings.clip_value > 0:
+        torch.nn.utils.clip_grad_value_(trainer.parameters, settings.clip_value)
     optimizer.step()
     return Outcome(losses, found.limit_share, found.interrupted)
 

@@ -35,6 +35,7 @@ from dcase.training.trainer import evaluate
         ("warmup_steps", -1, "negative"),
         ("clip_norm", -1.0, "negative"),
         ("clip_norm", math.inf, "finite"),
+        ("clip_value", -1.0, "negative"),
         ("early_stopping", -1, "negative"),
         ("beta1", 1.0, r"\[0, 1\)"),
         ("beta2", -0.1, r"\[0, 1\)"),
@@ -62,7 +63,9 @@ def test_impossible_settings(option, value, message):
 
 
 @pytest.mark.parametrize("optimizer", QUASI_NEWTON)
-@pytest.mark.parametrize(("option", "value"), [("clip_norm", 0.5), ("weight_decay", 0.1)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("clip_norm", 0.5), ("clip_value", 0.5), ("weight_decay", 0.1)]
+)
 def test_what_a_line_search_cannot_have(optimizer, option, value):
     with pytest.raises(OptionError, match=f"{option} does not go with optimizer {optimizer}: .* 0"):
         TrainSettings(optimizer=optimizer, **{option: value})

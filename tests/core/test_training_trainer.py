@@ -28,7 +28,7 @@ from dcase.errors import OptionError, TrainingError
 from dcase.objective import Term
 from dcase.potentials.fit import fit_potential
 from dcase.training.logs import read_metrics
-from dcase.training.trainer import evaluate
+from dcase.training.trainer import Trainer, evaluate
 
 
 def reference(n_steps, *, clip=0.0, data=None, batch_size=5, seed=0, kind=torch.optim.Adam, **adam):
@@ -106,6 +106,34 @@ def test_clipping_really_clips(tmp_path):
     run.optimizer.step = spy
     run.fit()
     assert norms == pytest.approx([0.05] * 5, rel=1e-5)
+
+
+def test_clipping_by_value_limits_every_element(tmp_path):
+    sizes = []
+    run = trainer(tmp_path, clip_value=0.01, epochs=1)
+    step = run.optimizer.step
+
+    def spy():
+        sizes.append(max(float(p.grad.abs().max()) for p in run.parameters))
+        step()
+
+    run.optimizer.step = spy
+    run.fit()
+    assert sizes == pytest.approx([0.01] * 5, rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_parameter_may_take_a_share_of_the_learning_rate(tmp_path, optimizer):
+    """Adam's first step is lr times the sign of the gradient, whatever its size."""
+    run = trainer(tmp_path, optimizer=optimizer, epochs=1, lr=1e-3, schedule="constant")
+    first = run.parameters[0]
+    before = first.detach().clone()
+    first.lr_factor = 0.1
+    run = Trainer(run.model, run.objective, run.train_data, None, run.settings, tmp_path)
+    moved = []
+    run.on_step = lambda p: moved.append((first - before).detach().abs().max().item())
+    run.fit()
+    assert moved[0] == pytest.approx(1e-4, rel=0.02)
 
 
 def test_a_tiny_pinn_converges(tmp_path):
