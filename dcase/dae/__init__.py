@@ -1,0 +1,1 @@
+"""Neural DAEs: networks for constrained dynamics."""
