@@ -11,13 +11,38 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dcase.dae.linear import BlockSolver, Solver, SymmetricSolver
 from dcase.errors import OptionError
+
+
+class Linearized(Protocol):
+    """A constraint about fixed positions: products there, as often as they are needed."""
+
+    def jvp(self, dr: Tensor) -> Tensor:
+        """J dr [B, m]."""
+        ...
+
+    def vjp(self, lam: Tensor) -> Tensor:
+        """J^T lam [B, N, d]."""
+        ...
+
+    def curvature(self, lam: Tensor, dr: Tensor) -> Tensor:
+        """(sum_i lam_i Hessian of c_i) dr [B, N, d]."""
+        ...
+
+    def second(self, a: Tensor, b: Tensor) -> Tensor:
+        """a^T (Hessian of c_i) b for every i [B, m]."""
+        ...
+
+    def gram(self, weight: Tensor | None = None) -> Solver:
+        """Solves (J W J^T) x = b, W diagonal with ``weight`` [N, 1] (None: ones)."""
+        ...
 
 
 class Constraint(ABC):
@@ -63,9 +88,36 @@ class Constraint(ABC):
         scaled = rows if weight is None else rows * weight
         return SymmetricSolver(torch.einsum("mbnd,kbnd->bmk", rows, scaled))
 
+    def at(self, r: Tensor) -> Linearized:
+        """The products above about ``r``."""
+        return _At(self, r)
+
     def for_newton(self) -> Constraint:
         """The same manifold by equations on which Newton's method goes further; default: these."""
         return self
+
+
+@dataclass(frozen=True)
+class _At:
+    """Asks the constraint each time."""
+
+    constraint: Constraint
+    r: Tensor
+
+    def jvp(self, dr: Tensor) -> Tensor:
+        return self.constraint.jvp(self.r, dr)
+
+    def vjp(self, lam: Tensor) -> Tensor:
+        return self.constraint.vjp(self.r, lam)
+
+    def curvature(self, lam: Tensor, dr: Tensor) -> Tensor:
+        return self.constraint.curvature(self.r, lam, dr)
+
+    def second(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.constraint.second(self.r, a, b)
+
+    def gram(self, weight: Tensor | None = None) -> Solver:
+        return self.constraint.gram(self.r, weight)
 
 
 class FunctionConstraint(Constraint):
@@ -184,33 +236,29 @@ class Distances(Constraint):
         """``||r_j - r_i| - l|`` [B, m]."""
         return (torch.linalg.vector_norm(self._between(r), dim=-1) - self._on(r)[1]).abs()
 
+    def at(self, r: Tensor) -> _DistancesAt:
+        """Directions and lengths are worked out once."""
+        return _DistancesAt(self, *self._directions(r))
+
     def jvp(self, r: Tensor, dr: Tensor) -> Tensor:
         """J dr [B, m]."""
-        return (self._directions(r)[0] * self._between(dr)).sum(-1)
+        return self.at(r).jvp(dr)
 
     def vjp(self, r: Tensor, lam: Tensor) -> Tensor:
         """J^T lam [B, N, d]."""
-        return self._back(self._directions(r)[0] * lam.unsqueeze(-1))
+        return self.at(r).vjp(lam)
 
     def curvature(self, r: Tensor, lam: Tensor, dr: Tensor) -> Tensor:
         """(sum_i lam_i Hessian of c_i) dr [B, N, d]."""
-        return self._back(lam.unsqueeze(-1) * self._bend(r, dr))
+        return self.at(r).curvature(lam, dr)
 
     def second(self, r: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """a^T (Hessian of c_i) b for every i [B, m]."""
-        return (self._between(a) * self._bend(r, b)).sum(-1)
-
-    def _bend(self, r: Tensor, dr: Tensor) -> Tensor:
-        """Change of the rows of J along dr [B, m, d]."""
-        change = self._between(dr)
-        if self.squared:
-            return 2.0 * change
-        unit, now = self._directions(r)
-        return (change - unit * (unit * change).sum(-1, keepdim=True)) / now
+        return self.at(r).second(a, b)
 
     def gram(self, r: Tensor, weight: Tensor | None = None) -> Solver:
         """Solves (J W J^T) x = b by blocks of connected pairs."""
-        return self._solver(weight).at(self._directions(r)[0])
+        return self.at(r).gram(weight)
 
     def _solver(self, weight: Tensor | None) -> BlockSolver:
         key = ("solver", None if weight is None else tuple(weight.flatten().tolist()))
@@ -228,6 +276,37 @@ class Distances(Constraint):
                 self.pairs, self.lengths, self.n_nodes, tolerance=self.tolerance
             )
         return self._kept["plain"]
+
+
+@dataclass(frozen=True)
+class _DistancesAt:
+    """Products of :class:`Distances` with rows of J [B, m, d] (and lengths now [B, m, 1])."""
+
+    constraint: Distances
+    rows: Tensor
+    now: Tensor
+
+    def jvp(self, dr: Tensor) -> Tensor:
+        return (self.rows * self.constraint._between(dr)).sum(-1)
+
+    def vjp(self, lam: Tensor) -> Tensor:
+        return self.constraint._back(self.rows * lam.unsqueeze(-1))
+
+    def curvature(self, lam: Tensor, dr: Tensor) -> Tensor:
+        return self.constraint._back(lam.unsqueeze(-1) * self._bend(dr))
+
+    def second(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.constraint._between(a) * self._bend(b)).sum(-1)
+
+    def _bend(self, dr: Tensor) -> Tensor:
+        """Change of the rows along dr [B, m, d]."""
+        change = self.constraint._between(dr)
+        if self.constraint.squared:
+            return 2.0 * change
+        return (change - self.rows * (self.rows * change).sum(-1, keepdim=True)) / self.now
+
+    def gram(self, weight: Tensor | None = None) -> Solver:
+        return self.constraint._solver(weight).at(self.rows)
 
 
 def chain(n_nodes: int, length: float = 1.0, *, tolerance: float = 1e-4) -> Distances:

@@ -184,14 +184,14 @@ class ConstrainedNetwork(nn.Module):
 
     def _reaction(self, r: Tensor, v: Tensor, dz: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         """Changes of r' and v' by the multipliers."""
-        c, weight = self.constraint.for_newton(), self.weight
+        here, weight = self.constraint.for_newton().at(r), self.weight
         dr, dv = self.network.lower(dz, context)
-        solver = c.gram(r, weight)
+        solver = here.gram(weight)
 
         def pushed(lam: Tensor) -> Tensor:
-            push = c.vjp(r, lam)
+            push = here.vjp(lam)
             return -push if weight is None else -weight * push
 
-        reaction_r = pushed(solver.solve(c.jvp(r, dr)))
-        turned = c.second(r, v, dr + reaction_r)
-        return reaction_r, pushed(solver.solve(c.jvp(r, dv) + turned))
+        reaction_r = pushed(solver.solve(here.jvp(dr)))
+        turned = here.second(v, dr + reaction_r)
+        return reaction_r, pushed(solver.solve(here.jvp(dv) + turned))

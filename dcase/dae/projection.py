@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcase.dae.constraints import Constraint
+from dcase.dae.constraints import Constraint, Linearized
 from dcase.dae.linear import Solver
 from dcase.errors import OptionError
 from dcase.options import check_types
@@ -151,9 +151,8 @@ def velocity_on_manifold(
     r: Tensor, v: Tensor, constraint: Constraint, *, weight: Tensor | None = None
 ) -> Tensor:
     """The nearest velocities that keep the constraint: J v = 0 [B, N, d]."""
-    constraint = constraint.for_newton()
-    lam = constraint.gram(r, weight).solve(constraint.jvp(r, v))
-    return v - _scaled(constraint.vjp(r, lam), weight)
+    here = constraint.for_newton().at(r)
+    return v - _scaled(here.vjp(here.gram(weight).solve(here.jvp(v))), weight)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ def _newton_move(
     when a sample does not settle, n alone is better than none.
     """
     problem = _Local(c, y, weight, cg)
-    normal = -_scaled(c.vjp(y, problem.solver.solve(c(y))), weight)
+    normal = -_scaled(problem.here.vjp(problem.solver.solve(c(y))), weight)
     away = r - y
     problem.multipliers(away)
     along = problem.tangential(away)
@@ -256,23 +255,24 @@ class _Local:
     """The problem about positions y: multipliers, the tangent space, and systems on it."""
 
     def __init__(self, c: Constraint, y: Tensor, weight: Tensor | None, cg: bool):
-        self.c, self.y, self.weight = c, y, weight
-        self.solver: Solver = _ByProducts(c, y, weight) if cg else c.gram(y, weight)
+        self.here, self.weight = c.at(y), weight
+        self.solver: Solver = (
+            _ByProducts(self.here, weight, y.dtype) if cg else self.here.gram(weight)
+        )
         self.lam: Tensor | None = None
 
     def tangential(self, a: Tensor) -> Tensor:
         """P a: the part of a with J P a = 0, W J^T taken off."""
-        lam = self.solver.solve(self.c.jvp(self.y, a))
-        return a - _scaled(self.c.vjp(self.y, lam), self.weight)
+        return a - _scaled(self.here.vjp(self.solver.solve(self.here.jvp(a))), self.weight)
 
     def multipliers(self, away: Tensor) -> None:
         """Those of the nearest point, were y it: r - y = W J^T lam, by least squares."""
-        self.lam = self.solver.solve(self.c.jvp(self.y, away))
+        self.lam = self.solver.solve(self.here.jvp(away))
 
     def bend(self, a: Tensor) -> Tensor:
         """H a."""
         assert self.lam is not None
-        return self.c.curvature(self.y, self.lam, a)
+        return self.here.curvature(self.lam, a)
 
     def solve_bent(self, aim: Tensor, *, tolerance: float, most: int = 200) -> Tensor:
         """Solve (1 + P W H) s = aim on the tangent space, by conjugate gradients in the metric M.
@@ -292,13 +292,13 @@ class _Local:
 class _ByProducts:
     """(J W J^T) x = b by conjugate gradients, from products with J and J^T alone."""
 
-    def __init__(self, c: Constraint, y: Tensor, weight: Tensor | None):
-        self.c, self.y, self.weight = c, y, weight
-        self.tolerance = 1e-13 if y.dtype == torch.float64 else 1e-6
+    def __init__(self, here: Linearized, weight: Tensor | None, dtype: torch.dtype):
+        self.here, self.weight = here, weight
+        self.tolerance = 1e-13 if dtype == torch.float64 else 1e-6
 
     def solve(self, b: Tensor) -> Tensor:
         def product(lam: Tensor) -> Tensor:
-            return self.c.jvp(self.y, _scaled(self.c.vjp(self.y, lam), self.weight))
+            return self.here.jvp(_scaled(self.here.vjp(lam), self.weight))
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a * b).sum(1)
