@@ -12,7 +12,7 @@ from dcase.dae.settings import DaeSettings
 from dcase.dae.skeleton import ResidualNetwork, StepSizes
 from dcase.dae.systems import system_named
 
-STEP = 0.025  # s: integration step of the mechanical network
+STEPS = {"pendulum": 0.025, "water": 1.25}  # s, fs: integration steps
 
 
 def measure_scales(
@@ -55,6 +55,17 @@ def build_model(settings: DaeSettings, scales: dict[str, float]) -> ConstrainedN
 def _network(
     settings: DaeSettings, scales: dict[str, float], n_nodes: int, dim: int, pairs: Any
 ) -> ResidualNetwork:
+    layers = settings.layers or max(2, round(settings.duration / STEPS[settings.system]))
+    if settings.network == "molecular":
+        from dcase.dae.molecular import MolecularNetwork
+
+        return MolecularNetwork(
+            n_nodes // 3,
+            duration=settings.duration,
+            layers=layers,
+            hidden=settings.hidden,
+            seed=settings.seed,
+        )
     if settings.network == "mechanical":
         from dcase.dae.mechanical import MechanicalNetwork
 
@@ -63,7 +74,7 @@ def _network(
             range(n_nodes),
             dim,
             duration=settings.duration,
-            layers=settings.layers or max(2, round(settings.duration / STEP)),
+            layers=layers,
             hidden=settings.hidden,
             acceleration_scale=scales["acceleration"],
             velocity_scale=scales["velocity"],

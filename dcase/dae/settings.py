@@ -12,7 +12,7 @@ from dcase.errors import OptionError
 from dcase.options import check_types
 from dcase.training.settings import TrainSettings
 
-NETWORKS = ("mechanical", "mimetic", "equivariant")
+NETWORKS = ("mechanical", "molecular", "mimetic", "equivariant")
 SIZES = ("small", "paper")
 
 
@@ -24,8 +24,9 @@ class DaeSettings:
         system: ``"pendulum"`` or ``"water"``.
         method: ``"none"``, ``"auxiliary"``, ``"penalty"``, ``"end"``, ``"smooth"`` (the paper's) or
             ``"manifold"`` (the flow itself runs along the constraint).
-        network: ``"mechanical"`` (accelerations, integrated over the time of the prediction),
-            ``"mimetic"`` or ``"equivariant"`` (the paper's, for pendulum and water).
+        network: ``"mechanical"`` (pendulum) or ``"molecular"`` (water): accelerations, integrated
+            over the time of the prediction; or the paper's: ``"mimetic"`` (pendulum) or
+            ``"equivariant"`` (water; needs e3nn).
         size: Of the published networks: ``"small"`` or ``"paper"``.
         k: Simulation steps to predict ahead (0.01 s for the pendulum, 0.1 fs for water).
         n_train: Training samples.
@@ -41,8 +42,9 @@ class DaeSettings:
         tolerance: Largest violation that projections leave, m or A; 0: the paper's.
         velocity_weight: Of the velocities' error in the loss; long roll-outs need it. The paper has
             positions only.
-        layers: Of the mechanical network: integration steps; 0: one for each 0.025 s.
-        hidden: Features of the mechanical network.
+        layers: Integration steps of the mechanical and molecular networks; 0: one for each 0.025 s
+            or 1.25 fs.
+        hidden: Their features.
         epochs: Passes over the training samples.
         batch_size: Samples a step.
         lr: Learning rate.
@@ -169,11 +171,12 @@ def default_settings(system: str, network: str | None = None, size: str = "small
     known = system_named(system)
     if network is None:
         network = known.networks[-1] if size == "paper" else known.networks[0]
-    if network == "mechanical":
-        return DaeSettings(
-            system, network=network, velocity_weight=1.0, lr=3e-3, schedule="cosine", clip_value=0.0
-        )
     values: dict[str, Any] = {"network": network, "size": size}
+    if network in ("mechanical", "molecular"):
+        values |= {"velocity_weight": 1.0, "lr": 3e-3, "schedule": "cosine", "clip_value": 0.0}
+        if system == "water":  # its constraint is only nearly obeyed by the data
+            values |= {"k": 50, "method": "none"}
+        return DaeSettings(system, **values)
     if system == "water":
         values |= {"k": 50, "epochs": 30, "dtype": "float64" if size == "paper" else "float32"}
     if size == "paper":

@@ -44,7 +44,7 @@ class System:
 
 SYSTEMS = {
     "pendulum": System("pendulum", "m", "s", "cm", 100.0, 0.01, ("mechanical", "mimetic")),
-    "water": System("water", "A", "fs", "pm", 100.0, 0.1, ("equivariant",)),
+    "water": System("water", "A", "fs", "pm", 100.0, 0.1, ("molecular", "equivariant")),
 }
 
 
