@@ -3,8 +3,8 @@
 As :mod:`dcase.dae.mechanical`, with what is known of molecules without a field: accelerations are
 forces over masses, forces act along the distances of pairs and are opposite for the two atoms,
 those within a molecule depend on its three distances, and those between molecules on the distance
-of the two atoms alone. Turned, moved and renumbered systems are therefore accelerated alike, and momentum
-and angular momentum are conserved, whatever the weights.
+of the two atoms alone. Turned, moved and renumbered systems are therefore accelerated alike, and
+momentum and angular momentum are conserved, whatever the weights.
 """
 
 from __future__ import annotations
