@@ -28,6 +28,7 @@ COMMANDS = {
         "pinn",
         "Solve differential equations with networks (PINNs, PDEBench).",
     ),
+    "dae": ("dcase.cli.dae", "dae", "Networks for constrained dynamics (neural DAEs)."),
     "reproduce": (
         "dcase.cli.reproduce",
         "reproduce",

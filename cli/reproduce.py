@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dcase.cli.options import use_threads
 from dcase.cli.progress import TrainingDisplay, duration
+from dcase.cli.reproduce_dae import COMMANDS as DAE_COMMANDS
 from dcase.cli.reproduce_options import Chosen, experiment_options
 from dcase.cli.reproduce_pinn import table3, table4, table5
 from dcase.cli.structures import check_writable
@@ -350,5 +351,5 @@ def _sizes(frames: Frames, largest: int | None) -> list[int]:
     return paper or sorted({max(1, usable * quarter // 4) for quarter in (1, 2, 3, 4)})
 
 
-for _command in (table3, table4, table5):
+for _command in (table3, table4, table5, *DAE_COMMANDS):
     reproduce.add_command(_command)

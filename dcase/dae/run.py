@@ -37,6 +37,7 @@ from dcase.training.progress import Progress, TrainResult
 from dcase.training.trainer import Trainer
 
 VERSION = 1
+FREE = ("epochs", "time_limit")  # what a resume may change
 
 
 def load_data(
@@ -105,7 +106,8 @@ def train(
         DivergedError: If the loss becomes NaN.
     """
     folder, system = Path(out), system_named(settings.system)
-    _prepare(folder, settings, resume, overwrite)
+    fingerprint = trajectory.fingerprint()
+    _prepare(folder, settings, fingerprint, resume, overwrite)
     sources = {
         name: PairSource(
             trajectory, getattr(pairs, name), pairs.ahead, getattr(torch, settings.dtype), device
@@ -117,8 +119,8 @@ def train(
     scales = measure_scales(arrays[0], arrays[1], arrays[2], settings.duration)
     model = build_model(settings, scales).to(device)
     task = DaeTask(system, settings.method_settings(), settings.velocity_weight)
-    identity_of_run = settings.to_dict() | {"data": trajectory.fingerprint()}
-    for free in ("epochs", "time_limit"):
+    identity_of_run = settings.to_dict() | {"data": fingerprint}
+    for free in FREE:
         del identity_of_run[free]
     trainer = Trainer(
         model,
@@ -145,7 +147,7 @@ def train(
         "best": result.best,
         "parameters": sum(p.numel() for p in model.parameters()),
         "settings": settings.to_dict(),
-        "data": {"fingerprint": trajectory.fingerprint(), "settings": trajectory.settings},
+        "data": {"fingerprint": fingerprint, "settings": trajectory.settings},
     }
     write_json(folder / "metrics.json", metrics)
     if pictures:
@@ -175,17 +177,26 @@ def compare(
     return found
 
 
-def _prepare(folder: Path, settings: DaeSettings, resume: bool, overwrite: bool) -> None:
+def _prepare(
+    folder: Path, settings: DaeSettings, fingerprint: str, resume: bool, overwrite: bool
+) -> None:
     record = folder / "run.json"
     if resume:
         if not record.exists():
             raise OptionError(f"nothing to resume: there is no run in {folder}")
+        then, now = read_settings(folder).to_dict(), settings.to_dict()
+        for name in now:
+            if name not in FREE and then[name] != now[name]:
+                raise OptionError(
+                    f"cannot resume: {name} was {then[name]!r}, now {now[name]!r}; use the same, "
+                    "or --overwrite to start again"
+                )
     elif folder.exists() and any(folder.iterdir()) and not overwrite:
         raise OptionError(f"{folder} is not empty; give --overwrite, --resume or another --out")
     if overwrite and folder.exists():
         for name in ("model.pt", "metrics.json"):  # an old result must not outlive its run
             (folder / name).unlink(missing_ok=True)
-    write_json(record, {"settings": settings.to_dict()})
+    write_json(record, {"settings": settings.to_dict(), "data": fingerprint})
 
 
 # ------------------------------------------------------------------------------------------------

@@ -182,5 +182,5 @@ def default_settings(system: str, network: str | None = None, size: str = "small
     if size == "paper":
         limit = 200 if system == "pendulum" else 100
         values |= {"projection": "descent", "projection_iterations": limit}
-        values |= {"projection_gradient": "unrolled"}
+        values |= {"projection_gradient": "unrolled", "method": "none"}
     return DaeSettings(system, **values)

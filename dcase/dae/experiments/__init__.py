@@ -1,0 +1,1 @@
+"""The tables and figures of the neural-DAE paper, and a study of projections."""
