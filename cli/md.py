@@ -21,7 +21,7 @@ from dcase.cli.options import (
     use_threads,
 )
 from dcase.errors import DataError, DcaseError
-from dcase.md_runs.settings import ENSEMBLES, MDSettings
+from dcase.md_runs.settings import CONSTRAINTS, ENSEMBLES, MDSettings
 
 _HELP = attribute_help(MDSettings)
 _DEFAULT = MDSettings()
@@ -101,6 +101,14 @@ _DEFAULT = MDSettings()
         default=_DEFAULT.taut_fs,
         show_default=True,
         help=_HELP["taut_fs"],
+    ),
+    click.option(
+        "--constrain",
+        type=click.Choice(CONSTRAINTS),
+        default=_DEFAULT.constrain,
+        show_default=True,
+        help="Hold these bonds at their lengths in the structure (RATTLE): a time step of 1.5 to 2 "
+        "fs then does what 0.5 to 1 fs does without.",
     ),
     click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"]),
     click.option(
@@ -242,10 +250,11 @@ def simulate(
     atoms.calc = calc
     # A structure that the potential refuses is refused here, before there is a folder.
     atoms.get_potential_energy()
+    held = "" if settings.constrain == "none" else f", {settings.constrain} held"
     console.print(
         f"{calc.potential.describe()} ({calc.potential.level_of_theory}) on {where}: "
         f"{settings.steps} steps of {settings.timestep_fs} fs, {settings.ensemble}, "
-        f"{settings.temperature_K:g} K, {dtype} on {calc.device}",
+        f"{settings.temperature_K:g} K, {dtype} on {calc.device}{held}",
         highlight=False,
         markup=False,
         soft_wrap=True,

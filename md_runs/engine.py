@@ -14,8 +14,9 @@ from ase import Atoms
 from ase.calculators.calculator import CalculatorError
 from ase.md.nose_hoover_chain import NoseHooverChainNVT
 
-from dcase.errors import DcaseError, SimulationError
+from dcase.errors import DcaseError, OptionError, SimulationError
 from dcase.interrupt import interruptible
+from dcase.md_runs.constrain import constrain
 from dcase.md_runs.describe import describe_calculator, versions
 from dcase.md_runs.finish import publish, write_final
 from dcase.md_runs.folder_log import RunLog
@@ -94,11 +95,13 @@ class Simulation:
         self.given = atoms
         self.atoms: Atoms = atoms.copy()
         self.atoms.calc = atoms.calc
+        # From the structure given, also on resume, so that the lengths are the same to the last bit
+        self.held = constrain(self.atoms, settings.constrain)
         self.settings = settings
         self.folder = folder
         self.progress = progress
         self.log = RunLog(folder.log, notify)
-        self.n_dof = degrees_of_freedom(atoms, settings.ensemble)
+        self.n_dof = degrees_of_freedom(self.atoms, settings.ensemble)
         self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
         free = "free_energy" in getattr(atoms.calc, "implemented_properties", ())
         self.energy_kind = free  # forces are the gradient of the free energy where they differ
@@ -119,6 +122,11 @@ class Simulation:
     def start(self) -> None:
         """Begin from the structure: check the time step, draw momenta, first checkpoint."""
         settings, atoms = self.settings, self.atoms
+        if self.held is not None and self.n_dof < 1 and not settings.keep_momenta:
+            raise OptionError(
+                f"constrain={settings.constrain} leaves {atoms.get_chemical_formula()} nothing to "
+                "move by: hold fewer bonds, or use langevin"
+            )
         try:
             self.folder.state.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -380,6 +388,7 @@ class Simulation:
         )
         publish(self.folder, self.given, facts)
         final = self.atoms.copy()
+        final.set_constraint(self.given.copy().constraints)  # held bonds must not change the forces
         positions, momenta = self.last_good
         final.set_positions(positions, apply_constraint=False)
         final.set_momenta(momenta, apply_constraint=False)

@@ -39,6 +39,7 @@ def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
         "temperature_K": float(settings["temperature_K"]),
         "timestep_fs": float(settings["timestep_fs"]),
         "seed": int(settings["seed"]),
+        "constrain": str(settings.get("constrain", "none")),
         "model": str(facts.get("model", "")),
         "level_of_theory": str(facts.get("level_of_theory") or ""),
     }

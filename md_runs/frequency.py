@@ -9,6 +9,7 @@ from ase import Atoms
 from ase import units as ase_units
 
 from dcase.errors import SimulationError
+from dcase.md_runs.constrain import normal_space, tension
 from dcase.units import FS
 
 DISPLACEMENT_A = 0.005
@@ -27,6 +28,11 @@ INVERSE_CM = 1e-2 / (2.0 * math.pi * ase_units._c * 1e-15)
 def highest_frequency(atoms: Atoms, *, iterations: int = 16) -> float:
     """Highest vibrational angular frequency in rad/fs, from about 30 force calls.
 
+    Fixed bond lengths are projected out: with multipliers ``mu`` of the bonds' tension (see
+    ``constrain.tension``), the forces of the constrained motion have the gradient
+    ``P (H + E^T mu E) P``, where ``E`` takes differences along bonds and ``P`` leaves the allowed
+    directions. Constraints of other kinds are ignored.
+
     Lanczos iteration with full re-orthogonalisation on the mass-weighted Hessian
     ``M^-1/2 H M^-1/2`` whose product with a vector is a central difference of forces
     (Golub and Van Loan, Matrix Computations, 10.1). The top of the spectrum converges first.
@@ -43,6 +49,11 @@ def highest_frequency(atoms: Atoms, *, iterations: int = 16) -> float:
     probe.calc = atoms.calc
     start = probe.get_positions()
     root = np.sqrt(probe.get_masses())[:, None]  # (N, 1)
+    forbidden = normal_space(atoms)  # (R, 3N)
+    incidence, mu = tension(atoms, probe.get_forces()) if len(forbidden) else (None, None)
+
+    def allowed(vector: np.ndarray) -> np.ndarray:
+        return vector - forbidden.T @ (forbidden @ vector)
 
     def product(vector: np.ndarray) -> np.ndarray:
         move = vector.reshape(-1, 3) / root
@@ -51,11 +62,16 @@ def highest_frequency(atoms: Atoms, *, iterations: int = 16) -> float:
         plus = probe.get_forces()
         probe.set_positions(start - step * move)
         minus = probe.get_forces()
-        return (-(plus - minus) / (2.0 * step) / root).ravel()
+        image = -(plus - minus) / (2.0 * step)
+        if incidence is not None and mu is not None:
+            image += incidence.T @ (mu[:, None] * (incidence @ move))
+        return allowed((image / root).ravel())
 
-    size = 3 * len(probe)
+    size = 3 * len(probe) - len(forbidden)
+    if size < 1:
+        return 0.0
     # A fixed generic start: the answer must not depend on the run's seed, nor spend its numbers.
-    vector = np.random.default_rng(0).standard_normal(size)
+    vector = allowed(np.random.default_rng(0).standard_normal(3 * len(probe)))
     basis = [vector / np.linalg.norm(vector)]
     diagonal: list[float] = []
     off: list[float] = []
@@ -151,7 +167,7 @@ def check_timestep(atoms: Atoms, timestep_fs: float, *, force: bool = False) -> 
     per cent of the kinetic energy's fluctuation at ``dt = period / 10``.
 
     Args:
-        atoms: With a calculator.
+        atoms: With a calculator, and the bonds that are held.
         timestep_fs: fs.
         force: Warn rather than refuse.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from dcase.md_runs.constrain import normal_space, only_bonds
 from dcase.units import FS, KB
 
 LINEAR_MOMENT = 1e-6
@@ -16,10 +17,11 @@ LINEAR_MOMENT = 1e-6
 def keeps_still(atoms: Atoms, ensemble: str) -> tuple[bool, bool]:
     """Whether the centre of mass and the rotation are taken out: ``(translation, rotation)``.
 
-    Langevin noise pushes the whole system, so nothing is removed there. Constraints break
-    Newton's third law, so nothing is removed either. Rotation is conserved only without walls.
+    Langevin noise pushes the whole system, so nothing is removed there. Fixed atoms break Newton's
+    third law, so nothing is removed either; fixed bond lengths do not. Rotation is conserved only
+    without walls.
     """
-    if ensemble == "langevin" or len(atoms.constraints) > 0 or len(atoms) < 2:
+    if ensemble == "langevin" or not only_bonds(atoms) or len(atoms) < 2:
         return False, False
     return True, not bool(np.any(atoms.pbc))
 
@@ -34,15 +36,15 @@ def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
     """Degrees of freedom that move.
 
     3N - 6 for a molecule (3N - 5 if linear), 3N - 3 with periodic boundaries, 3N under Langevin;
-    with constraints what ASE counts.
+    less the rank of the fixed bond lengths. With other constraints what ASE counts.
     """
-    translation, rotation = keeps_still(atoms, ensemble)
-    if not translation:
+    if not only_bonds(atoms):
         return int(atoms.get_number_of_degrees_of_freedom())
-    removed = 3
+    translation, rotation = keeps_still(atoms, ensemble)
+    removed = 3 if translation else 0
     if rotation:
         removed += 2 if is_linear(atoms) else 3
-    return 3 * len(atoms) - removed
+    return 3 * len(atoms) - removed - len(normal_space(atoms))
 
 
 def inertia(positions: np.ndarray, masses: np.ndarray) -> np.ndarray:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dcase.files import atomic_path, write_json, write_text
 from dcase.md_runs import figures
+from dcase.md_runs.constrain import constrained
 from dcase.md_runs.drift import EnergyDrift, analyse, mean_and_error, plus_minus
 from dcase.md_runs.fingerprint import DtScan
 from dcase.md_runs.finish import recover
@@ -113,6 +115,7 @@ def _build(
         "formula": facts["formula"],
         "n_atoms": n_atoms,
         "n_dof": n_dof,
+        "constraints": _constraints(given, settings, positions),
         "ensemble": ensemble,
         "temperature_K": settings["temperature_K"],
         "timestep_fs": settings["timestep_fs"],
@@ -172,6 +175,24 @@ def _drift(series: dict[str, np.ndarray], ensemble: str, n_atoms: int, n_dof: in
     return EnergyDrift(**{**drift.to_dict(), **nothing, "verdict": NOT_APPLICABLE})
 
 
+def _constraints(
+    given: Atoms, settings: dict[str, Any], positions: np.ndarray
+) -> dict[str, Any] | None:
+    """Which bonds were held, at which lengths, and how well at the frames; None where none were."""
+    held = constrained(given, settings.get("constrain", "none"))
+    if held is None:
+        return None
+    assert held.bondlengths is not None
+    return {
+        "kind": settings["constrain"],
+        "n_bonds": len(held.pairs),
+        "n_dof_removed": held.rank,
+        "bonds": held.names(),
+        "lengths_A": [float(length) for length in held.bondlengths],
+        "max_violation_A": held.largest_violation(positions),
+    }
+
+
 def _extent(values: np.ndarray, unit: str) -> dict[str, Any] | None:
     """First and largest value of a conserved vector's length; None where it is not defined."""
     finite = values[np.isfinite(values)]
@@ -221,6 +242,18 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         held = f"all {stability['n_bonds']} bonds held for {stability['stable_ps']:g} ps"
         broke = f"{stability['bond']} broke after {stability['stable_ps']:g} ps"
         rows.append(("bonds", broke if stability["collapsed"] else held))
+    frozen = report.get("constraints")
+    if frozen:
+        which = "bonds to hydrogen" if frozen["kind"] == "bonds-to-hydrogen" else "covalent bonds"
+        off = _number(frozen["max_violation_A"])
+        kept = f" to {off:.1g} A" if math.isfinite(off) else ""
+        rows.append(
+            (
+                "held bonds",
+                f"all {frozen['n_bonds']} {which}{kept}: "
+                f"{frozen['n_dof_removed']} degrees of freedom fewer",
+            )
+        )
     if report["h_of_r"]:
         rows.append(("h(r) error", f"{report['h_of_r']['mae_times_10']:.3g} (10 x MAE)"))
     if report["steps"]:

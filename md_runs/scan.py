@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.md.verlet import VelocityVerlet
 
 from dcase.errors import OptionError, SimulationError
+from dcase.md_runs.constrain import constrain
 from dcase.md_runs.drift import fit_line
 from dcase.md_runs.fingerprint import DtScan, dt_scan_table
 from dcase.md_runs.frequency import check_timestep
@@ -101,10 +102,11 @@ def start_state(
         notify: Called when the equilibration begins.
 
     Returns:
-        A copy with momenta and the calculator.
+        A copy with momenta, the calculator, and the bonds that ``settings`` hold.
     """
     start = atoms.copy()
     start.calc = atoms.calc
+    constrain(start, settings.constrain)
     if np.any(start.get_momenta() != 0.0):
         return start
     rng = np.random.default_rng(settings.seed)

@@ -11,6 +11,9 @@ from dcase.errors import OptionError
 ENSEMBLES = ("nve", "langevin", "bussi", "nose-hoover")
 """Ensembles by name; all but the first are NVT."""
 
+CONSTRAINTS = ("none", "bonds-to-hydrogen", "all-bonds")
+"""Which covalent bonds keep their length."""
+
 
 @dataclass(frozen=True)
 class MDSettings:
@@ -32,6 +35,8 @@ class MDSettings:
         log_every: Steps between rows of the energy series.
         traj_every: Steps between frames of the trajectory.
         checkpoint_every: Steps between checkpoints, from which a killed or interrupted run resumes.
+        constrain: ``bonds-to-hydrogen`` or ``all-bonds`` keep their lengths of the starting
+            structure (RATTLE), so that a longer time step is stable; ``none`` holds nothing.
         keep_momenta: Start from the momenta of the structure instead of drawing them.
         bond_stretch_A: Stop when a covalent bond of the start is longer by this much, Angstrom;
             None does not look. Only bonds between non-metals are watched.
@@ -50,6 +55,7 @@ class MDSettings:
     log_every: int = 1
     traj_every: int = 10
     checkpoint_every: int = 500
+    constrain: str = "none"
     keep_momenta: bool = False
     bond_stretch_A: float | None = 0.5
     max_temperature_K: float | None = None
@@ -65,6 +71,12 @@ class MDSettings:
             raise OptionError(
                 f"ensemble must be one of {', '.join(ENSEMBLES)}, not {self.ensemble!r}"
             )
+        if self.constrain not in CONSTRAINTS:
+            raise OptionError(
+                f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}"
+            )
+        if self.constrain != "none" and self.ensemble == "nose-hoover":
+            raise OptionError("nose-hoover cannot hold bonds: use bussi or langevin")
         for name in ("timestep_fs", "friction_per_fs", "taut_fs"):
             _require(name, getattr(self, name), above=0.0)
         _require("temperature_K", self.temperature_K, above=0.0, or_equal=self.ensemble == "nve")
@@ -96,11 +108,15 @@ class MDSettings:
         return asdict(self)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Settings, other than ``steps``, that differ from a stored run's: ``name: old -> new``."""
+        """Settings, other than ``steps``, that differ from a stored run's: ``name: old -> new``.
+
+        A setting that an older run did not know had its default.
+        """
+        stored = {**MDSettings().to_dict(), **other}
         return [
-            f"{name}: {other.get(name)} -> {value}"
+            f"{name}: {stored[name]} -> {value}"
             for name, value in self.to_dict().items()
-            if name != "steps" and other.get(name) != value
+            if name != "steps" and stored[name] != value
         ]
 
 
