@@ -73,7 +73,9 @@ class MolecularNetwork(ResidualNetwork):
                     bound = (3.0 / layer.in_features) ** 0.5
                     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
                     nn.init.zeros_(layer.bias)
-            nn.init.zeros_(part[-1].weight)  # at first there are no forces
+            last = part[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)  # at first there are no forces
         self.pair = nn.Parameter(torch.zeros(3, len(POWERS)))
 
     def open(self, r: Tensor, v: Tensor) -> tuple[Tensor, Any]:
