@@ -107,8 +107,8 @@ _DEFAULT = MDSettings()
         type=click.Choice(CONSTRAINTS),
         default=_DEFAULT.constrain,
         show_default=True,
-        help="Hold these bonds at their lengths in the structure (RATTLE): a time step of 1.5 to 2 "
-        "fs then does what 0.5 to 1 fs does without.",
+        help="Hold these bonds at their lengths in the structure (RATTLE): twice the time step "
+        "then conserves energy about as well.",
     ),
     click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"]),
     click.option(

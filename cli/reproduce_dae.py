@@ -292,7 +292,9 @@ def _figure(name: str, title: str) -> click.Command:
     help="Which constraints.",
 )
 @click.option("--data", "files", multiple=True, type=click.Path(), help="Trajectories; may repeat.")
-@click.option("--batch", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=10, show_default=True, help="States at a time."
+)
 @click.option(
     "--out", type=click.Path(file_okay=False), default="reproduce", show_default=True,
     help="Folder for the table.",

@@ -98,7 +98,11 @@ class BlowUpWatch:
                 )
         if temperature_K > self.max_temperature_K:
             return (
-                f"the temperature rose to {temperature_K:.0f} K "
+                f"the temperature rose to {_kelvin(temperature_K)} K "
                 f"(limit {self.max_temperature_K:.0f} K)"
             )
         return ""
+
+
+def _kelvin(value: float) -> str:
+    return f"{value:.0f}" if value < 1e6 else f"{value:.2g}"

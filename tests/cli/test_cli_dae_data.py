@@ -1,6 +1,7 @@
 """``dcase dae data``, run in this process."""
 
 import re
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -133,9 +134,14 @@ def test_interrupted_leaves_nothing(tmp_path, press_ctrl_c, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(water, "kinetic", kinetic)
+    # A shell's background job is started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     press_ctrl_c(lambda: len(begun) > 50)
-    with pytest.raises(click.Abort):
-        data.main(["water", "--out", "w.h5", "--quiet"], standalone_mode=False)
+    try:
+        with pytest.raises(click.Abort):
+            data.main(["water", "--out", "w.h5", "--quiet"], standalone_mode=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(begun) < 120_000  # far from done
     assert not list(tmp_path.glob("*.h5"))
     assert not list(tmp_path.glob(".*.h5"))

@@ -34,6 +34,10 @@ def test_all_commands_are_there():
         *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
         "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
         "pinn data", *(f"pinn data {name}" for name in (*PDEBENCH, "download", "info")),
+        "dae", "dae train", "dae evaluate", "dae plot", "dae data",
+        *(f"dae data {name}" for name in ("pendulum", "water", "info")),
+        *(f"reproduce dae-table{n}" for n in (1, 2)), *(f"reproduce dae-figure{n}" for n in (5, 7, 8)),
+        "reproduce dae-projection",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{name}-{number}")
-    for name in ("README.md", "docs/guide.md")
+    for name in ("README.md", "docs/guide.md", "docs/dae.md")
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
     )
