@@ -97,8 +97,10 @@ def _network(
         options = dict(equivariant.PAPER if settings.size == "paper" else equivariant.SMALL)
         kind = equivariant.EquivariantNetwork
     if settings.size == "small":
-        # The published first step of 1e-4 takes hundreds of updates to grow to a useful one.
-        options["steps"] = StepSizes(options["layers"], start=0.1, low=1e-3, high=1.0)
+        # The published first step of 1e-4 takes hundreds of updates to grow to a useful one. Water
+        # moves by a hundredth of its size, and starts from nearly nothing all the same.
+        start = 0.1 if settings.network == "mimetic" else 1e-3
+        options["steps"] = StepSizes(options["layers"], start=start, low=1e-4, high=1.0)
     network = kind(
         position_scale=scales["position"],
         velocity_scale=scales["velocity"],
