@@ -79,6 +79,31 @@ def load(
     Raises:
         CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
     """
+    _, document = load_any(path, {kind: version})
+    have = document["format_version"]
+    while have < version:
+        try:
+            (migrations or {})[have](document)
+        except KeyError:
+            raise CheckpointError(f"{path}: no way to migrate format version {have}") from None
+        have += 1
+        document["format_version"] = have
+    return document
+
+
+def load_any(path: str | os.PathLike[str], kinds: dict[str, int]) -> tuple[str, dict[str, Any]]:
+    """Read a checkpoint of one of several kinds, on the CPU, without executing anything in it.
+
+    Args:
+        path: The file.
+        kinds: ``{kind: newest format version this code knows}``.
+
+    Returns:
+        The kind, and the document as it is in the file (not migrated).
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
@@ -106,21 +131,19 @@ def load(
     found = document.get("format") if isinstance(document, dict) else None
     if not isinstance(found, str) or not found.startswith("dcase-"):
         raise CheckpointError(f"{path}: a PyTorch file, but not a dcase checkpoint")
-    if found != f"dcase-{kind}":
-        raise CheckpointError(f"{path}: holds a {found.removeprefix('dcase-')}, not a {kind}")
+    kind = found.removeprefix("dcase-")
+    if kind not in kinds:
+        raise CheckpointError(f"{path}: holds {_a(kind)}, not {' or '.join(map(_a, kinds))}")
     have = document.get("format_version")
-    if not isinstance(have, int) or have > version:
+    if not isinstance(have, int) or have > kinds[kind]:
         raise CheckpointError(
-            f"{path}: format version {have} is newer than this dcase ({version}); upgrade dcase"
+            f"{path}: format version {have} is newer than this dcase ({kinds[kind]}); upgrade dcase"
         )
-    while have < version:
-        try:
-            (migrations or {})[have](document)
-        except KeyError:
-            raise CheckpointError(f"{path}: no way to migrate format version {have}") from None
-        have += 1
-        document["format_version"] = have
-    return document
+    return kind, document
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
 
 
 def _damaged_record(path: Path) -> str:

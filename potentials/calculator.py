@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,12 +22,14 @@ from ase.calculators.calculator import (
 from ase.data import chemical_symbols
 
 from dcase.errors import DcaseError, OptionError, PaperVariantWarning
+from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.evaluation import choose_device
 from dcase.potentials.graph import AtomicGraph, build_graph
-from dcase.potentials.potential import Potential, find_checkpoint, load_potential
+from dcase.potentials.potential import Potential, find_checkpoint
 from dcase.potentials.registry import potential_caveats
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SPREAD = ("energy_std", "forces_std")  # results of an ensemble, besides ASE's own
 
 
 class DCCalculatorError(CalculatorError, DcaseError):
@@ -40,10 +43,15 @@ class DCCalculator(Calculator):
     ``energies`` (eV, shape [n_atoms]), ``forces`` (eV/A, shape [n_atoms, 3]) and, for systems that
     are periodic in three directions, ``stress`` (eV/A^3, Voigt xx, yy, zz, yz, xz, xy).
 
+    Of an ensemble these are the means over its members, and there are the standard deviations over
+    them besides: ``energy_std`` (eV) and ``forces_std`` (eV/A, shape [n_atoms, 3]).
+
     Args:
-        path_or_potential: A checkpoint (a bare name is also looked for among the potentials shipped
-            with dcase; a note on stderr says so), or a
-            :class:`~dcase.potentials.potential.Potential` (it is copied, never changed).
+        path_or_potential: A checkpoint of a potential or an ensemble (a bare name is also looked
+            for among the potentials shipped with dcase; a note on stderr says so), several
+            checkpoints, which make an ensemble, or a
+            :class:`~dcase.potentials.potential.Potential` or
+            :class:`~dcase.potentials.ensemble.Ensemble` (it is copied, never changed).
         device: ``"cpu"``, ``"cuda"``, ...; None: the CPU, or a GPU if there is one.
         dtype: ``"float32"`` (geometry and energy sums in float64 all the same) or ``"float64"``.
         skin: A; neighbours are searched to cutoff + skin and the list is reused until an atom has
@@ -68,7 +76,11 @@ class DCCalculator(Calculator):
 
     def __init__(
         self,
-        path_or_potential: str | os.PathLike[str] | Potential,
+        path_or_potential: str
+        | os.PathLike[str]
+        | Sequence[str | os.PathLike[str]]
+        | Potential
+        | Ensemble,
         *,
         device: str | torch.device | None = None,
         dtype: str = "float32",
@@ -86,27 +98,30 @@ class DCCalculator(Calculator):
         self.skin = float(skin)
         self.allow_isolated = allow_isolated
         self.use_cache = use_cache
-        if isinstance(path_or_potential, Potential):
+        if isinstance(path_or_potential, Potential | Ensemble):
             self.model_path = None
             potential = _copy(path_or_potential)
         else:
-            file, shipped = find_checkpoint(path_or_potential)
-            if shipped:
-                print(
-                    f"dcase: no {Path(path_or_potential).name} here, using the one shipped with "
-                    f"dcase ({file})",
-                    file=sys.stderr,
-                )
-            self.model_path = str(file)
-            potential = load_potential(file)
-        if caveats := potential_caveats(potential):
+            self.model_path = ", ".join(map(_located, _as_list(path_or_potential)))
+            potential = load_model(path_or_potential)
+        one = potential.first if isinstance(potential, Ensemble) else potential
+        quantity: Any = getattr(one, "quantity", None)  # TODO(lead)
+        if quantity is not None and not quantity.is_energy:
+            raise OptionError(
+                f"the potential predicts {quantity.name}, which has no forces; a calculator "
+                "needs one that predicts energies"
+            )
+        if caveats := potential_caveats(one):
             warnings.warn(caveats, PaperVariantWarning, stacklevel=2)
         self._adopt(potential)
 
-    def _adopt(self, potential: Potential) -> None:
-        self.potential = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
+    def _adopt(self, potential: Potential | Ensemble) -> None:
+        # Potential or Ensemble: who asks for more than they share knows which one was given.
+        self.potential: Any = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
         self.potential.requires_grad_(False)
         self._list: _NeighbourList | None = None
+        if isinstance(potential, Ensemble):
+            self.implemented_properties = [*type(self).implemented_properties, *SPREAD]  # type: ignore[misc]
 
     # -------------------------------------------------------------- ASE contract
 
@@ -147,6 +162,9 @@ class DCCalculator(Calculator):
         }
         if stress:
             self.results["stress"] = result["stress"][0].cpu().numpy()
+        if "energy_std" in result:
+            self.results["energy_std"] = float(result["energy_std"][0])
+            self.results["forces_std"] = result["forces_std"].cpu().numpy()
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -190,11 +208,9 @@ class DCCalculator(Calculator):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from dcase.potentials.potential import potential_from_document
-
         self.__dict__.update(state)
         self.device = choose_device(state["device"])
-        self._adopt(potential_from_document(state["potential"], "pickled calculator"))
+        self._adopt(model_from_document(state["potential"], "pickled calculator"))
 
     @property
     def name(self) -> str:
@@ -277,7 +293,20 @@ class _NeighbourList:
         )
 
 
-def _copy(potential: Potential) -> Potential:
-    from dcase.potentials.potential import potential_from_document
+def _copy(potential: Potential | Ensemble) -> Potential | Ensemble:
+    return model_from_document(potential.to_document(), "potential")
 
-    return potential_from_document(potential.to_document(), "potential")
+
+def _as_list(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Any]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def _located(path: str | os.PathLike[str]) -> str:
+    """The file that is read; a note on stderr if it is the one shipped with dcase."""
+    file, shipped = find_checkpoint(path)
+    if shipped:
+        print(
+            f"dcase: no {Path(path).name} here, using the one shipped with dcase ({file})",
+            file=sys.stderr,
+        )
+    return str(file)
