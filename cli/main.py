@@ -17,6 +17,11 @@ from dcase.errors import DcaseError, PaperVariantWarning
 # ``dcase --help`` does not wait for torch.
 COMMANDS = {
     "train": ("dcase.cli.train", "train", "Train a potential (md17, xyz)."),
+    "cross-validate": (
+        "dcase.cli.cross_validate",
+        "command",
+        "Train one potential a fold; together they are an ensemble.",
+    ),
     "md": ("dcase.cli.md", "md", "Run molecular dynamics and report the energy drift."),
     "relax": ("dcase.cli.relax", "relax", "Relax a structure."),
     "evaluate": ("dcase.cli.evaluate", "evaluate", "Errors of a potential on labelled frames."),

@@ -26,6 +26,9 @@ from dcase.potentials.registry import get_architecture
 # Frames, split already where the dataset comes so.
 Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]
 
+# Where a group of commands that read the same frames puts what it does with them (cross-validate).
+RUNNER = "dcase.cli.train.runner"
+
 # Of MD17's protocol; where a set has fewer frames, the same shares of them.
 _MD17_FRAMES = (950, 50)
 _SHARES = (0.95, 0.05)
@@ -173,6 +176,10 @@ def _labels_needed(recipe: Recipe) -> tuple[str, ...]:
 
 def _train(load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, float]) -> None:
     """Build recipe and split from the options, train, and print what came of it."""
+    runner = click.get_current_context().meta.get(RUNNER)
+    if runner is not None:
+        runner(load, chosen, name, counts)
+        return
     refuse_both(chosen["resume"], chosen["overwrite"])
     use_threads(chosen["threads"])
     recipe = chosen_recipe(chosen)

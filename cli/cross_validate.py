@@ -1,0 +1,330 @@
+"""``dcase cross-validate``: k-fold cross-validation, and the folds' potentials as one ensemble."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dcase.cli.options import FrameCount, SectionedCommand, refuse_both, use_threads
+from dcase.cli.progress import TrainingDisplay
+from dcase.cli.show import error_table, results_console
+from dcase.cli.structures import check_writable
+from dcase.cli.train import RUNNER, Load, train
+from dcase.cli.train_options import chosen_recipe
+from dcase.data.splits import SplitFrames
+from dcase.errors import OptionError
+from dcase.potentials.cross_validation import CrossValidation, Folds, cross_validate, make_folds
+from dcase.potentials.evaluation import choose_device
+from dcase.potentials.recipe import Recipe
+from dcase.potentials.registry import get_architecture
+
+# Options of training that make no sense for folds, and what they are then.
+_LEFT_OUT: dict[str, Any] = {
+    "n_val": None,
+    "test_rest": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "tensorboard": False,
+}
+
+
+@click.group(name="cross-validate")
+def command() -> None:
+    """Train on all folds but one, k times over, and save the k potentials as one ensemble.
+
+    The frames are drawn at random and cut into k folds; one more part, which no fold sees, tests
+    the ensemble. Results: errors and losses of every fold, their mean and spread, and the standard
+    deviations of the ensemble. Finished folds are kept: --resume goes on with the others.
+    """
+
+
+def _options(own_test: bool) -> list[click.Parameter]:
+    """Options that ``dcase train`` does not have."""
+
+    def declared() -> None: ...
+
+    several = [
+        click.option(
+            "--folds",
+            type=click.IntRange(min=2),
+            default=5,
+            show_default=True,
+            help="Number of folds.",
+        ),
+        click.option(
+            "--n-train",
+            type=FrameCount(),
+            default=None,
+            help="Frames in all folds together: a number, or a fraction of all below 1.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            default=None,
+            help="Folds trained at the same time, in processes of one thread each; default: as "
+            "many as there are cores, and 1 on a GPU. A time limit counts for each fold.",
+        ),
+    ]
+    if not own_test:
+        several.insert(
+            2,
+            click.option(
+                "--n-test",
+                type=click.IntRange(min=0),
+                default=None,
+                help="Frames outside all folds, to test the ensemble on; default: as many as a "
+                "fold has.",
+            ),
+        )
+    decorated: Any = declared
+    for option in reversed(several):
+        decorated = option(decorated)
+    parameters: list[click.Parameter] = list(reversed(decorated.__click_params__))
+    for parameter in parameters:
+        parameter.section = "Folds"  # type: ignore[attr-defined]
+    return parameters
+
+
+def _as_folds(name: str, trained: click.Command) -> click.Command:
+    """The command that cross-validates on what ``dcase train NAME`` trains on."""
+    own_test = any(p.name == "n_test" for p in trained.params)
+    kept = [p for p in trained.params if p.name not in {*_LEFT_OUT, "n_train"}]
+
+    def callback(folds: int, jobs: int | None, **given: Any) -> None:
+        n_test = None if own_test else given.pop("n_test")
+        runner = partial(_cross_validate, folds=folds, jobs=jobs, n_test=n_test)
+        click.get_current_context().meta[RUNNER] = runner
+        assert trained.callback is not None
+        trained.callback(**given, **_LEFT_OUT)
+
+    return SectionedCommand(
+        name,
+        callback=callback,
+        params=[*_options(own_test), *kept],
+        help=f"Cross-validate on the frames of `dcase train {name}`.",
+        epilog=f"What the frames are and how they are read: dcase train {name} --help",
+    )
+
+
+for _name, _trained in train.commands.items():
+    command.add_command(_as_folds(_name, _trained))
+
+
+def _cross_validate(
+    load: Load,
+    chosen: dict[str, Any],
+    name: str,
+    counts: tuple[float, float],
+    *,
+    folds: int,
+    jobs: int | None,
+    n_test: int | None,
+) -> None:
+    """Draw the folds, train them, and print what came of it."""
+    refuse_both(chosen["resume"], chosen["overwrite"])
+    use_threads(chosen["threads"])
+    recipe = chosen_recipe(chosen)
+    out = Path(chosen["out"] or _default_name(name, recipe))
+    if out.suffix == ".run":
+        raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
+    check_writable(out)
+    device = choose_device(chosen["device"])
+    if jobs is None:
+        jobs = min(folds, _cores()) if device.type == "cpu" else 1
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def warn(line: str) -> None:
+        console.print(f"WARNING: {line}", style="bold yellow", markup=False)
+
+    loaded = load(recipe, warn)
+    if isinstance(loaded, SplitFrames):
+        dataset, plan = loaded.dataset, _given_folds(loaded, folds, recipe.training.seed)
+    else:
+        dataset = loaded
+        plan = _drawn_folds(len(dataset), chosen["n_train"], n_test, counts, folds, recipe)
+    if not recipe.loss.free_atoms:
+        dataset = dataset.without_fixed()
+    quiet = chosen["quiet"]
+    if not quiet:
+        limit = recipe.training.time_limit
+        console.print(
+            f"data    {dataset.info.name} {dataset.info.molecule or name}, labels "
+            f"{dataset.info.level_of_theory}: {sum(map(len, plan.parts))} frames in {folds} folds, "
+            f"{len(plan.test)} to test, of {len(dataset)}\n"
+            f"recipe  {recipe.name}: {recipe.training.epochs} epochs"
+            + (f", at most {limit:g} s a fold" if limit else "")
+            + f"; {jobs} at a time",
+            markup=False,
+        )
+    with _FoldsDisplay(console, folds, quiet=quiet) as display:
+        outcome = cross_validate(
+            dataset,
+            plan,
+            recipe,
+            out,
+            jobs=jobs,
+            resume=chosen["resume"],
+            overwrite=chosen["overwrite"],
+            device=device,
+            on_fold=display.begin,
+            on_step=display.step,
+        )
+    if not outcome.finished:
+        click.echo(
+            f"stopped; what there is is kept in {outcome.folder}. The same command with --resume "
+            "goes on.",
+            err=True,
+        )
+        raise click.exceptions.Exit(130)
+    _conclude(outcome)
+
+
+def _default_name(name: str, recipe: Recipe) -> str:
+    from dcase.potentials.recipe import ModelChoice
+
+    model = get_architecture(recipe.model.architecture).name
+    middle = [] if model == ModelChoice.architecture else [model]
+    return "_".join([name, *middle, recipe.model.activation, "ensemble"]) + ".pt"
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _given_folds(frames: SplitFrames, folds: int, seed: int) -> Folds:
+    """Folds of the frames to train and validate; the test frames are those of the data set."""
+    pool = [*frames.splits.train, *frames.splits.val]
+    drawn = make_folds(len(pool), folds, seed, n_test=0)
+    import numpy as np
+
+    return Folds(tuple(np.array(pool)[part] for part in drawn.parts), frames.splits.test)
+
+
+def _drawn_folds(
+    n_frames: int,
+    wanted: int | float | None,
+    n_test: int | None,
+    counts: tuple[float, float],
+    folds: int,
+    recipe: Recipe,
+) -> Folds:
+    if isinstance(wanted, float):
+        wanted = round(wanted * n_frames)
+    if wanted is None and isinstance(counts[0], int):
+        # As many as plain training would draw; fewer where there are not as many.
+        wanted = int(min(sum(counts), n_frames * folds // (folds + 1)))
+    use = None
+    if wanted is not None:
+        use = wanted + (wanted // folds if n_test is None else n_test)
+        if n_test is None:
+            use = max(min(use, n_frames), wanted)
+            n_test = use - wanted
+    return make_folds(n_frames, folds, recipe.training.seed, use=use, n_test=n_test)
+
+
+class _FoldsDisplay:
+    """The folds in training, a line each."""
+
+    def __init__(self, console: Console, folds: int, *, quiet: bool):
+        self.console, self.folds, self.quiet = console, folds, quiet
+        self.lines: dict[int, str] = {}
+        self.live: Any = None
+        self.due: dict[int, float] = {}
+        self.interval = 5.0
+
+    def __enter__(self) -> _FoldsDisplay:
+        if not self.quiet and self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self.live:
+            self.live.__exit__(*details)
+
+    def begin(self, fold: int, of: int) -> None:
+        """Fold ``fold`` is started."""
+        if not self.quiet:
+            self.console.print(f"fold {fold + 1}/{of} started")
+
+    def step(self, fold: int, progress: Any) -> None:
+        """Fold ``fold`` has made a step."""
+        now = time.monotonic()
+        done = progress.step >= progress.steps
+        if self.quiet or (now < self.due.get(fold, 0.0) and not done):
+            return
+        line = f"fold {fold + 1}/{self.folds}: {_LINE(progress)}"
+        if self.live:
+            self.due[fold] = now + 0.25
+            self.lines[fold] = line
+            if done:
+                self.lines.pop(fold)
+            self.live.update(Text("\n".join(self.lines.values())))
+            return
+        # A log gets a line every 5 s at first, every minute in the end.
+        self.due[fold] = now + self.interval
+        self.interval = min(self.interval * 1.2, 60.0)
+        self.console.print(line)
+
+
+_UNITS = {"energy": (1.0, "meV"), "forces": (1.0, "meV/A")}
+_LINE: Callable[[Any], str] = TrainingDisplay(Console(quiet=True), _UNITS, quiet=True).line
+
+
+def _conclude(outcome: CrossValidation) -> None:
+    """Print the folds, their mean, and the ensemble on the test frames."""
+    report = outcome.report
+    console = results_console()
+    rows = {f"fold {row['fold']}": row for row in report["folds"]}
+    for what in ("mean", "std"):
+        rows[what] = {key: value[what] for key, value in report["over_folds"].items()}
+    if "test" in report:
+        rows[f"test ({report['n_test']}), members"] = report["test_of_one"]
+        rows[f"test ({report['n_test']}), ensemble"] = report["test"]
+    title = f"Mean absolute errors, {report['level_of_theory']}"
+    console.print(error_table(rows, title))
+    _print_statistics(
+        console,
+        f"Loss over validation batches, {report['loss_unit']}",
+        {f"fold {row['fold']}": row["loss"] for row in report["folds"]},
+    )
+    if "spread" in report:
+        _print_statistics(
+            console,
+            "Standard deviation of the ensemble on the test frames, kcal/mol and kcal/mol/A",
+            {key.replace("_", " "): values for key, values in report["spread"].items()},
+        )
+    console.print(
+        f"ensemble  {outcome.path}\n"
+        f"run       {outcome.folder} (report.json, folds' checkpoints)\n"
+        f"next      dcase evaluate {outcome.path} DATA   |   "
+        f"dcase md --model {outcome.path} --max-uncertainty 0.3",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_statistics(console: Console, title: str, rows: dict[str, dict[str, float]]) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for header in ("minimum", "maximum", "mean", "std"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{values[key]:.4g}" for key in ("min", "max", "mean", "std")))
+    console.print(
+        Text(title, style="italic"), table, sep="\n"
+    )  # as the table's title it is wrapped
