@@ -21,7 +21,9 @@ from ase.calculators.calculator import (
 )
 from ase.data import chemical_symbols
 
+from dcase.derivatives import stress_voigt
 from dcase.errors import DcaseError, OptionError, PaperVariantWarning
+from dcase.potentials.deployed import Deployed, deploy
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.evaluation import choose_device
 from dcase.potentials.graph import AtomicGraph, build_graph
@@ -30,6 +32,7 @@ from dcase.potentials.registry import potential_caveats
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SPREAD = ("energy_std", "forces_std")  # results of an ensemble, besides ASE's own
+PER_ATOM = ("energies", "forces", "forces_std")
 
 
 class DCCalculatorError(CalculatorError, DcaseError):
@@ -58,10 +61,15 @@ class DCCalculator(Calculator):
             moved by half of it. Results do not depend on it.
         allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
         use_cache: As in ASE.
+        optimize: Use the compiled form of the potential (:mod:`dcase.potentials.deployed`). None:
+            where there is one that is the same function up to rounding (SchNet with
+            ``filter_knots``, on the CPU). True: also where filters have to be tabulated for it,
+            which changes them by at most 1e-5; an error where there is none. False: never.
 
     Raises:
         CheckpointError: If the file is missing, damaged or foreign.
-        OptionError: For an unknown dtype or a device that is not there.
+        OptionError: For an unknown dtype, a device that is not there, or ``optimize=True`` where
+            there is no compiled form.
     """
 
     implemented_properties: ClassVar[list[str]] = [  # type: ignore[misc]
@@ -87,6 +95,7 @@ class DCCalculator(Calculator):
         skin: float = 0.5,
         allow_isolated: bool = False,
         use_cache: bool = True,
+        optimize: bool | None = None,
     ):
         super().__init__()
         if dtype not in DTYPES:
@@ -98,6 +107,7 @@ class DCCalculator(Calculator):
         self.skin = float(skin)
         self.allow_isolated = allow_isolated
         self.use_cache = use_cache
+        self.optimize = optimize
         if isinstance(path_or_potential, Potential | Ensemble):
             self.model_path = None
             potential = _copy(path_or_potential)
@@ -120,8 +130,19 @@ class DCCalculator(Calculator):
         self.potential: Any = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
         self.potential.requires_grad_(False)
         self._list: _NeighbourList | None = None
+        self.deployed = self._deploy()
         if isinstance(potential, Ensemble):
             self.implemented_properties = [*type(self).implemented_properties, *SPREAD]  # type: ignore[misc]
+
+    def _deploy(self) -> Deployed | None:
+        if self.optimize is False:
+            return None
+        try:
+            return deploy(self.potential, tabulate=bool(self.optimize))
+        except OptionError as error:
+            if self.optimize:
+                raise OptionError(f"optimize=True: {error}") from error
+            return None
 
     # -------------------------------------------------------------- ASE contract
 
@@ -147,24 +168,18 @@ class DCCalculator(Calculator):
                 "the stress needs a system that is periodic in all three directions"
             )
         with torch.inference_mode(False):  # its tensors could not be differentiated
-            graph = self._graph(atoms)
-            result = self.potential(graph, stress=stress)
-        energy = float(result["energy"][0])
+            neighbours = self._neighbours(atoms)
+            result = self._compiled(atoms, neighbours, stress) or self._plain(
+                atoms, neighbours, stress
+            )
+        energy = float(result.pop("energy"))
         if not np.isfinite(energy):
             raise DCCalculatorError(
                 "the potential gave a NaN or infinite energy; are atoms on top of each other?"
             )
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": result["energies"].cpu().numpy(),
-            "forces": result["forces"].cpu().numpy(),
-        }
-        if stress:
-            self.results["stress"] = result["stress"][0].cpu().numpy()
+        self.results = {"energy": energy, "free_energy": energy, **result}
         if "energy_std" in result:
-            self.results["energy_std"] = float(result["energy_std"][0])
-            self.results["forces_std"] = result["forces_std"].cpu().numpy()
+            self.results["energy_std"] = float(result["energy_std"])
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -193,6 +208,7 @@ class DCCalculator(Calculator):
             skin=self.skin,
             allow_isolated=self.allow_isolated,
             use_cache=self.use_cache,
+            optimize=self.optimize,
         )
         other.model_path = self.model_path
         return other
@@ -205,6 +221,7 @@ class DCCalculator(Calculator):
         state["potential"] = self.potential.to_document()
         state["device"] = str(self.device)
         state["_list"] = None
+        state["deployed"] = None  # made anew where it is unpickled
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,7 +236,8 @@ class DCCalculator(Calculator):
 
     # ------------------------------------------------------------------- graphs
 
-    def _graph(self, atoms: Atoms) -> AtomicGraph:
+    def _neighbours(self, atoms: Atoms) -> _NeighbourList:
+        """Pairs up to the skin, searched for anew only when they have to be."""
         if len(atoms) == 0:
             raise DCCalculatorError("there are no atoms")
         finite = np.isfinite(atoms.positions).all(axis=1)
@@ -230,18 +248,49 @@ class DCCalculator(Calculator):
         if self._list is None or not self._list.covers(atoms):
             self._check_elements(atoms)
             self._list = _NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
-        graph = self._list.graph(atoms)
-        if not self.allow_isolated and len(atoms) > 1:
+        return self._list
+
+    def _plain(self, atoms: Atoms, neighbours: _NeighbourList, stress: bool) -> dict[str, Any]:
+        """Results by name, by PyTorch and autograd."""
+        graph = neighbours.graph(atoms)
+        if not self.allow_isolated:
             # Counted from the pairs inside the cutoff, not inside the skin.
             counts = torch.bincount(graph.pairs.flatten(), minlength=len(atoms))
-            if not bool((counts > 0).all()):
-                lonely = int(torch.argmin(counts))
-                raise DCCalculatorError(
-                    f"atom {lonely} ({atoms.symbols[lonely]}) has no neighbour within the cutoff "
-                    f"of {self.potential.cutoff} A: did the system fly apart, or are the positions "
-                    "not in Angstrom? (allow_isolated=True evaluates it all the same)"
-                )
-        return graph
+            self._check_isolated(atoms, counts.cpu().numpy())
+        return {
+            name: value.cpu().numpy() if name in PER_ATOM else value[0].cpu().numpy()
+            for name, value in self.potential(graph, stress=stress).items()
+        }
+
+    def _compiled(self, atoms: Atoms, neighbours: _NeighbourList, stress: bool) -> dict[str, Any]:
+        """The same of the compiled form; empty where there is none."""
+        if self.deployed is None:
+            return {}
+        found = self.deployed(atoms.numbers, atoms.positions, neighbours.pairs, neighbours.offsets)
+        if not self.allow_isolated:
+            self._check_isolated(atoms, found.neighbours)
+        result: dict[str, Any] = {
+            "energy": found.energies.sum(axis=1).mean(),
+            "energies": found.energies.mean(axis=0),
+            "forces": found.forces.mean(axis=0),
+        }
+        if stress:
+            cells = torch.as_tensor(atoms.cell.array).reshape(1, 3, 3)
+            virial = torch.as_tensor(found.virial.mean(axis=0)).reshape(1, 3, 3)
+            result["stress"] = stress_voigt(virial, cells)[0].numpy()
+        if isinstance(self.potential, Ensemble):
+            result["energy_std"] = found.energies.sum(axis=1).std(ddof=1)
+            result["forces_std"] = found.forces.std(axis=0, ddof=1)
+        return result
+
+    def _check_isolated(self, atoms: Atoms, neighbours: np.ndarray) -> None:
+        if len(atoms) > 1 and not neighbours.all():
+            lonely = int(np.argmin(neighbours))
+            raise DCCalculatorError(
+                f"atom {lonely} ({atoms.symbols[lonely]}) has no neighbour within the cutoff "
+                f"of {self.potential.cutoff} A: did the system fly apart, or are the positions "
+                "not in Angstrom? (allow_isolated=True evaluates it all the same)"
+            )
 
     def _check_elements(self, atoms: Atoms) -> None:
         unknown = sorted(set(atoms.numbers.tolist()) - set(self.potential.elements))
@@ -264,9 +313,11 @@ class _NeighbourList:
         self.cell = atoms.cell.array.copy()
         self.pbc = atoms.pbc.copy()
         self.cutoff, self.limit = cutoff, (0.5 * skin) ** 2
-        self.wide = build_graph(
-            atoms.numbers, atoms.positions, cutoff + skin, self.cell, self.pbc
-        ).to(device)
+        wide = build_graph(atoms.numbers, atoms.positions, cutoff + skin, self.cell, self.pbc)
+        # For the compiled form: pairs, and the vectors between the cells of their atoms.
+        self.pairs = wide.pairs.numpy()
+        self.offsets = None if wide.shifts is None else wide.shifts.numpy() @ self.cell
+        self.wide = wide.to(device)
 
     def covers(self, atoms: Atoms) -> bool:
         if len(atoms) != len(self.numbers) or (atoms.numbers != self.numbers).any():

@@ -1,0 +1,1 @@
+"""Compiled forms of trained networks, for evaluation only."""

@@ -1,0 +1,232 @@
+"""The compiled form: the same numbers as PyTorch, for every shape, and a way without a compiler."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from potential_models import crystal, ethanol, graph_of, lively
+
+from dcase import DCCalculator
+from dcase.errors import OptionError
+from dcase.potentials.deployed import deploy
+from dcase.potentials.ensemble import Ensemble
+from dcase.potentials.graph import build_graph
+from dcase.potentials.kernels import build
+from dcase.potentials.kernels.schnet import ACTIVATIONS, available
+
+needs_compiler = pytest.mark.skipif(
+    not available(torch.float64), reason="no C compiler works here: nothing to compare"
+)
+
+
+def splined(activation="irelu", **options):
+    return lively(activation=activation, dtype=torch.float64, **{"filter_knots": 48, **options})
+
+
+def predictions(potential, atoms, skin=0.7):
+    """Of the compiled form, with pairs that reach beyond the cutoff."""
+    graph = build_graph(
+        atoms.numbers, atoms.positions, potential.cutoff + skin, atoms.cell.array, atoms.pbc
+    )
+    offsets = None if graph.shifts is None else graph.shifts.numpy() @ atoms.cell.array
+    return deploy(potential)(atoms.numbers, atoms.positions, graph.pairs.numpy(), offsets)
+
+
+def assert_same(potential, atoms, relative=1e-12):
+    graph = graph_of(potential, atoms)
+    wanted, found = potential(graph), predictions(potential, atoms)
+    forces = wanted["forces"].numpy()
+    size = np.abs(forces).max()
+    assert size > 1e-3
+    np.testing.assert_allclose(found.forces[0], forces, rtol=0, atol=relative * size)
+    inner = wanted["energies"].numpy()
+    np.testing.assert_allclose(found.energies[0], inner, rtol=0, atol=relative * 1e2 * size)
+    counts = torch.bincount(graph.pairs.flatten(), minlength=len(atoms))
+    np.testing.assert_array_equal(found.neighbours, counts.numpy())
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_deployed_is_the_potential(activation):
+    assert_same(splined(activation), ethanol())
+    assert_same(splined(activation), crystal())  # atoms beside their own images
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"hidden_channels": 33, "num_filters": 7, "num_interactions": 1},
+        {"hidden_channels": 3, "num_filters": 70, "num_interactions": 2},
+        {"hidden_channels": 64, "num_filters": 32, "num_interactions": 3, "filter_knots": 1},
+        {"hidden_channels": 40, "num_filters": 96, "num_interactions": 2, "cutoff": 2.3},
+    ],
+    ids=str,
+)
+def test_deployed_shapes_that_fill_no_tile(shape):
+    potential = splined("silu", **shape)
+    for count in (9, 5, 2):  # rows of the tile, too
+        assert_same(potential, ethanol()[:count])
+
+
+@needs_compiler
+def test_deployed_without_pairs():
+    potential = splined()
+    lonely = ethanol()[:1]
+    found = predictions(potential, lonely)
+    wanted = potential(graph_of(potential, lonely))
+    assert found.energies[0, 0] == pytest.approx(float(wanted["energies"][0]), rel=1e-13)
+    assert not found.forces.any()
+    assert list(found.neighbours) == [0]
+
+
+@needs_compiler
+def test_deployed_in_single_precision():
+    potential = splined("ssp")
+    atoms = crystal()
+    exact = predictions(potential, atoms)
+    single = predictions(potential.with_dtype(torch.float32), atoms)
+    error = np.abs(single.forces - exact.forces).max()
+    assert 0 < error < 2e-5 * np.abs(exact.forces).max()
+    assert abs((single.energies - exact.energies).sum()) < 1e-4  # of -4000 eV
+
+
+@needs_compiler
+@pytest.mark.physics
+@pytest.mark.parametrize("knots", [48, 0], ids=["its own splines", "tabulated"])
+def test_deployed_forces_are_derivatives(knots):
+    atoms = crystal()
+    atoms.calc = DCCalculator(splined("silu", filter_knots=knots), dtype="float64", optimize=True)
+    assert atoms.calc.deployed is not None
+    numerical = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), numerical, atol=1e-6)
+    np.testing.assert_allclose(
+        atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-5), atol=1e-6
+    )
+
+
+@needs_compiler
+def test_deployed_far_inputs_stay_finite():
+    """Atoms almost on top of each other: activations far out, as the shifted softplus's."""
+    potential = splined("ssp")
+    atoms = ethanol()
+    atoms.positions[1] = atoms.positions[0] + [1e-3, 0, 0]
+    with torch.no_grad():
+        for weight in potential.network.parameters():
+            weight.mul_(12.0)
+    found = predictions(potential, atoms)
+    assert np.isfinite(found.forces).all()
+    wanted = potential(graph_of(potential, atoms))["forces"].numpy()
+    np.testing.assert_allclose(found.forces[0], wanted, atol=1e-11 * np.abs(wanted).max())
+
+
+@needs_compiler
+def test_calculator_chooses_the_compiled_form_where_it_is_exact():
+    exact = splined()
+    assert DCCalculator(exact).deployed is not None
+    assert DCCalculator(exact, optimize=False).deployed is None
+    assert DCCalculator(splined(filter_knots=0)).deployed is None
+    assert DCCalculator(splined("isilu")).deployed is None
+    with pytest.raises(OptionError, match="optimize=True: .* with isilu"):
+        DCCalculator(splined("isilu"), optimize=True)
+    with pytest.raises(OptionError, match="dimenet"):
+        DCCalculator(lively("dimenet++"), optimize=True)
+    again = pickle.loads(pickle.dumps(DCCalculator(exact)))
+    assert again.deployed is not None
+    assert DCCalculator(exact, optimize=False).copy().deployed is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [1, 3])
+def test_calculator_gives_the_same_with_and_without(count):
+    members = [splined(seed=n) for n in range(count)]
+    model = members[0] if count == 1 else Ensemble(members)
+    for atoms in (ethanol(), crystal()):
+        results = []
+        for optimize in (True, False):
+            calc = DCCalculator(model, dtype="float64", optimize=optimize)
+            calc.calculate(atoms)
+            results.append(calc.results)
+        assert results[0].keys() == results[1].keys()
+        for key, value in results[0].items():
+            size = np.abs(results[1]["forces"]).max()
+            np.testing.assert_allclose(
+                value, results[1][key], rtol=0, atol=1e-10 * size, err_msg=key
+            )
+
+
+@needs_compiler
+def test_tabulated_filters_are_within_the_error_that_was_asked_for():
+    potential = splined("ssp", filter_knots=0)
+    atoms = ethanol()
+    exact = potential(graph_of(potential, atoms))
+    graph = graph_of(potential, atoms)
+    errors = []
+    for wanted in (1e-3, 1e-7):
+        found = deploy(potential, tabulate=True, filter_error=wanted)(
+            atoms.numbers, atoms.positions, graph.pairs.numpy()
+        )
+        errors.append(np.abs(found.forces[0] - exact["forces"].numpy()).max())
+    assert errors[1] < 1e-4
+    assert errors[1] < errors[0]
+    with pytest.raises(OptionError, match="do not reproduce the filters"):
+        deploy(splined("irelu", filter_knots=0), tabulate=True, filter_error=1e-14)
+
+
+def test_calculator_without_a_compiler(monkeypatch):
+    monkeypatch.setattr("dcase.potentials.kernels.schnet.load_library", lambda *names: None)
+    calc = DCCalculator(splined())
+    assert calc.deployed is None
+    calc.calculate(ethanol())
+    assert np.isfinite(calc.results["energy"])
+    with pytest.raises(OptionError, match="no C compiler"):
+        DCCalculator(splined(), optimize=True)
+
+
+@needs_compiler
+def test_libraries_are_compiled_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
+    load = build.load_library.__wrapped__
+    assert load("schnet", "double") is not None
+    (library,) = (tmp_path / "kernels").iterdir()  # nothing half made is left
+    assert library.suffix == ".so"
+    made = library.stat().st_mtime_ns
+    assert load("schnet", "double") is not None
+    assert library.stat().st_mtime_ns == made
+    assert load("schnet", "float") is not None
+    assert len(list((tmp_path / "kernels").iterdir())) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_libraries_are_not_taken_from_where_others_can_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels").chmod(0o777)
+    assert build.load_library.__wrapped__("schnet", "float") is None
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_a_compiler_that_fails_is_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("CC", f"{sys.executable} -c 'raise SystemExit(1)'")
+    assert build.load_library.__wrapped__("schnet", "float") is None
+
+
+@needs_compiler
+def test_kernel_leaves_the_processor_alone():
+    """-ffast-math would flush subnormal numbers to zero in the whole process, numpy's as well."""
+    code = (
+        "import torch, numpy as np\n"
+        "from dcase.potentials.kernels.schnet import available\n"
+        "assert available(torch.float32) and available(torch.float64)\n"
+        "assert np.float64(5e-324) * 1.0 != 0 and np.float32(1e-45) * np.float32(1) != 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
