@@ -127,6 +127,19 @@ class SchNet(nn.Module):
         where = self.table.locate(distances)
         return [self.table(self.table.coefficients(values), where) for values in at_knots]
 
+    def filter_table(self) -> Tensor:
+        """Coefficients of the splines of all filters, [filter_knots + 3, blocks * num_filters].
+
+        Differentiable in the weights of the filter networks. Needs ``filter_knots``.
+        """
+        assert self.table is not None
+        dtype = self.embedding.weight.dtype
+        if not self.interactions:
+            return self.embedding.weight.new_zeros(self.table.n_intervals + 3, 0)
+        return self.table.coefficients(
+            torch.cat(self._exact_filters(self.table.knots, dtype), dim=1)
+        )
+
     def _exact_filters(self, distances: Tensor, dtype: torch.dtype) -> list[Tensor]:
         basis = self.basis(distances, dtype)
         envelope = self.envelope(distances).to(dtype).unsqueeze(-1)

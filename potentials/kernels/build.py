@@ -83,7 +83,8 @@ def _digest(source: Path, compiler: tuple[str, ...], flags: tuple[str, ...]) -> 
     version = subprocess.run(
         [*compiler, "--version"], capture_output=True, timeout=SECONDS, check=False
     ).stdout
-    words = [source.read_bytes(), version, " ".join(flags).encode(), _processor().encode()]
+    texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
+    words = [*texts, version, " ".join(flags).encode(), _processor().encode()]
     return hashlib.sha256(b"\0".join(words)).hexdigest()[:24]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dcase.potentials.spline import UniformSpline
 
 # In the order of the kernel's enum.
 ACTIVATIONS = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
-_REAL = {torch.float32: "float", torch.float64: "double"}
+REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 @dataclass(frozen=True)
@@ -58,31 +59,22 @@ class SchNetKernel:
         table: tuple[UniformSpline, torch.Tensor] | None = None,
     ):
         self.dtype = network.embedding.weight.dtype
-        library = load_library("schnet", _REAL[self.dtype])
+        library = load_library("schnet", REAL[self.dtype])
         if library is None:
             raise RuntimeError("there is no compiled kernel here")
         self._call = library.schnet
         self._call.restype = None
-        self._pair_bytes = int(_integer_result(library.size_of_pair)())
+        self._pair_bytes = int(integer_result(library.size_of_pair)())
         self._kind = ctypes.c_int(ACTIVATIONS.index(activation))
         spline, coefficients = own_table(network) if table is None else table
-        blocks: Sequence[Interaction] = list(network.interactions)  # type: ignore[arg-type]
-        self.hidden = network.embedding.weight.shape[1]
-        self.filters = blocks[0].atom_in.weight.shape[0] if blocks else 0
-        self.half = network.out_in.weight.shape[0]
-        self.layers = len(blocks)
-        weights = [network.embedding.weight]
-        for block in blocks:
-            a, b, c = block.atom_in, block.atom_out, block.update
-            weights += [a.weight.T, b.weight.T, b.bias, c.weight.T, c.bias]
-            weights += [a.weight, b.weight, c.weight]
-        head, out = network.out_in, network.out
-        weights += [head.weight.T, head.bias, head.weight, out.weight.reshape(-1), out.bias]
-        self._weights = [w.detach().cpu().contiguous().clone() for w in weights]
-        self._pointers = (ctypes.c_void_p * len(weights))(*(w.data_ptr() for w in self._weights))
+        hidden, filters, layers, half = network_shape(network)
+        # REALs of scratch for each atom
+        self._scratch = layers * (filters + hidden) + 2 * (filters + hidden) + 2 * half
+        self._weights = packed_weights(network, copy=True)
+        self._pointers = pointers(self._weights)
         self._table = coefficients.detach().to(self.dtype).cpu().contiguous().clone()
         self._lengths = np.array([network.cutoff, spline.spacing])
-        self._intervals = spline.n_intervals
+        self._shape = (hidden, filters, layers, half, spline.n_intervals)
         self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
         self._room: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
 
@@ -109,37 +101,60 @@ class SchNetKernel:
             offsets = np.ascontiguousarray(offsets, dtype=np.float64)
         if positions.shape != (n, 3) or (offsets is not None and offsets.shape != (listed, 3)):
             raise ValueError("positions, species, pairs and offsets do not fit together")
-        sizes = np.array(
-            [n, listed, self.hidden, self.filters, self.layers, self.half, self._intervals]
-        )
+        sizes = np.array([n, listed, *self._shape])
         if self._room is None or self._room[0] != (n, listed):
-            layer = self.filters + self.hidden
-            atom = self.layers * layer + 2 * layer + 2 * self.half
             self._room = (
                 (n, listed),
-                np.empty(n * atom, dtype=self._numpy),
+                np.empty(n * self._scratch, dtype=self._numpy),
                 np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
             )
         _, work, room = self._room
         result = Evaluation(np.empty(n), np.empty((n, 3)), np.empty((3, 3)), np.empty(n, np.int64))
         self._call(
-            _pointer(sizes),
-            _pointer(self._lengths),
+            pointer(sizes),
+            pointer(self._lengths),
             self._kind,
-            _pointer(positions),
-            _pointer(pairs),
-            None if offsets is None else _pointer(offsets),
-            _pointer(species),
+            pointer(positions),
+            pointer(pairs),
+            None if offsets is None else pointer(offsets),
+            pointer(species),
             self._pointers,
             ctypes.c_void_p(self._table.data_ptr()),
-            _pointer(work),
-            _pointer(room),
-            _pointer(result.energies),
-            _pointer(result.forces),
-            _pointer(result.virial),
-            _pointer(result.neighbours),
+            pointer(work),
+            pointer(room),
+            pointer(result.energies),
+            pointer(result.forces),
+            pointer(result.virial),
+            pointer(result.neighbours),
         )
         return result
+
+
+def network_shape(network: SchNet) -> tuple[int, int, int, int]:
+    """Sizes as the kernels name them: hidden, filters, layers, half (of the read-out)."""
+    blocks: Sequence[Interaction] = list(network.interactions)  # type: ignore[arg-type]
+    filters = blocks[0].atom_in.weight.shape[0] if blocks else 0
+    return network.embedding.weight.shape[1], filters, len(blocks), network.out_in.weight.shape[0]
+
+
+@torch.no_grad()
+def packed_weights(network: SchNet, *, copy: bool) -> list[torch.Tensor]:
+    """The weights of the nodes' network in the kernels' order, contiguous, on the CPU.
+
+    Args:
+        network: Of which.
+        copy: Also copy what is contiguous as it is, so that it does not change with the network.
+    """
+    blocks: Sequence[Interaction] = list(network.interactions)  # type: ignore[arg-type]
+    weights: list[torch.Tensor] = [network.embedding.weight]
+    for block in blocks:
+        a, b, c = block.atom_in, block.atom_out, block.update
+        weights += [a.weight.T, b.weight.T, b.bias, c.weight.T, c.bias]
+        weights += [a.weight, b.weight, c.weight]
+    head, out = network.out_in, network.out
+    weights += [head.weight.T, head.bias, head.weight, out.weight.reshape(-1), out.bias]
+    contiguous = [w.detach().cpu().contiguous() for w in weights]
+    return [w.clone() for w in contiguous] if copy else contiguous
 
 
 def own_table(network: SchNet) -> tuple[UniformSpline, torch.Tensor]:
@@ -152,21 +167,25 @@ def own_table(network: SchNet) -> tuple[UniformSpline, torch.Tensor]:
     if spline is None:
         raise ValueError("the network has no filter table (filter_knots is 0)")
     with torch.no_grad():
-        values = network._exact_filters(spline.knots, network.embedding.weight.dtype)
-        if not values:
-            return spline, network.embedding.weight.new_zeros(spline.n_intervals + 3, 0)
-        return spline, spline.coefficients(torch.cat(values, dim=1))
+        return spline, network.filter_table()
 
 
 def available(dtype: torch.dtype) -> bool:
     """Whether there is a compiled kernel here (it is compiled at the first question)."""
-    return dtype in _REAL and load_library("schnet", _REAL[dtype]) is not None
+    return dtype in REAL and load_library("schnet", REAL[dtype]) is not None
 
 
-def _integer_result(function):
+def integer_result(function: Any) -> Any:
+    """A function of the library that returns an integer."""
     function.restype = ctypes.c_int64
     return function
 
 
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    """To the first element of a contiguous array."""
     return ctypes.c_void_p(array.ctypes.data)
+
+
+def pointers(tensors: Sequence[torch.Tensor]) -> Any:
+    """To each of several tensors, as an array of pointers."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

@@ -1,0 +1,185 @@
+/* What the kernels of SchNet share; names as in potentials/schnet.py and potentials/spline.py. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#endif
+
+#if defined(__GLIBC__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+/* glibc has vector versions of these; its headers tell the compiler only under -ffast-math. */
+__attribute__((simd("notinbranch"))) float expf(float);
+__attribute__((simd("notinbranch"))) float logf(float);
+__attribute__((simd("notinbranch"))) double exp(double);
+__attribute__((simd("notinbranch"))) double log(double);
+#endif
+#define EXP(x) (sizeof(REAL) == 4 ? (REAL)expf((float)(x)) : (REAL)exp((double)(x)))
+#define LOG(x) (sizeof(REAL) == 4 ? (REAL)logf((float)(x)) : (REAL)log((double)(x)))
+#define LN2 ((REAL)0.69314718055994530942)
+
+/* Rows and columns of the tile of a matrix product that is kept in registers. */
+#define ROWS 4
+#define TILE 32
+
+typedef int64_t integer;
+
+/* C[n, m] = (add ? C : 0) + bias[m] + A[n, k] B[k, m] */
+static void product(integer n, integer k, integer m, const REAL *restrict A,
+                    const REAL *restrict B, const REAL *restrict bias, REAL *restrict C, int add)
+{
+    for (integer i = 0; i < n; i += ROWS) {
+        const integer rows = n - i < ROWS ? n - i : ROWS;
+        for (integer j = 0; j < m; j += TILE) {
+            const integer columns = m - j < TILE ? m - j : TILE;
+            REAL sum[ROWS][TILE];
+            if (rows == ROWS && columns == TILE) {
+                for (int r = 0; r < ROWS; r++)
+                    for (int c = 0; c < TILE; c++)
+                        sum[r][c] = bias ? bias[j + c] : 0;
+                for (integer q = 0; q < k; q++)
+                    for (int r = 0; r < ROWS; r++)
+                        for (int c = 0; c < TILE; c++)
+                            sum[r][c] += A[(i + r) * k + q] * B[q * m + j + c];
+            } else {
+                for (integer r = 0; r < rows; r++) {
+                    for (integer c = 0; c < columns; c++)
+                        sum[r][c] = bias ? bias[j + c] : 0;
+                    for (integer q = 0; q < k; q++)
+                        for (integer c = 0; c < columns; c++)
+                            sum[r][c] += A[(i + r) * k + q] * B[q * m + j + c];
+                }
+            }
+            for (integer r = 0; r < rows; r++) {
+                REAL *target = C + (i + r) * m + j;
+                for (integer c = 0; c < columns; c++)
+                    target[c] = (add ? target[c] : 0) + sum[r][c];
+            }
+        }
+    }
+}
+
+/* In the order of ACTIVATIONS in schnet.py. */
+enum { IRELU, SSP, SOFTPLUS, SILU, TANH, LOG_COSH };
+
+/* y = phi(x), slope = phi'(x) and, unless it is NULL, curvature = phi''(x); y may be x */
+static void activate(int kind, integer n, const REAL *x, REAL *y, REAL *slope, REAL *curvature)
+{
+#define EACH(statements, first, second)                                                            \
+    if (curvature)                                                                                 \
+        for (integer q = 0; q < n; q++) {                                                          \
+            const REAL in = x[q];                                                                  \
+            statements;                                                                            \
+            slope[q] = first;                                                                      \
+            curvature[q] = second;                                                                 \
+        }                                                                                          \
+    else                                                                                           \
+        for (integer q = 0; q < n; q++) {                                                          \
+            const REAL in = x[q];                                                                  \
+            statements;                                                                            \
+            slope[q] = first;                                                                      \
+        }                                                                                          \
+    break
+
+    const REAL shift = kind == SSP ? LN2 : 0;
+    switch (kind) {
+    case IRELU:
+        EACH(const REAL r = in > 0 ? in : 0; y[q] = (REAL)0.5 * r * r, r, in > 0 ? 1 : 0);
+    case SSP:
+    case SOFTPLUS:
+        EACH(const REAL e = EXP(in > 0 ? -in : in); const REAL s = (in > 0 ? 1 : e) / (1 + e);
+             y[q] = (in > 0 ? in : 0) + LOG(1 + e) - shift, s, s * (1 - s));
+    case SILU:
+        EACH(const REAL e = EXP(in > 0 ? -in : in); const REAL s = (in > 0 ? 1 : e) / (1 + e);
+             y[q] = in * s, s * (1 + in * (1 - s)), s * (1 - s) * (2 + in * (1 - 2 * s)));
+    case TANH:
+        EACH(const REAL e = EXP(in > 0 ? -2 * in : 2 * in);
+             const REAL t = (in > 0 ? 1 : -1) * (1 - e) / (1 + e);
+             y[q] = t, 1 - t * t, -2 * t * (1 - t * t));
+    case LOG_COSH:
+        EACH(const REAL e = EXP(in > 0 ? -2 * in : 2 * in);
+             const REAL t = (in > 0 ? 1 : -1) * (1 - e) / (1 + e);
+             y[q] = (in > 0 ? in : -in) + LOG(1 + e) - LN2, t, 1 - t * t);
+    }
+#undef EACH
+}
+
+/* A pair within the cutoff. */
+typedef struct {
+    integer i, j, row;
+    REAL value[4], slope[4]; /* weights of four rows of the table: W = sum value T, W' = sum slope T */
+    double r[3], d, pull, rate; /* pull: dE/dd; rate: of d along a direction (training) */
+} pair;
+
+/* Cubic B-spline weights and their derivatives, as in potentials/spline.py. */
+static void locate(pair *p, integer intervals, double spacing)
+{
+    double s = p->d / spacing;
+    s = s > (double)intervals ? (double)intervals : s;
+    integer at = (integer)s;
+    at = at > intervals - 1 ? intervals - 1 : at;
+    const double t = s - (double)at, o = 1 - t;
+    p->row = at;
+    p->value[0] = (REAL)(o * o * o / 6);
+    p->value[1] = (REAL)((3 * t * t * t - 6 * t * t + 4) / 6);
+    p->value[2] = (REAL)((3 * o * o * o - 6 * o * o + 4) / 6);
+    p->value[3] = (REAL)(t * t * t / 6);
+    p->slope[0] = (REAL)(-o * o / 2 / spacing);
+    p->slope[1] = (REAL)((3 * t * t - 4 * t) / 2 / spacing);
+    p->slope[2] = (REAL)((4 * o - 3 * o * o) / 2 / spacing);
+    p->slope[3] = (REAL)(t * t / 2 / spacing);
+}
+
+/* message[i] += W x[j], message[j] += W x[i] */
+static void convolve(const pair *p, const REAL *restrict table, integer columns, integer filters,
+                     const REAL *restrict x, REAL *restrict message)
+{
+    const REAL *t0 = table + p->row * columns, *t1 = t0 + columns, *t2 = t1 + columns,
+               *t3 = t2 + columns;
+    const REAL b0 = p->value[0], b1 = p->value[1], b2 = p->value[2], b3 = p->value[3];
+    const REAL *xi = x + p->i * filters, *xj = x + p->j * filters;
+    REAL *mi = message + p->i * filters, *mj = message + p->j * filters;
+    if (p->i == p->j) { /* an atom and its own image: both directions land in one place */
+        for (integer f = 0; f < filters; f++)
+            mi[f] += 2 * (b0 * t0[f] + b1 * t1[f] + b2 * t2[f] + b3 * t3[f]) * xi[f];
+        return;
+    }
+#pragma GCC ivdep
+    for (integer f = 0; f < filters; f++) {
+        const REAL W = b0 * t0[f] + b1 * t1[f] + b2 * t2[f] + b3 * t3[f];
+        mi[f] += W * xj[f];
+        mj[f] += W * xi[f];
+    }
+}
+
+/* The same for the gradients, y[i] += W g[j], and the pair's dE/dd += sum_f W' (g_i x_j + g_j x_i) */
+static void transpose(pair *p, const REAL *restrict table, integer columns, integer filters,
+                      const REAL *restrict x, const REAL *restrict g, REAL *restrict y)
+{
+    const REAL *t0 = table + p->row * columns, *t1 = t0 + columns, *t2 = t1 + columns,
+               *t3 = t2 + columns;
+    const REAL b0 = p->value[0], b1 = p->value[1], b2 = p->value[2], b3 = p->value[3];
+    const REAL s0 = p->slope[0], s1 = p->slope[1], s2 = p->slope[2], s3 = p->slope[3];
+    const REAL *xi = x + p->i * filters, *xj = x + p->j * filters;
+    const REAL *gi = g + p->i * filters, *gj = g + p->j * filters;
+    REAL *yi = y + p->i * filters, *yj = y + p->j * filters;
+    REAL sum = 0;
+    if (p->i == p->j) {
+        for (integer f = 0; f < filters; f++) {
+            yi[f] += 2 * (b0 * t0[f] + b1 * t1[f] + b2 * t2[f] + b3 * t3[f]) * gi[f];
+            sum += 2 * (s0 * t0[f] + s1 * t1[f] + s2 * t2[f] + s3 * t3[f]) * gi[f] * xi[f];
+        }
+    } else {
+#pragma GCC ivdep
+        for (integer f = 0; f < filters; f++) {
+            const REAL W = b0 * t0[f] + b1 * t1[f] + b2 * t2[f] + b3 * t3[f];
+            yi[f] += W * gj[f];
+            yj[f] += W * gi[f];
+            sum += (s0 * t0[f] + s1 * t1[f] + s2 * t2[f] + s3 * t3[f]) *
+                   (gi[f] * xj[f] + gj[f] * xi[f]);
+        }
+    }
+    p->pull += (double)sum;
+}
+
+

@@ -1,0 +1,150 @@
+"""Energies and forces of a batch for training on them, with a compiled gradient by the weights.
+
+Training on forces needs the gradient, by the weights, of something that is a gradient by the
+positions already. Autograd builds the graph of the first gradient and goes through it backwards.
+Here the gradient of ``sum_i gE_i e_i + sum_i gF_i . F_i`` is written out (``schnet_train.c``): the
+second sum is a derivative along a known direction, so one forward pass that carries this derivative
+along, and one backward pass through it, are enough. The filter networks, which run on the knots of
+their table only, are left to autograd.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.schnet import (
+    ACTIVATIONS,
+    REAL,
+    integer_result,
+    network_shape,
+    packed_weights,
+    pointer,
+    pointers,
+)
+from dcase.potentials.schnet import SchNet
+
+
+class TrainingKernel:
+    """What is the same in every step of training one SchNet.
+
+    Args:
+        network: With ``filter_knots``, on the CPU, float32 or float64.
+        activation: Its activation, one of :data:`~dcase.potentials.kernels.schnet.ACTIVATIONS`.
+
+    Raises:
+        RuntimeError: If there is no compiled kernel here.
+        ValueError: If the network has no filter table or another activation.
+    """
+
+    def __init__(self, network: SchNet, activation: str):
+        if network.table is None or activation not in ACTIVATIONS:
+            raise ValueError("the network has no compiled form")
+        self.network = network
+        dtype = network.embedding.weight.dtype
+        library = load_library("schnet_train", REAL[dtype])
+        if library is None:
+            raise RuntimeError("there is no compiled kernel here")
+        self.forward, self.backward = library.forward, library.backward
+        self.forward.restype = self.backward.restype = None
+        self.pair_bytes = int(integer_result(library.size_of_pair)())
+        self.size_of_work = integer_result(library.size_of_work)
+        self.kind = ctypes.c_int(ACTIVATIONS.index(activation))
+        self.spacing = ctypes.c_double(network.table.spacing)
+        self.shape = (*network_shape(network), network.table.n_intervals)
+        self.dtype = dtype
+
+    def parameters(self) -> list[Tensor]:
+        """Weights that the compiled gradient is for, in its order."""
+        net = self.network
+        found: list[Tensor] = [net.embedding.weight]
+        for block in net.interactions:
+            a, b, c = block.atom_in, block.atom_out, block.update  # type: ignore[union-attr]
+            found += [a.weight, b.weight, b.bias, c.weight, c.bias]  # type: ignore[union-attr, list-item]
+        head, out = net.out_in, net.out
+        return [*found, head.weight, head.bias, out.weight, out.bias]
+
+    def __call__(
+        self, species: Tensor, graph: AtomicGraph, *, forces: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Atom energies [n_atoms] and forces [n_atoms, 3], float64, in the network's unit.
+
+        Differentiable once in the network's weights (not in the positions). Without ``forces``
+        these are zeros.
+        """
+        table = self.network.filter_table()
+        return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
+
+
+class _EnergiesForces(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: TrainingKernel,
+        species: Tensor,
+        graph: AtomicGraph,
+        forces: bool,
+        table: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        n, count = len(species), graph.pairs.shape[1]
+        sizes = np.array([n, count, *kernel.shape])
+        packed = packed_weights(kernel.network, copy=False)
+        table = table.detach().contiguous()
+        work = torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype)
+        room = np.empty(max(count, 1) * kernel.pair_bytes, dtype=np.uint8)
+        vectors = graph.vectors().detach().contiguous()
+        pairs, species = graph.pairs.contiguous(), species.contiguous()
+        energy = torch.empty(n, dtype=torch.float64)
+        force = torch.zeros(n, 3, dtype=torch.float64)
+        kernel.forward(
+            pointer(sizes), kernel.spacing, kernel.kind, _of(vectors), _of(pairs), _of(species),
+            pointers(packed), _of(table), _of(work), pointer(room), _of(energy),
+            _of(force) if forces else None,
+        )  # fmt: skip
+        ctx.kernel, ctx.forces, ctx.sizes, ctx.room = kernel, forces, sizes, room
+        ctx.packed, ctx.table, ctx.work, ctx.species = packed, table, work, species
+        ctx.set_materialize_grads(False)
+        return energy, force
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        by_energy, by_force = grads
+        kernel, packed = ctx.kernel, ctx.packed
+        n = len(ctx.species)
+        by_energy = torch.zeros(n, dtype=torch.float64) if by_energy is None else by_energy
+        by_energy = by_energy.double().contiguous()
+        if by_force is not None:
+            by_force = by_force.double().contiguous() if ctx.forces else None
+        found = [torch.zeros_like(w) for w in _by_matrix(packed, kernel.shape[2])]
+        table = torch.zeros_like(ctx.table)
+        kernel.backward(
+            pointer(ctx.sizes), kernel.kind, _of(ctx.species), pointers(packed), _of(ctx.table),
+            _of(ctx.work), pointer(ctx.room), _of(by_energy),
+            None if by_force is None else _of(by_force), pointers(found), _of(table),
+        )  # fmt: skip
+        # Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row.
+        results = [found[0], *(g.T if g.ndim == 2 else g for g in found[1:])]
+        results[-2] = results[-2].reshape(1, -1)
+        return (None, None, None, None, table, *results)
+
+
+def _by_matrix(packed: list[Tensor], layers: int) -> list[Tensor]:
+    """Of the packed weights, those that are there once: without transposed copies."""
+    found = packed[:1]
+    for layer in range(layers):
+        found += packed[1 + 8 * layer : 6 + 8 * layer]
+    tail = packed[1 + 8 * layers :]
+    return [*found, tail[0], tail[1], tail[3], tail[4]]
+
+
+def _of(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
