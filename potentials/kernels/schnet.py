@@ -170,9 +170,9 @@ def own_table(network: SchNet) -> tuple[UniformSpline, torch.Tensor]:
         return spline, network.filter_table()
 
 
-def available(dtype: torch.dtype) -> bool:
+def available(dtype: torch.dtype, name: str = "schnet") -> bool:
     """Whether there is a compiled kernel here (it is compiled at the first question)."""
-    return dtype in REAL and load_library("schnet", REAL[dtype]) is not None
+    return dtype in REAL and load_library(name, REAL[dtype]) is not None
 
 
 def integer_result(function: Any) -> Any:

@@ -23,12 +23,14 @@ from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.schnet import (
     ACTIVATIONS,
     REAL,
+    available,
     integer_result,
     network_shape,
     packed_weights,
     pointer,
     pointers,
 )
+from dcase.potentials.potential import Potential
 from dcase.potentials.schnet import SchNet
 
 
@@ -81,6 +83,21 @@ class TrainingKernel:
         """
         table = self.network.filter_table()
         return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
+
+
+def training_kernel(potential: Potential) -> TrainingKernel | None:
+    """The compiled gradient of a potential's network, or None where it has none."""
+    network = potential.network
+    activation = potential.hyper_parameters.get("activation", "")
+    if (
+        not isinstance(network, SchNet)
+        or network.table is None
+        or activation not in ACTIVATIONS
+        or potential.device.type != "cpu"
+        or not available(potential.dtype, "schnet_train")
+    ):
+        return None
+    return TrainingKernel(network, activation)
 
 
 class _EnergiesForces(torch.autograd.Function):
