@@ -115,10 +115,9 @@ class DCCalculator(Calculator):
             self.model_path = ", ".join(map(_located, _as_list(path_or_potential)))
             potential = load_model(path_or_potential)
         one = potential.first if isinstance(potential, Ensemble) else potential
-        quantity: Any = getattr(one, "quantity", None)  # TODO(lead)
-        if quantity is not None and not quantity.is_energy:
+        if not one.quantity.is_energy:
             raise OptionError(
-                f"the potential predicts {quantity.name}, which has no forces; a calculator "
+                f"the potential predicts {one.quantity}, which has no forces; a calculator "
                 "needs one that predicts energies"
             )
         if caveats := potential_caveats(one):

@@ -27,6 +27,7 @@ from dcase.errors import CheckpointError, OptionError
 from dcase.potentials.graph import AtomicGraph
 from dcase.potentials.potential import FORMAT_VERSION as POTENTIAL_VERSION
 from dcase.potentials.potential import Potential, find_checkpoint, potential_from_document
+from dcase.potentials.quantity import Quantity
 from dcase.potentials.schnet import SchNet
 from dcase.potentials.stacked import StackedSchNet
 
@@ -58,7 +59,7 @@ class Ensemble(nn.Module):
             raise OptionError(
                 f"the members were trained on different levels of theory: {', '.join(theories)}"
             )
-        quantities = {_quantity(member) for member in members}
+        quantities = {member.quantity for member in members}
         if len(quantities) > 1:
             names = ", ".join(sorted(quantity.name for quantity in quantities))
             raise OptionError(f"the members predict different quantities: {names}")
@@ -80,9 +81,9 @@ class Ensemble(nn.Module):
         return self._potentials[0]
 
     @property
-    def quantity(self):
+    def quantity(self) -> Quantity:
         """What the members predict."""
-        return _quantity(self.first)
+        return self.first.quantity
 
     @property
     def cutoff(self) -> float:
@@ -131,49 +132,54 @@ class Ensemble(nn.Module):
 
     # ------------------------------------------------------------------- prediction
 
-    def members_forward(self, graph: AtomicGraph, *, stress: bool = False) -> dict[str, Tensor]:
+    def members_forward(
+        self, graph: AtomicGraph, *, stress: bool = False, forces: bool = True
+    ) -> dict[str, Tensor]:
         """What every member predicts.
 
         Args:
             graph: One or more systems; pairs must cover :attr:`cutoff`.
             stress: Also the stress (all systems periodic).
+            forces: Also the forces; in vain where the quantity is no energy.
 
         Returns:
             Detached float64 tensors: ``"energy"`` eV [k, n_systems], ``"energies"`` eV per atom
             [k, n_atoms], ``"forces"`` eV/A [k, n_atoms, 3], and if asked ``"stress"`` eV/A^3
             [k, n_systems, 6].
         """
-        if self._can_stack():
+        if self._can_stack() and (forces or stress):
             return self._together(graph, stress)
-        results = [
-            member(_within(graph, member.cutoff) if member.cutoff < self.cutoff else graph,
-                   stress=stress)
-            for member in self._potentials
-        ]  # fmt: skip
+        results = []
+        for member in self._potentials:
+            own = _within(graph, member.cutoff) if member.cutoff < self.cutoff else graph
+            results.append(member(own, stress=stress, forces=forces))
         return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
-    def forward(self, graph: AtomicGraph, *, stress: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, graph: AtomicGraph, *, stress: bool = False, forces: bool = True
+    ) -> dict[str, Tensor]:
         """Means and standard deviations (over members, with k - 1).
 
         Args:
             graph: One or more systems; pairs must cover :attr:`cutoff`.
             stress: Also the stress (all systems periodic).
+            forces: Also the forces.
 
         Returns:
             As :meth:`~dcase.potentials.potential.Potential.forward`, and ``"energy_std"`` eV
-            [n_systems], ``"forces_std"`` eV/A [n_atoms, 3].
+            [n_systems], ``"forces_std"`` eV/A [n_atoms, 3]; of another quantity ``NAME_std``.
         """
-        each = self.members_forward(graph, stress=stress)
+        each = self.members_forward(graph, stress=stress, forces=forces)
         result = {name: values.mean(0) for name, values in each.items()}
-        result["energy_std"] = each["energy"].std(0)
-        if "forces" in each:
-            result["forces_std"] = each["forces"].std(0)
+        for name in (self.quantity.key, "forces"):
+            if name in each:
+                result[f"{name}_std"] = each[name].std(0)
         return result
 
     def _can_stack(self) -> bool:
         first = self.first
         return isinstance(first.network, SchNet) and all(
-            _quantity(member).is_energy
+            member.quantity.is_energy
             and member.architecture == first.architecture
             and member.hyper_parameters == first.hyper_parameters
             and member.elements == first.elements
@@ -308,10 +314,3 @@ def _shared(members: Sequence[Potential]) -> dict[str, Any]:
 def elements_text(model: Potential | Ensemble) -> str:
     """Symbols of the elements that a model knows, with commas."""
     return ", ".join(chemical_symbols[z] for z in model.elements)
-
-
-def _quantity(member: Any) -> Any:  # TODO(lead): until Potential.quantity is there
-    from collections import namedtuple
-
-    plain: Any = namedtuple("plain", "is_energy name")
-    return getattr(member, "quantity", plain(True, "energy"))
