@@ -10,7 +10,8 @@ Rounds are interleaved, so that a change of the machine's speed meets every cont
 median of the rounds counts. "building" is what is done to find pairs, neighbourhoods or triplets
 of a batch, as a share of the step's processor time. For torch_geometric's DimeNet++ both lists are
 found by plain torch code outside the timed part (its own needs compiled extensions), to its
-advantage; so is SchNetPack's neighbour list. ":exact" is dcase without splines for the filters.
+advantage; so is SchNetPack's neighbour list. ":exact" is dcase without splines for the filters,
+":autograd" with them but without the compiled gradient.
 
 SchNetPack has an environment of its own (``make peer-schnetpack``) and runs there as a process that
 takes its steps, and times them, in turn with the others.
@@ -42,6 +43,7 @@ from dcase.data.md17 import load_md17
 from dcase.potentials.batching import FrameBatches, LabelledGraph
 from dcase.potentials.edges import directed_edges, neighbourhoods, triplets
 from dcase.potentials.energy_forces import EnergyForces
+from dcase.potentials.kernels.training import training_kernel
 from dcase.potentials.registry import ARCHITECTURES, create_potential, resolve_hyper_parameters
 from dcase.rescaling import fit_label_scale
 
@@ -92,7 +94,9 @@ def _adam_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Non
     return step
 
 
-def dcase_architecture(name: str, filter_knots: int = 128) -> Callable[[Setting], Contestant]:
+def dcase_architecture(
+    name: str, filter_knots: int = 128, *, compiled: bool = True
+) -> Callable[[Setting], Contestant]:
     """A network of the registry, as ``dcase train`` runs it (128: the default recipe's)."""
 
     def prepare(setting: Setting) -> Contestant:
@@ -106,7 +110,8 @@ def dcase_architecture(name: str, filter_knots: int = 128) -> Callable[[Setting]
             activation=setting.activation,
             **options,
         ).train()
-        frames, problem = setting.frames(potential.cutoff), EnergyForces(1.0)
+        kernel = training_kernel(potential) if compiled else None
+        frames, problem = setting.frames(potential.cutoff), EnergyForces(1.0, kernel=kernel)
 
         def loss() -> Tensor:
             terms = problem.terms(potential, frames.batch(setting.chosen()), training=True)
@@ -264,6 +269,7 @@ CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
         for name in ARCHITECTURES
         if "filter_knots" in ARCHITECTURES[name].hyper_parameters()
     },
+    "schnet:autograd": dcase_architecture("schnet", compiled=False),
     "pyg:schnet": _peer(_pyg_schnet, "schnet"),
     "pyg:dimenet++": _peer(_pyg_dimenet, "dimenet++"),
     "schnetpack:schnet": _schnetpack_schnet,
