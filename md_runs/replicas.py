@@ -1,0 +1,399 @@
+"""Many independent copies of one simulation in one batch.
+
+Each replica has momenta of its own and is a run of its own; they share the calls of the potential.
+The integrator is velocity Verlet in the order of operations of ASE's, so that a replica's
+trajectory is the one that ASE would give, up to rounding:
+
+    p <- p + f dt/2;   x <- x + p dt/m;   f <- F(x);   p <- p + f dt/2
+
+The equilibration is Langevin dynamics (BAOAB splitting, Leimkuhler and Matthews, Appl. Math. Res.
+Express 2013, 34). A replica that blows up is stopped, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from dcase.errors import OptionError, SimulationError
+from dcase.files import atomic_path, write_json
+from dcase.interrupt import interruptible
+from dcase.md_runs.batch_forces import BatchForces
+from dcase.md_runs.describe import describe_calculator, versions
+from dcase.md_runs.frequency import check_timestep
+from dcase.md_runs.journal import Journal
+from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, still
+from dcase.md_runs.settings import MDSettings
+from dcase.md_runs.watch import BlowUpWatch, bond_lengths
+from dcase.units import FS, KB
+
+FINISHED, INTERRUPTED = "finished", "interrupted"
+PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class ReplicaFolder:
+    """Paths of a run of replicas."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """Settings and status."""
+        return self.root / "state" / "replicas.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to go on from."""
+        return self.root / "state" / "replicas.npz"
+
+    @property
+    def series(self) -> Path:
+        """Journal: step, R potential and R kinetic energies."""
+        return self.root / "state" / "replicas.f64"
+
+    @property
+    def frames(self) -> Path:
+        """Journal: step, positions of all replicas."""
+        return self.root / "state" / "replica_frames.f64"
+
+    def clear(self) -> None:
+        """Remove what a run of replicas has left, and nothing else."""
+        names = ("report.json", "drift.png", "final.extxyz", "replicas.h5")
+        for path in (self.run, self.checkpoint, self.series, self.frames):
+            path.unlink(missing_ok=True)
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
+
+def run_replicas(
+    atoms: Atoms,
+    settings: MDSettings,
+    replicas: int,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> str:
+    """Simulate ``replicas`` copies of ``atoms`` into the folder ``out``.
+
+    Ctrl-C does not raise: everything up to there is kept. Reports are written by
+    :func:`dcase.md_runs.replica_report.write_replica_report`.
+
+    Args:
+        atoms: With a calculator of dcase; all replicas start from its positions.
+        settings: What to do; NVE only, without constraints. Only ``steps`` may change on
+            ``resume``.
+        replicas: R, at least 1; replica r draws its momenta from ``seed`` and r.
+        out: Folder, made if missing.
+        resume: Go on from the last checkpoint in ``out``.
+        overwrite: Replace an earlier run of replicas there.
+        progress: Called now and then with steps done and steps in all, equilibration included.
+        notify: Called with every event, one line each.
+
+    Returns:
+        ``"finished"`` or ``"interrupted"``.
+
+    Raises:
+        OptionError: If the settings ask for what replicas cannot do.
+        SimulationError: If there is a run and neither flag is given, nothing to resume, or another
+            structure or setting.
+    """
+    _refuse(atoms, settings, replicas)
+    folder = ReplicaFolder(Path(out))
+    if resume and not folder.checkpoint.exists():
+        raise SimulationError(f"there is no run of replicas to resume in {folder.root}")
+    if not resume and (folder.run.exists() or (folder.root / "state" / "run.json").exists()):
+        if not overwrite:
+            raise SimulationError(
+                f"{folder.root} already holds a run: resume it, overwrite it, or choose another"
+            )
+        if (folder.root / "state" / "run.json").exists():
+            raise SimulationError(
+                f"{folder.root} holds the run of a single copy: choose another folder"
+            )
+        folder.clear()
+    batch = _Batch(atoms, settings, replicas, folder, notify)
+    try:
+        if resume:
+            batch.resume()
+        else:
+            batch.start()
+        return batch.run(progress)
+    finally:
+        batch.close()
+
+
+def _refuse(atoms: Atoms, settings: MDSettings, replicas: int) -> None:
+    if replicas < 1:
+        raise OptionError(f"there must be at least one replica, not {replicas}")
+    if settings.ensemble != "nve":
+        raise OptionError(f"replicas run NVE; {settings.ensemble} is for a single copy")
+    if settings.constrain != "none" or atoms.constraints:
+        raise OptionError("replicas cannot hold bonds or atoms: simulate a single copy")
+    if settings.max_uncertainty_eV_A is not None:
+        raise OptionError("--max-uncertainty is for a single copy, not for replicas")
+    if settings.keep_momenta:
+        raise OptionError("replicas draw their own momenta: keep_momenta is for a single copy")
+
+
+class _Batch:
+    """All replicas in progress."""
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        settings: MDSettings,
+        replicas: int,
+        folder: ReplicaFolder,
+        notify: Callable[[str], None] | None,
+    ) -> None:
+        self.atoms, self.settings, self.folder = atoms, settings, folder
+        self.count, self.notify = replicas, notify
+        self.masses = atoms.get_masses()[None, :, None]
+        self.n_dof = degrees_of_freedom(atoms, "nve")
+        self.dt = settings.timestep_fs * FS
+        self.forces_of = BatchForces(atoms.calc, atoms.numbers, atoms.cell.array, atoms.pbc)
+        self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
+        self.rngs = [np.random.default_rng([settings.seed, r]) for r in range(replicas)]
+        self.x = np.repeat(atoms.get_positions()[None], replicas, axis=0)
+        self.p = np.zeros_like(self.x)
+        self.e = np.full(replicas, np.nan)
+        self.f = np.full_like(self.x, np.nan)
+        self.step, self.wall = 0, 0.0
+        self.trouble: dict[int, str] = {}  # of replicas that were stopped
+        self.alive = np.arange(replicas)
+        self.facts: dict[str, Any] = {}
+        self._journals: tuple[Journal, Journal] | None = None
+
+    # --- beginning -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Draw momenta, check the time step, open the files."""
+        settings = self.settings
+        period, warning = check_timestep(
+            self.atoms, settings.timestep_fs, force=settings.force_timestep
+        )
+        for r, rng in enumerate(self.rngs):
+            copy = self.atoms.copy()
+            draw_momenta(copy, settings.temperature_K, rng)
+            self.p[r] = copy.get_momenta()
+        self.facts = {
+            "format": 1,
+            "status": "running",
+            "replicas": self.count,
+            "settings": settings.to_dict(),
+            "formula": self.atoms.get_chemical_formula(),
+            "numbers": self.atoms.numbers.tolist(),
+            "start": self.atoms.positions.tolist(),
+            "n_dof": self.n_dof,
+            "shortest_period_fs": period,
+            "warnings": [warning] if warning else [],
+            "versions": versions(),
+            **describe_calculator(self.atoms.calc),
+        }
+        if warning and self.notify:
+            self.notify(f"warning: {warning}")
+        self._open(0, 0)
+        write_json(self.folder.run, self.facts)
+        self.evaluate()
+        if settings.equilibrate and settings.temperature_K > 0:
+            self.step = -settings.equilibrate
+        else:
+            self.begin_production()
+        self.checkpoint()
+
+    def begin_production(self) -> None:
+        """Take out the motions that NVE conserves, and record step 0."""
+        self.step = 0
+        for r in self.alive:
+            copy = self.atoms.copy()
+            copy.set_positions(self.x[r])
+            copy.set_momenta(self.p[r])
+            still(copy, "nve")
+            self.p[r] = copy.get_momenta()
+        self.record()
+
+    def resume(self) -> None:
+        """Go back to the checkpoint.
+
+        Raises:
+            SimulationError: If structure, settings or number of replicas differ.
+        """
+        self.facts = json.loads(self.folder.run.read_text(encoding="utf-8"))
+        saved = np.load(self.folder.checkpoint)
+        same = (
+            self.facts["replicas"] == self.count
+            and self.facts["numbers"] == self.atoms.numbers.tolist()
+            and np.array_equal(np.array(self.facts["start"]), self.atoms.positions)
+        )
+        if not same:
+            raise SimulationError(
+                f"{self.folder.root} holds replicas of another structure or another number of them"
+            )
+        if changed := self.settings.differences(self.facts["settings"]):
+            raise SimulationError(
+                f"cannot resume with other settings ({'; '.join(changed)}): only steps may change"
+            )
+        self.step, self.wall = int(saved["step"]), float(saved["wall"])
+        if self.settings.steps < self.step:
+            raise SimulationError(
+                f"the run already has {self.step} steps and cannot be cut to {self.settings.steps}"
+            )
+        self.x, self.p = saved["x"].copy(), saved["p"].copy()
+        for rng, state in zip(self.rngs, json.loads(str(saved["rngs"])), strict=True):
+            rng.bit_generator.state = state
+        self.trouble = {int(k): v for k, v in json.loads(str(saved["trouble"])).items()}
+        self.alive = np.array([r for r in range(self.count) if r not in self.trouble], dtype=int)
+        self._open(int(saved["series"]), int(saved["frames"]))
+        self.facts["settings"] = self.settings.to_dict()
+        self.evaluate()
+
+    def _open(self, series: int, frames: int) -> None:
+        self._journals = (
+            Journal(self.folder.series, 1 + 2 * self.count, series),
+            Journal(self.folder.frames, 1 + self.x.size, frames),
+        )
+
+    # --- steps -----------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[int, int], None] | None) -> str:
+        """All remaining steps."""
+        ahead, reported = self.settings.equilibrate, 0.0
+        status = FINISHED
+        with interruptible(signal.SIGINT, signal.SIGTERM) as stop:
+            while self.step < self.settings.steps and len(self.alive):
+                if stop.is_set():
+                    status = INTERRUPTED
+                    break
+                begun, production = time.perf_counter(), self.step >= 0
+                self.advance()
+                if production:
+                    self.wall += time.perf_counter() - begun
+                if self.step % self.settings.checkpoint_every == 0:
+                    self.checkpoint()
+                now = time.monotonic()
+                if progress and (now - reported > PROGRESS_SECONDS):
+                    reported = now
+                    progress(self.step + ahead, self.settings.steps + ahead)
+        if status == FINISHED:
+            self.checkpoint()
+        return status
+
+    def advance(self) -> None:
+        """One step of all replicas that have not been stopped."""
+        if self.step < 0:
+            self.langevin()
+        else:
+            self.verlet()
+        self.step += 1
+        self.look()
+        if self.step == 0:
+            self.begin_production()
+        elif self.step > 0:
+            self.record()
+
+    def verlet(self) -> None:
+        """Velocity Verlet."""
+        alive = self.alive
+        p = self.p[alive] + 0.5 * self.dt * self.f[alive]
+        self.x[alive] += self.dt * p / self.masses
+        self.evaluate()
+        self.p[alive] = p + 0.5 * self.dt * self.f[alive]
+
+    def langevin(self) -> None:
+        """BAOAB: half a kick, half a drift, friction and noise, half a drift, half a kick."""
+        alive, settings = self.alive, self.settings
+        keep = np.exp(-settings.friction_per_fs * settings.timestep_fs)
+        heat = np.sqrt((1.0 - keep**2) * KB * settings.temperature_K * self.masses)
+        noise = np.stack([self.rngs[r].standard_normal(self.x.shape[1:]) for r in alive])
+        p = self.p[alive] + 0.5 * self.dt * self.f[alive]
+        x = self.x[alive] + 0.5 * self.dt * p / self.masses
+        p = keep * p + heat * noise
+        self.x[alive] = x + 0.5 * self.dt * p / self.masses
+        self.evaluate()
+        self.p[alive] = p + 0.5 * self.dt * self.f[alive]
+
+    def evaluate(self) -> None:
+        """Energies and forces at the present positions."""
+        self.e[self.alive], self.f[self.alive] = self.forces_of(self.x[self.alive], self.alive)
+
+    def kinetic(self) -> np.ndarray:
+        """Kinetic energies of the replicas that go on, eV."""
+        return 0.5 * (self.p[self.alive] ** 2 / self.masses).sum(axis=(1, 2))
+
+    def look(self) -> None:
+        """Stop the replicas that have left physics."""
+        alive, watch = self.alive, self.watch
+        kinetic = self.kinetic()
+        n_dof = max(self.n_dof if self.step > 0 else 3 * len(self.atoms), 1)
+        bad = ~np.isfinite(self.e[alive]) | ~np.isfinite(self.f[alive]).all(axis=(1, 2))
+        bad |= ~(2.0 * kinetic / (n_dof * KB) <= watch.max_temperature_K)
+        if watch.bond_stretch_A is not None and len(watch.lengths):
+            stretch = bond_lengths(self.x[alive], watch.bonds, watch.cell) - watch.lengths
+            bad |= ~(stretch.max(axis=1) <= watch.bond_stretch_A)
+        for place in np.flatnonzero(bad):
+            r = int(alive[place])
+            reason = watch.look(
+                self.x[r], float(self.e[r]), float(kinetic[place]),
+                float(2.0 * kinetic[place] / (n_dof * KB)),
+            ) or "the potential refused the structure"  # fmt: skip
+            phase = f"step {self.step}" if self.step > 0 else "equilibration"
+            self.trouble[r] = f"{reason} at {phase}"
+            if self.notify:
+                self.notify(f"replica {r + 1} stopped: {self.trouble[r]}")
+        self.alive = alive[~bad]
+
+    def record(self) -> None:
+        """This step's rows, where they are due; NaN for replicas that were stopped."""
+        assert self._journals is not None
+        series, frames = self._journals
+        if self.step % self.settings.log_every == 0:
+            row = np.full(1 + 2 * self.count, np.nan)
+            row[0] = self.step
+            row[1 + self.alive] = self.e[self.alive]
+            row[1 + self.count + self.alive] = self.kinetic()
+            series.append(row)
+        if self.step % self.settings.traj_every == 0:
+            frames.append(np.concatenate([[self.step], self.x.ravel()]))
+
+    def checkpoint(self) -> None:
+        """Rows to the disk, then the state that counts them; pairs are found anew after it.
+
+        So the uninterrupted run and the resumed one go on from the same state to the last bit.
+        """
+        assert self._journals is not None
+        series, frames = (journal.flush() for journal in self._journals)
+        with atomic_path(self.folder.checkpoint) as path, open(path, "wb") as file:
+            np.savez(
+                file,
+                step=self.step,
+                wall=self.wall,
+                x=self.x,
+                p=self.p,
+                series=series,
+                frames=frames,
+                rngs=json.dumps([rng.bit_generator.state for rng in self.rngs]),
+                trouble=json.dumps(self.trouble),
+            )
+        self.forces_of.reset()
+        self.evaluate()
+
+    def close(self) -> None:
+        """Close the journals and write down how it stands."""
+        if self._journals is None:
+            return
+        for journal in self._journals:
+            journal.close()
+        self.facts["stopped"] = {str(r): why for r, why in self.trouble.items()}
+        write_json(self.folder.run, self.facts)
