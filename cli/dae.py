@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from dcase.cli.dae_data import data
+from dcase.cli.dae_show import print_metrics, print_roll_out
 from dcase.cli.options import (
     POSITIVE,
     SectionedCommand,
@@ -25,19 +24,13 @@ from dcase.cli.options import (
 from dcase.cli.progress import TrainingDisplay, step_bar
 from dcase.cli.show import results_console
 from dcase.cli.structures import check_writable
-from dcase.dae.run import compare, load_data, load_model, read_settings
+from dcase.dae.run import Outcome, compare, load_data, load_model, read_settings
 from dcase.dae.run import train as train_run
 from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import SYSTEMS, system_named
 from dcase.dae.task import PairSource
-from dcase.errors import OptionError
+from dcase.errors import DataError, OptionError
 from dcase.potentials.evaluation import choose_device
-
-PREDICTORS = {
-    "": "network",
-    "identity": "identity (nothing moves)",
-    "constant_velocity": "constant velocity",
-}
 
 data_option = click.option(
     "--data",
@@ -62,7 +55,7 @@ def dae() -> None:
 dae.add_command(data)
 
 
-@dae.command(cls=SectionedCommand)
+@dae.command(cls=SectionedCommand, short_help="Train a network to predict k steps ahead.")
 @click.argument("system", type=click.Choice(list(SYSTEMS)))
 @click.option(
     "--recipe",
@@ -103,7 +96,8 @@ def train(
     """Train a network to predict where a constrained SYSTEM is k steps later.
 
     Errors and violations on test samples, beside those of predictors without a network, go to
-    OUT/metrics.json.
+    OUT/metrics.json. Without options: k = 20 (pendulum) or 50 (water), 100 samples, 50 epochs, the
+    mechanical network on the manifold (pendulum) or the molecular one without a method (water).
     """
     refuse_both(resume, overwrite)
     use_threads(threads)
@@ -129,6 +123,7 @@ def train(
         )
         shown.append(TrainingDisplay(console, {}, quiet=quiet).__enter__())
 
+    outcome: Outcome | None
     try:
         outcome = train_run(
             settings,
@@ -141,18 +136,17 @@ def train(
             on_start=started,
             on_step=lambda p: shown[0](p),
         )
+    except KeyboardInterrupt:  # before or after the training loop, or a second one within
+        outcome = None
     finally:
         for display in shown:
             display.__exit__(None, None, None)
-    result = outcome.result
-    if result.status == "interrupted":
-        again = "" if out else f" (and --out {folder})"
-        click.echo(
-            f"stopped after {result.steps} steps; the same command with --resume{again} goes on.",
-            err=True,
-        )
+    if outcome is None or outcome.result.status == "interrupted":
+        steps = f" after {outcome.result.steps} steps" if outcome else ""
+        click.echo(f"stopped{steps}; the same command with --resume goes on", err=True)
         raise click.exceptions.Exit(130)
-    _print_metrics(outcome.metrics)
+    result = outcome.result
+    print_metrics(outcome.metrics)
     more = f" --data {data_file}" if data_file else ""
     results_console().print(
         f"{result.status} after {result.epochs} epochs, {result.steps} steps, "
@@ -193,7 +187,7 @@ def _chosen(
     return base.changed(**given), folder
 
 
-@dae.command()
+@dae.command(short_help="Errors and violations of a trained run.")
 @click.argument("run", type=click.Path(file_okay=False))
 @data_option
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write it here.")
@@ -227,9 +221,9 @@ def evaluate(
         metrics["rollout"] = {"unseen": unseen, **tables}
     if json_file:
         write_json(json_file, metrics)
-    _print_metrics(metrics)
+    print_metrics(metrics)
     if tables:
-        _print_roll_out(tables, settings, metrics["rollout"]["unseen"])
+        print_roll_out(tables, system_named(settings.system), metrics["rollout"]["unseen"])
 
 
 @dae.command()
@@ -281,8 +275,8 @@ def plot(
     labels = _labels([settings for _, settings in loaded], runs)
     first = loaded[0][1]
     trajectory = _trajectory(first, data_file, quiet)
-    for run in runs:
-        _check_data(run, trajectory)
+    for run, (model, _) in zip(runs, loaded, strict=True):
+        _check_data(run, model, trajectory)
     models = dict(zip(labels, loaded, strict=True))
     found, unseen = roll_outs(models, trajectory, rollout or 50)
     figure = plots.rollout_figure(found, system_named(first.system), unseen=unseen)
@@ -322,14 +316,21 @@ def _loaded(run: str, data_file: str | None, quiet: bool) -> tuple[Any, DaeSetti
     read_settings(run)  # says it best where there is no run
     model, settings = load_model(Path(run) / "model.pt")
     trajectory = _trajectory(settings, data_file, quiet)
-    _check_data(run, trajectory)
+    _check_data(run, model, trajectory)
     pairs = pairs_of(settings, trajectory)
     dtype = getattr(torch, settings.dtype)
     return model, settings, trajectory, PairSource(trajectory, pairs.test, pairs.ahead, dtype)
 
 
-def _check_data(run: str, trajectory: Any) -> None:
-    """Warn where the trajectory is not the one that the run was trained on."""
+def _check_data(run: str, model: Any, trajectory: Any) -> None:
+    """Warn where the trajectory is not the one that the run was trained on.
+
+    Raises:
+        DataError: If the network cannot take it.
+    """
+    nodes, there = model.constraint.n_nodes, trajectory.positions.shape[1]
+    if nodes != there:
+        raise DataError(f"{run} is a network of {nodes} bodies, the trajectory has {there}")
     try:
         found = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
         known = found["data"]["fingerprint"]
@@ -340,48 +341,3 @@ def _check_data(run: str, trajectory: Any) -> None:
             f"WARNING: {run} was trained on another trajectory; if you have its file, give --data",
             err=True,
         )
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    """Errors and violations beside those of predictors without a network."""
-    system = system_named(metrics["system"])
-    table = Table(title="Test samples", box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("", no_wrap=True)
-    columns = {
-        system.mae: f"MAE {system.error}",
-        "mean_violation": f"mean violation {system.length}",
-        "max_violation": f"max violation {system.length}",
-        "velocity_error": f"velocity {system.length}/{system.time}",
-    }
-    for title in columns.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for key, name in PREDICTORS.items():
-        errors = metrics[key] if key else metrics
-        label = name if key else f"{name}, {metrics['method']}"
-        table.add_row(label, *(f"{errors[c]:.3g}" for c in columns))
-    results_console().print(table)
-
-
-def _print_roll_out(
-    tables: dict[str, list[dict[str, float]]], settings: DaeSettings, unseen: bool
-) -> None:
-    system = system_named(settings.system)
-    what = "not used in training" if unseen else "the part that training used"
-    table = Table(title=f"Roll-outs, motion {what}", box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("", no_wrap=True)
-    head = {
-        "applications": "times",
-        "time": system.time,
-        system.mae: f"MAE {system.error}",
-        "mean_violation": f"mean violation {system.length}",
-        "max_violation": f"max violation {system.length}",
-    }
-    if "energy_change" in tables["network"][0]:
-        head["energy_change"] = "energy J"
-    for title in head.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for label, rows in tables.items():
-        for row in rows:
-            table.add_row(label, *(f"{row[c]:.3g}" for c in head))
-        table.add_section()
-    results_console().print(table)

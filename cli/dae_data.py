@@ -17,7 +17,7 @@ PREDICT_STEPS = (20, 50)
 """How far ahead, in steps, the predictors that know nothing are measured: as in the paper."""
 
 
-@click.group()
+@click.group(short_help="Make or describe trajectories.")
 def data() -> None:
     """Make or describe trajectories: a chain of pendulums, a droplet of water.
 
@@ -191,11 +191,16 @@ def _describe(path: str) -> None:
 def _summary(trajectory: Trajectory) -> str:
     frames, nodes, _ = trajectory.positions.shape
     unit = trajectory.units["time"]
-    what = f"{nodes} masses" if trajectory.system == "pendulum" else f"{nodes // 3} molecules"
+    pendulum = trajectory.system == "pendulum"
+    what = (nodes, "mass", "es") if pendulum else (nodes // 3, "molecule", "s")
     return (
-        f"{trajectory.system}, {what}, {frames} frames, one every {trajectory.interval:g} {unit} "
-        f"({(frames - 1) * trajectory.interval:g} {unit})"
+        f"{trajectory.system}, {_several(*what)}, {_several(frames, 'frame', 's')}, one every "
+        f"{trajectory.interval:g} {unit} ({(frames - 1) * trajectory.interval:g} {unit})"
     )
+
+
+def _several(count: int, what: str, ending: str) -> str:
+    return f"{count} {what}{'' if count == 1 else ending}"
 
 
 def _facts(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
@@ -212,13 +217,16 @@ def _pendulum(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     from dcase.md_runs.drift import fit_line
 
     energy = trajectory.energy
+    largest = f"largest deviation {np.abs(energy - energy[0]).max():.2g} J"
+    if len(energy) < 3:
+        yield "energy", f"{largest}; too few frames for a drift"
+        return
     times = np.arange(len(energy)) * trajectory.interval
     intercept, slope, error, _ = fit_line(times, energy)
     rms = float(np.sqrt(np.mean((energy - intercept - slope * times) ** 2)))
     yield (
         "energy",
-        f"largest deviation {np.abs(energy - energy[0]).max():.2g} J, drift "
-        f"{slope:.2g} ± {error:.1g} J/s, RMS fluctuation {rms:.2g} J",
+        f"{largest}, drift {slope:.2g} ± {error:.1g} J/s, RMS fluctuation {rms:.2g} J",
     )
 
 
@@ -233,6 +241,9 @@ def _water(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         n_atoms=nodes,
         n_dof=3 * nodes - 6,  # neither drifts nor turns
     )
+    if len(trajectory) < 3:
+        yield "energy", "too few frames for a drift"
+        return
     slope, error = drift.slope_mev_per_atom_ps, drift.slope_stderr_mev_per_atom_ps
     yield (
         "energy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ TABLES = {"dae-table1": "pendulum", "dae-table2": "water"}
 MAE_NOTE = (
     "MAE: mean over samples and {nodes} of the Euclidean norm of the position error, test samples."
 )
+STOPPED = "stopped; the same command goes on from here"
 
 
 class Numbers(click.ParamType):
@@ -52,17 +54,37 @@ def _options(*more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         ),
         click.option("--epochs", type=click.IntRange(min=1), help="Default: the recipe's."),
         click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="For each run."),
-        click.option("--n-test", type=click.IntRange(min=1), help="Test samples; default: 1000."),
-        click.option("--n-validation", type=click.IntRange(min=1), help="Default: 200."),
+        click.option(
+            "--n-test",
+            type=click.IntRange(min=1),
+            help="Test samples; default: 1000. Fewer make the pendulum easier: its samples are of "
+            "as many frames in a row as there are samples.",
+        ),
+        click.option("--n-validation", type=click.IntRange(min=1), help="Likewise; default: 200."),
         *_files(),
     )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = _stoppable(function)
         for option in reversed((*more, *common)):
             function = option(function)
         return function
 
     return decorate
+
+
+def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A Ctrl-C outside the training loop, too, ends the command with word of how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> Any:
+        try:
+            return command(**options)
+        except KeyboardInterrupt:
+            click.echo(STOPPED, err=True)
+            raise click.exceptions.Exit(130) from None
+
+    return wrapped
 
 
 def _files() -> tuple[Any, ...]:
@@ -109,7 +131,11 @@ def _carry_out(
     history: bool = False,
     write: Callable[[list[dict[str, Any]]], str],
 ) -> str:
-    """Make the runs with a display, and write the result after each; on Ctrl-C say how to go on."""
+    """Make the runs with a display, and write the result after each.
+
+    Raises:
+        KeyboardInterrupt: After a Ctrl-C.
+    """
     from dcase.dae.experiments.runs import perform
 
     shown: list[TrainingDisplay] = []
@@ -149,8 +175,7 @@ def _carry_out(
     finally:
         close()
     if results is None:
-        click.echo("stopped; the same command goes on from here", err=True)
-        raise click.exceptions.Exit(130)
+        raise KeyboardInterrupt
     return texts[0]
 
 
@@ -160,6 +185,15 @@ def _console(quiet: bool) -> Console:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _seeds_in_words(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _split(runs: Any) -> str:
+    s = runs[0].settings
+    return f"Split at random, {s.n_validation} validation and {s.n_test} test samples."
 
 
 def _table(name: str) -> click.Command:
@@ -224,10 +258,10 @@ def _table(name: str) -> click.Command:
         length = {run.settings.epochs for run in runs}
         limit = f", at most {time_limit:g} s each" if time_limit else ""
         caption = (
-            f"Table {name[-1]}: {system}; published network of size {size}, {seeds} seeds, "
-            f"{' or '.join(map(str, sorted(length)))} epochs{limit}"
+            f"Table {name[-1]}: {system}; published network of size {size}, "
+            f"{_seeds_in_words(seeds)}, {' or '.join(map(str, sorted(length)))} epochs{limit}"
         )
-        notes = [MAE_NOTE.format(nodes="bodies" if pendulum else "atoms")]
+        notes = [MAE_NOTE.format(nodes="bodies" if pendulum else "atoms"), _split(runs)]
 
         def write(results: list[dict[str, Any]]) -> str:
             return write_table(folder, name, system, results, caption, notes)
@@ -272,7 +306,12 @@ def _figure(name: str, title: str) -> click.Command:
         check_writable(folder / "x")
         console = _console(quiet)
         trajectory = _trajectory("pendulum", data_file, console)
-        notes = [f"Network of size {size}, {seeds} seeds, k = 20, 100 training samples."]
+        limit = f", at most {time_limit:g} s each" if time_limit else ""
+        notes = [
+            f"Five-body pendulum, published network of size {size}, k = 20, 100 training samples, "
+            f"{_seeds_in_words(seeds)}, {runs[0].settings.epochs} epochs{limit}.",
+            _split(runs),
+        ]
 
         def write(results: list[dict[str, Any]]) -> str:
             return write_figure(folder, name, results, notes)

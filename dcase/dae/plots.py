@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from dcase import plotting
 from dcase.dae.evaluation import RollOut
@@ -28,6 +32,7 @@ SNAPSHOTS = 4
 APPLICATIONS = 10  # of a run's own roll-out
 SHOWN = 200  # test samples in pictures of violations and errors
 FLOOR = 1e-17  # of violations on a logarithmic axis: what rounding leaves
+FEW_DECADES = 2.5  # up to which a logarithmic axis has plain numbers
 
 
 def draw_run(
@@ -72,7 +77,8 @@ def draw_run(
     r, r_later, predicted = (a.double().cpu().numpy() for a in (batch.r, batch.r_later, found.r))
     if system.name == "pendulum":
         few = np.unique(np.linspace(0, len(r) - 1, SNAPSHOTS).round().astype(int))
-        figures["snapshots"] = snapshots_figure(r[few], r_later[few], predicted[few])
+        later = f"{settings.duration:g} {system.time} later"
+        figures["snapshots"] = snapshots_figure(r[few], r_later[few], predicted[few], later)
     else:
         figures["errors"] = atom_errors_figure(r, r_later, predicted, trajectory.numbers)
     violation = model.constraint.violation(found.r).double().cpu().numpy()
@@ -106,43 +112,58 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         "val_velocities_rmse": ("validation, velocities (relative RMSE)", GREEN, ":"),
     }
     for name, (label, colour, style) in shown.items():
-        points = [(row["epoch"], row[name]) for row in rows if name in row]
+        # A limit may end training within an epoch; the mean loss of a few batches is no epoch's.
+        points = [
+            (row["epoch"], row[name])
+            for row in rows
+            if name in row and (name != "train_loss" or row["epoch"].is_integer())
+        ]
         if points:
             marker = "o" if len(points) < 3 else None
             ax.plot(*zip(*points, strict=True), style, color=colour, label=label, marker=marker)
     ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_log(ax.yaxis)
     ax.set_xlabel("epoch")
-    ax.set_ylabel("relative to the motion (identity = 1)")
+    ax.set_ylabel("loss; error relative to the motion")
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-def snapshots_figure(before: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Figure:
-    """Pendulums before (grey), truly later (green) and as predicted (blue).
+def snapshots_figure(
+    before: np.ndarray, true: np.ndarray, predicted: np.ndarray, later: str = "later"
+) -> Figure:
+    """Pendulums now (grey), later in truth (light green) and as predicted (blue).
 
     Args:
         before: Input positions [S, N, 2] in m.
         true: Target positions likewise.
         predicted: Of the network likewise.
+        later: When, for the legend.
     """
-    figure, axes = plotting.new_figure(1, len(before), (2.6 * len(before) + 0.6, 3.1))
-    everything = np.concatenate([before, true, predicted])
-    reach = 1.05 * before.shape[1]
-    low, high = (float(f(everything[..., 1])) for f in (np.nanmin, np.nanmax))
+    everything = np.concatenate([before, true, predicted]).reshape(-1, before.shape[-1])
+    everything = np.vstack([everything, np.zeros(everything.shape[-1])])  # the pivot
+    low, high = np.nanmin(everything, 0) - 0.25, np.nanmax(everything, 0) + 0.25
+    wide, tall = (high - low)[:2]
+    # All panels show the same stretch of the plane; the tallest they get is 4 inches.
+    width = min(2.7, 4.0 * wide / tall)
+    size = (width * len(before) + 0.7, width * tall / wide + 1.1)
+    figure, axes = plotting.new_figure(1, len(before), size, sharex=True, sharey=True)
     chains = (
-        (before, GREY, "input", "-", ".", 1.2),
-        (true, GREEN, "true", "-", "o", 3.5),
-        (predicted, BLUE, "predicted", "-", ".", 1.2),
+        (before, GREY, "now", "-", ".", 1.0),
+        (true, "#7fceb9", f"{later}, true", "-", "o", 4.5),
+        (predicted, BLUE, f"{later}, predicted", "-", ".", 1.2),
     )
     for number, ax in enumerate(axes):
-        for positions, colour, label, style, marker, width in chains:
+        for positions, colour, label, style, marker, line in chains:
             x, y = np.concatenate([np.zeros((1, 2)), positions[number]]).T
-            ax.plot(x, y, style, marker=marker, linewidth=width, color=colour, label=label)
+            ax.plot(x, y, style, marker=marker, linewidth=line, color=colour, label=label)
+        ax.plot(0.0, 0.0, "s", color="black", markersize=5)
         error = 100.0 * np.linalg.norm(predicted[number] - true[number], axis=-1).mean()
         ax.set_title(f"MAE {error:.2f} cm", fontsize=9)
         ax.set_aspect("equal")
-        ax.set_xlim(-reach, reach)
-        ax.set_ylim(min(low, -0.6 * reach) - 0.3, max(high, 0.0) + 0.3)
+        ax.set_xlim(low[0], high[0])
+        ax.set_ylim(low[1], high[1])
         ax.set_xlabel("x (m)")
     axes[0].set_ylabel("y (m)")
     lines, labels = axes[0].get_legend_handles_labels()
@@ -161,9 +182,9 @@ def atom_errors_figure(
         predicted: Of the network likewise.
         numbers: Atomic numbers [N].
     """
-    figure, axes = plotting.new_figure(1, 2, (8.4, 3.4), sharey=True)
+    figure, axes = plotting.new_figure(1, 2, (8.8, 3.4))
     kind_of_bar: Any
-    for ax, (number, kind) in zip(axes, ((8, "O"), (1, "H")), strict=True):
+    for ax, (number, kind) in zip(axes, ((8, "oxygen"), (1, "hydrogen")), strict=True):
         atoms = np.asarray(numbers) == number
         sets = {
             "moved (identity)": (before, GREY, "stepfilled"),
@@ -188,8 +209,8 @@ def atom_errors_figure(
             )
         ax.set_title(kind, fontsize=10)
         ax.set_xlabel("distance from the true position (pm)")
+        ax.set_ylabel("density (1/pm)")
         ax.legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("density (1/pm)")
     return figure
 
 
@@ -207,13 +228,18 @@ def violations_figure(violation: np.ndarray, system: System, tolerance: float | 
         low, high = np.log10(values.min()) - 0.2, np.log10(values.max()) + 0.2
         ax.hist(values, bins=np.logspace(low, high, 50).tolist(), color=BLUE)
         worst = float(values.max())
-        ax.set_title(f"mean {values.mean():.2g} {system.length}, max {worst:.2g}", fontsize=9)
+        unit = system.length
+        ax.set_title(
+            f"mean {values.mean():.2g} {unit}, largest {worst:.2g} {unit}, "
+            f"{len(violation)} test samples",
+            fontsize=9,
+        )
     if tolerance is not None:
         ax.axvline(tolerance, color=RED, linestyle="--", label="tolerance of the projection")
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(loc="upper left", frameon=False, fontsize=8)
     ax.set_xscale("log")
     ax.set_xlabel(f"violation of a constraint ({system.length})")
-    ax.set_ylabel("constraints of test samples")
+    ax.set_ylabel("number of constraints")
     return figure
 
 
@@ -227,8 +253,11 @@ def rollout_figure(found: Mapping[str, RollOut], system: System, *, unseen: bool
     """
     energy = any(r.energy is not None for r in found.values())
     count = 3 if energy else 2
-    figure, axes = plotting.new_figure(1, count, (4.3 * count, 3.9))
-    number = 0
+    rows = -(-(len(found) + 1) // 4)  # of the legend
+    size = (4.3 * count, 3.8 + 0.22 * rows)
+    figure, axes = plotting.new_figure(1, count, size)
+    spread_out(figure)
+    number, lost = 0, False
     for label, states in found.items():
         style: dict[str, Any]
         if label in SIMPLE:
@@ -242,35 +271,64 @@ def rollout_figure(found: Mapping[str, RollOut], system: System, *, unseen: bool
                 "markevery": max(1, len(states.time) // 12),
             }
             number += 1
-        start = 1  # the first state is a true one
-        axes[0].plot(
-            states.time[start:], system.factor * states.error[start:], label=label, **style
-        )
-        plain = {k: v for k, v in style.items() if k not in ("marker", "linestyle")}
+        time, error = states.time[1:], system.factor * states.error[1:]  # the first state is true
+        axes[0].plot(time, error, label=label, **style)
+        finite = np.flatnonzero(np.isfinite(error))
+        if len(finite) < len(error):  # where it ran away
+            last = finite[-1:]
+            axes[0].plot(time[last], error[last], "x", color=style["color"], markersize=9)
+            lost = True
         if label == "identity":  # it violates as much as the data, and keeps the energy
             continue
-        _positive(axes[1], states.time[start:], states.worst[start:], label, style)
+        _positive(axes[1], time, states.worst[1:], style)
         if label not in SIMPLE:
-            mean = {**plain, "linestyle": ":", "linewidth": 1.0}
-            _positive(axes[1], states.time[start:], states.mean[start:], None, mean)
+            mean = {"color": style["color"], "linestyle": ":", "linewidth": 1.0}
+            _positive(axes[1], time, states.mean[1:], mean)
         if energy and states.energy is not None:
-            _positive(axes[2], states.time[start:], states.energy[start:], label, style)
+            _positive(axes[2], time, states.energy[1:], style)
     axes[0].set_yscale("log")
     axes[0].set_ylabel(f"mean position error ({system.error})")
-    axes[1].set_ylabel(f"violation ({system.length}): max, mean (dotted)")
+    axes[1].set_ylabel(f"violation of the constraint ({system.length})")
+    if number:
+        keys = [Line2D([], [], color="black"), Line2D([], [], color="black", linestyle=":")]
+        axes[1].legend(keys, ["largest", "mean"], frameon=False, fontsize=8)
     if energy:
         axes[2].set_ylabel("mean |change of energy| (J)")
     for ax in axes:
         ax.set_xlabel(f"time ({system.time})")
-    axes[0].legend(frameon=False, fontsize=8)
-    axes[0].set_title("motion not used in training" if unseen else "training's part of the motion")
-    axes[0].title.set_fontsize(9)
+        ax.set_xlim(left=0.0)
+        plain_log(ax.yaxis)
+    lines, labels = axes[0].get_legend_handles_labels()
+    if lost:
+        lines.append(Line2D([], [], color="black", marker="x", linestyle="none", markersize=9))
+        labels.append("last before it ran away")
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    what = "motion not used in training" if unseen else "the part of the motion that training used"
+    figure.suptitle(f"Roll-outs, {what}", fontsize=10)
     return figure
 
 
-def _positive(
-    ax: Axes, time: np.ndarray, values: np.ndarray, label: str | None, style: Mapping[str, Any]
-) -> None:
+def spread_out(figure: Figure) -> None:
+    """Room between panels, so that the label of one does not look like the other's."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(wspace=0.06)
+
+
+def plain_log(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis that spans few decades: 20 rather than 2 x 10^1.
+
+    Call it when everything is drawn.
+    """
+    low, high = axis.get_view_interval()
+    if not 0 < low < high or np.log10(high / low) > FEW_DECADES:
+        return
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _positive(ax: Axes, time: np.ndarray, values: np.ndarray, style: Mapping[str, Any]) -> None:
     """A line on a logarithmic axis, on which exact zeros lie at rounding."""
-    ax.plot(time, np.maximum(values, FLOOR), label=label, **style)  # NaN stays NaN
+    ax.plot(time, np.maximum(values, FLOOR), **style)  # NaN stays NaN
     ax.set_yscale("log")

@@ -36,7 +36,9 @@ from dcase.objective import Objective
 from dcase.training.progress import Progress, TrainResult
 from dcase.training.trainer import Trainer
 
-VERSION = 1
+VERSION = 2
+"""Raised when the same weights would give another network; a test holds what they give now."""
+
 FREE = ("epochs", "time_limit")  # what a resume may change
 
 
@@ -49,10 +51,11 @@ def load_data(
     """The trajectory (from ``file``, or made and cached) and the pairs of a run.
 
     Raises:
-        DataError: If the file cannot be used.
+        DataError: If the file cannot be used, or has another time step.
         OptionError: If the trajectory is too short.
     """
     trajectory = load_or_make(settings.system, path=file, progress=progress)
+    system_named(settings.system).check(trajectory)
     pairs = make_pairs(
         trajectory,
         settings.k,
@@ -184,6 +187,12 @@ def _prepare(
     if resume:
         if not record.exists():
             raise OptionError(f"nothing to resume: there is no run in {folder}")
+        begun = _record(folder)
+        if begun.get("version") != VERSION:
+            raise OptionError(
+                f"cannot resume: {folder} was begun by an earlier version of dcase with another "
+                "parametrisation; --overwrite starts again"
+            )
         then, now = read_settings(folder).to_dict(), settings.to_dict()
         for name in now:
             if name not in FREE and then[name] != now[name]:
@@ -191,12 +200,19 @@ def _prepare(
                     f"cannot resume: {name} was {then[name]!r}, now {now[name]!r}; use the same, "
                     "or --overwrite to start again"
                 )
+        if begun.get("data") != fingerprint:
+            raise OptionError(
+                f"cannot resume: {folder} was begun with another trajectory; give the file of that "
+                "one (--data), or --overwrite to start again"
+            )
     elif folder.exists() and any(folder.iterdir()) and not overwrite:
         raise OptionError(f"{folder} is not empty; give --overwrite, --resume or another --out")
     if overwrite and folder.exists():
-        for name in ("model.pt", "metrics.json"):  # an old result must not outlive its run
+        # An old result or state must not outlive its run.
+        for name in ("metrics.json", "model.pt", "state.pt"):
             (folder / name).unlink(missing_ok=True)
-    write_json(record, {"settings": settings.to_dict(), "data": fingerprint})
+    content = {"version": VERSION, "settings": settings.to_dict(), "data": fingerprint}
+    write_json(record, content)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -220,16 +236,27 @@ def load_model(path: str | Path) -> tuple[ConstrainedNetwork, DaeSettings]:
     """A trained network, ready to use.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or holds something else.
+        CheckpointError: If the file is missing, damaged, holds something else, or was written by a
+            version of dcase whose networks were other functions of their weights.
     """
-    content = checkpoint.load(path, "dae", VERSION)
+
+    def refuse(_: dict[str, Any]) -> None:
+        raise CheckpointError(
+            f"{path}: trained by an earlier version of dcase, with another parametrisation of the "
+            "network; train it again"
+        )
+
+    content = checkpoint.load(path, "dae", VERSION, dict.fromkeys(range(VERSION), refuse))
     try:
         settings = DaeSettings.from_dict(content["settings"])
         model = build_model(settings, content["scales"])
         model.load_state_dict(content["weights"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: damaged, or of another version ({reason})") from error
+        raise CheckpointError(
+            f"{path}: does not fit the network it names: damaged, or of another version of dcase; "
+            f"train it again ({reason})"
+        ) from error
     return model.eval(), settings
 
 
@@ -239,11 +266,22 @@ def read_settings(folder: str | Path) -> DaeSettings:
     Raises:
         DataError: If the folder holds no run.
     """
-    record = Path(folder) / "run.json"
+    content = _record(folder)
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
         return DaeSettings.from_dict(content["settings"])
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no run of `dcase dae train` (there is no run.json)") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{record}: damaged, or not of `dcase dae train` ({error})") from error
+        raise DataError(
+            f"{Path(folder) / 'run.json'}: damaged, or not of `dcase dae train` ({error})"
+        ) from error
+
+
+def _record(folder: str | Path) -> dict[str, Any]:
+    """``run.json``; raises :class:`DataError`."""
+    path = Path(folder) / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder}: no run of `dcase dae train` (there is no run.json)") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged, or not of `dcase dae train` ({error})") from error
+    return content if isinstance(content, dict) else {}

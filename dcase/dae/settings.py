@@ -104,6 +104,11 @@ class DaeSettings:
         for name in ("tolerance", "velocity_weight", "layers"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.dtype == "float32" and 0 < self.tolerance < 1e-5:
+            raise OptionError(
+                f"single precision cannot reach a tolerance of {self.tolerance:g}; use at least "
+                "1e-5, or float64"
+            )
         self.method_settings()
         self.train_settings()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dcase.dae.constraints import Distances, chain, rigid_water
-from dcase.errors import OptionError
+from dcase.dae.trajectory_file import Trajectory
+from dcase.errors import DataError, OptionError
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,33 @@ class System:
         return f"mae_{self.error}"
 
     def constraint(self, n_nodes: int) -> Distances:
-        """The paper's constraint for ``n_nodes`` nodes."""
+        """The paper's constraint for ``n_nodes`` nodes.
+
+        Raises:
+            OptionError: If the atoms are not whole molecules of water.
+        """
         if self.name == "pendulum":
             return chain(n_nodes)
+        if n_nodes % 3:
+            raise OptionError(f"water has three atoms a molecule, which {n_nodes} atoms are not")
         return rigid_water(n_nodes // 3)
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Refuse a trajectory that the ``k`` of a prediction would not mean the same time in.
+
+        Raises:
+            DataError: If it is of another system, or its simulation step is not :attr:`step`.
+        """
+        if trajectory.system != self.name:
+            raise DataError(f"the data are of {trajectory.system}, not of {self.name}")
+        step = trajectory.interval / trajectory.stride
+        if not math.isclose(step, self.step, rel_tol=1e-6):
+            flag = "interval" if self.name == "pendulum" else "timestep"
+            raise DataError(
+                f"the trajectory has steps of {step:g} {self.time}, predictions count steps of "
+                f"{self.step:g} {self.time}: make one with `dcase dae data {self.name} --{flag} "
+                f"{self.step:g}`"
+            )
 
 
 SYSTEMS = {

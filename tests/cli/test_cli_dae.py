@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 
 import pytest
 
@@ -22,6 +23,35 @@ def swing(tmp_path_factory):
 @pytest.fixture
 def train(dcase, swing):
     return lambda *more: dcase("dae", "train", "pendulum", "--data", swing, *more)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than the training here."""
+    from dcase.dae import plots
+
+    monkeypatch.setattr(plots, "draw_run", lambda *arguments, **options: [])
+
+
+@pytest.fixture
+def ctrl_c_after(monkeypatch):
+    """``ctrl_c_after(steps)``: SIGINT in that step, once."""
+    from dcase.cli.progress import TrainingDisplay
+
+    shown, left = TrainingDisplay.__call__, [0]
+
+    def call(display, progress):
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        shown(display, progress)
+
+    monkeypatch.setattr(TrainingDisplay, "__call__", call)
+
+    def arm(steps):
+        left[0] = steps
+
+    return arm
 
 
 def metrics_of(folder):
@@ -59,7 +89,7 @@ def test_train_evaluate_plot(dcase, train, swing, empty_folder):
         assert (empty_folder / "d" / f"{name}.png").stat().st_size > 5000
 
 
-def test_resume_overwrite_and_other_settings(train, empty_folder):
+def test_resume_overwrite_and_other_settings(train, empty_folder, no_pictures):
     assert train("--epochs", "1", "--out", "d", *FAST).code == 0
     refused = train("--epochs", "1", "--out", "d", *FAST)
     assert refused.code == 1
@@ -75,7 +105,80 @@ def test_resume_overwrite_and_other_settings(train, empty_folder):
     assert metrics_of(empty_folder / "d")["epochs"] == 1
 
 
-def test_default_folder_names_the_run(train, empty_folder):
+def test_ctrl_c_and_resume_give_what_an_undisturbed_run_gives(
+    train, empty_folder, no_pictures, ctrl_c_after
+):
+    options = ["--epochs", "3", *FAST]
+    assert train("--out", "whole", *options).code == 0
+    ctrl_c_after(3)
+    stopped = train("--out", "d", *options)
+    assert stopped.code == 130
+    # The signal comes at the end of a step; the next one sees it.
+    assert stopped.err == "stopped after 4 steps; the same command with --resume goes on\n"
+    assert stopped.out == ""
+    assert not (empty_folder / "d" / "metrics.json").exists()
+    done = train("--out", "d", "--resume", *options)
+    assert done.code == 0, done.err
+    whole, again = metrics_of(empty_folder / "whole"), metrics_of(empty_folder / "d")
+    whole.pop("elapsed_s"), again.pop("elapsed_s")
+    assert again == whole
+
+
+def test_ctrl_c_outside_the_training_loop(train, empty_folder, monkeypatch):
+    from dcase.dae import plots
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "draw_run", interrupted)
+    stopped = train("--epochs", "1", "--out", "d", *FAST)
+    assert stopped.code == 130
+    assert stopped.err == "stopped; the same command with --resume goes on\n"
+
+
+def test_a_model_of_an_earlier_version_is_refused_in_one_line(dcase, swing, empty_folder):
+    from dcase import checkpoint
+    from dcase.dae.settings import default_settings
+
+    settings = default_settings("pendulum").to_dict()
+    (empty_folder / "run.json").write_text(json.dumps({"settings": settings, "data": ""}))
+    checkpoint.save("model.pt", "dae", 1, {"settings": settings, "scales": {}, "weights": {}})
+    for command in ("evaluate", "plot"):
+        refused = dcase("dae", command, ".", "--data", swing)
+        assert refused.code == 1
+        assert "earlier version" in refused.message
+        assert "train it again" in refused.message
+
+
+def test_other_chains_and_other_time_steps(dcase, train, swing, empty_folder, no_pictures):
+    assert train("--epochs", "1", "--out", "d", *FAST).code == 0
+    three = str(write("three.h5", simulate_pendulum(1300, n=3, substeps=2)))
+    other = dcase("dae", "evaluate", "d", "--data", three)
+    assert other.code == 1
+    assert "d is a network of 5 bodies, the trajectory has 3" in other.message
+    slow = str(write("slow.h5", simulate_pendulum(1300, interval=0.02, substeps=2)))
+    for command in (
+        ["dae", "train", "pendulum", "--data", slow, *TINY],
+        ["reproduce", "dae-table1", "--data", slow, "--out", "r"],
+    ):
+        refused = dcase(*command)
+        assert refused.code == 1
+        assert "--interval 0.01" in refused.message
+    again = dcase("dae", "train", "pendulum", "--data", three, "--epochs", "1", "--out", "e", *FAST)
+    assert again.code == 0, again.err
+
+
+def test_a_roll_out_that_runs_away_says_so(dcase, train, swing, empty_folder, no_pictures):
+    """Steps of 1e10 leave a network whose next prediction is no number."""
+    wild = ["--epochs", "1", "--lr", "1e10", "--method", "none", "--network", "mechanical"]
+    done = train("--out", "d", *wild, *FAST)
+    assert done.code == 0, done.err
+    again = dcase("dae", "evaluate", "d", "--data", swing, "--rollout", "4")
+    assert again.code == 0, again.err
+    assert "the roll-out ran away" in again.out
+
+
+def test_default_folder_names_the_run(train, empty_folder, no_pictures):
     done = train("--epochs", "1", "--method", "none", *FAST)
     assert done.code == 0, done.err
     assert (empty_folder / "dae-pendulum-none-k20-n20" / "metrics.json").exists()
@@ -83,7 +186,7 @@ def test_default_folder_names_the_run(train, empty_folder):
     assert metrics["max_violation"] > 1e-4
 
 
-def test_runs_are_compared(dcase, train, swing, empty_folder):
+def test_runs_are_compared(dcase, train, swing, empty_folder, no_pictures):
     for method in ("none", "manifold"):
         assert train("--epochs", "1", "--method", method, "--out", method, *FAST).code == 0
     options = ["--data", swing, "--rollout", "4", "--out", "c.png"]
@@ -160,16 +263,61 @@ def test_table1_in_small_keeps_its_runs(dcase, swing, empty_folder):
     assert again.out == done.out
 
 
-def test_figure8_and_projection_in_small(dcase, swing, empty_folder):
-    options = ["--epochs", "2", "--n-test", "20", "--n-validation", "10", "--data", swing]
-    done = dcase("reproduce", "dae-figure8", "--strengths", "10", "--seeds", "1", *options)
-    assert done.code == 0, done.err
-    found = json.loads((empty_folder / "reproduce" / "dae-figure8.json").read_text())
-    assert [row["epoch"] for row in found["runs"][0]["history"]] == [1, 2]
-    assert (empty_folder / "reproduce" / "dae-figure8.png").stat().st_size > 5000
-    again = dcase("reproduce", "dae-figure8", "--strengths", "10", "--seeds", "1", *options)
-    assert "kept from before" in again.err
+def test_projection_in_small(dcase, swing, empty_folder, monkeypatch):
+    from dcase.dae.experiments import projection_study
+
+    monkeypatch.setattr(projection_study, "_milliseconds", lambda call, repeats: 1.0)
     study = dcase("reproduce", "dae-projection", "--system", "pendulum", "--data", swing, "-q",
                   "--batch", "2")  # fmt: skip
     assert study.code == 0, study.err
     assert study.out.count("| newton |") == 3
+
+
+def small(command, swing, *more):
+    return [
+        "reproduce", command, "--seeds", "1", "--epochs", "2", "--n-test", "20", "--n-validation",
+        "10", "--data", swing, *more,
+    ]  # fmt: skip
+
+
+def test_ctrl_c_in_an_experiment_and_the_same_command_again(
+    dcase, swing, empty_folder, ctrl_c_after
+):
+    """A run of 2 epochs of 10 steps: stopped in the first epoch, then in the second."""
+    command = small("dae-figure8", swing, "--strengths", "1", "--quiet")
+    whole = dcase(*command, "--out", "whole")
+    assert whole.code == 0, whole.err
+    for steps in (3, 10):
+        ctrl_c_after(steps)
+        stopped = dcase(*command, "--out", "r")
+        assert stopped.code == 130
+        assert stopped.err == "stopped; the same command goes on from here\n"
+        assert stopped.out == ""
+    again = dcase(*command, "--out", "r")
+    assert again.code == 0, again.err
+    assert again.out == whole.out.replace("whole/", "r/")
+    found = [
+        json.loads((empty_folder / folder / "dae-figure8.json").read_text())
+        for folder in ("whole", "r")
+    ]
+    for results in found:
+        for run in results["runs"]:
+            assert [row["epoch"] for row in run["history"]] == [1, 2]
+            run.pop("elapsed_s")
+    assert found[0] == found[1]
+    assert (empty_folder / "r" / "dae-figure8.png").stat().st_size > 5000
+    command.remove("--quiet")
+    assert "kept from before" in dcase(*command, "--out", "r").err
+
+
+def test_ctrl_c_while_an_experiment_writes_its_table(dcase, swing, empty_folder, monkeypatch):
+    from dcase.dae.experiments import tables
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tables, "write_table", interrupted)
+    command = small("dae-table1", swing, "--k", "20", "--n-train", "20", "--methods", "none", "-q")
+    stopped = dcase(*command, "--network", "mimetic")
+    assert stopped.code == 130
+    assert stopped.err == "stopped; the same command goes on from here\n"

@@ -79,7 +79,7 @@ def test_water_to_a_file():
 
 def test_one_molecule_is_a_droplet_too():
     text = run("water", "--molecules", 1, "--equilibrate", 50, "--steps", 300).stdout
-    assert "1 molecules, 60 frames" in text
+    assert "1 molecule, 60 frames" in text
     assert "loneliest" not in text
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dcase.dae.experiments import published
-from dcase.dae.experiments.figures import curves, figure_runs
+from dcase.dae.experiments.figures import curves, curves_figure, figure_runs
 from dcase.dae.experiments.projection_study import saved_bytes, study
-from dcase.dae.experiments.tables import markdown, table_rows, table_runs
+from dcase.dae.experiments.tables import markdown, table_figure, table_rows, table_runs
 from dcase.dae.pendulum import simulate_pendulum
 from dcase.dae.projection import ProjectionSettings
 from dcase.dae.systems import system_named
@@ -83,6 +83,48 @@ def test_curves_average_the_epochs_all_seeds_have():
     epochs, mean, spread = found["a"]
     assert (epochs.tolist(), mean.tolist()) == ([1], [2.0])
     assert spread[0] == pytest.approx(math.sqrt(2.0))
+
+
+def followed(label, seed, *, epochs=3, mae=50.0):
+    rows = [
+        {"epoch": e, **{f"{part}_{q}": mae / e for part in ("val", "train")
+                        for q in ("mae_cm", "max_violation")}}
+        for e in range(1, epochs + 1)
+    ]  # fmt: skip
+    settings = {"k": 20, "n_train": 100, "seed": seed}
+    return {"label": label, "status": "finished", "history": rows, "settings": settings}
+
+
+def test_figures_have_a_line_of_their_own_colour_for_each_setting():
+    labels = [f"gamma = {g}" for g in (0, 1, 3, 10, 30, 100)]
+    runs = [
+        followed(label, seed, mae=20.0 + i) for i, label in enumerate(labels) for seed in (0, 1)
+    ]
+    figure = curves_figure(runs, "Figure 7", ordered=True)
+    for ax, unit in zip(figure.axes, ("(cm)", "(m)"), strict=True):
+        solid = [line for line in ax.lines if line.get_linestyle() == "-"]
+        assert [line.get_label() for line in solid] == labels
+        assert len({line.get_color() for line in solid}) == len(labels)
+        assert unit in ax.get_ylabel()
+        assert ax.get_xlabel() == "epoch"
+    # Weakest first, dark to light.
+    brightness = [sum(line.get_color()[:3]) for line in solid]
+    assert brightness == sorted(brightness)
+    explained = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert any("standard deviation of 2 runs" in text for text in explained)
+    assert "k = 20, 100 training samples" in figure.get_suptitle()
+
+
+def test_the_legend_of_a_table_names_all_sizes():
+    """Also those that only the second k has, each with the paper's beside it."""
+    few = [
+        result(0, 30.0),
+        {**result(0, 60.0), "settings": {**result(0, 1.0)["settings"], "k": 50}},
+    ]
+    many = {**result(0, 9.0), "settings": {**result(0, 1.0)["settings"], "k": 50, "n_train": 1000}}
+    figure = table_figure("pendulum", table_rows("pendulum", [*few, many]))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["n = 100", "n = 100, paper", "n = 1000", "n = 1000, paper"]
 
 
 @pytest.fixture(scope="module")

@@ -61,15 +61,56 @@ def test_rows_of_a_roll_out():
 def test_pictures_have_units_and_equal_aspect(swing):
     system = system_named("pendulum")
     lines = {"none": states([0, 1, 2, np.nan]), "identity": states([0, 1, 1, 1])}
-    axes = plots.rollout_figure(lines, system).axes
+    figure = plots.rollout_figure(lines, system)
+    axes = figure.axes
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["none", "identity", "last before it ran away"]
+    assert "not used" in figure.get_suptitle()
+    assert (
+        "used in training" not in plots.rollout_figure(lines, system, unseen=False).get_suptitle()
+    )
     assert [ax.get_xlabel() for ax in axes] == ["time (s)", "time (s)"]
     assert "cm" in axes[0].get_ylabel()
     r = swing.positions
     figure = plots.snapshots_figure(r[:2], r[20:22], r[20:22] + 0.01)
     assert all(ax.get_aspect() == 1.0 for ax in figure.axes)
     assert figure.axes[0].get_title() == "MAE 1.41 cm"  # sqrt(2) cm, by construction
+    # Every panel shows the same stretch of the plane, all of it and the pivot, and little more.
+    x, y = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert all((ax.get_xlim(), ax.get_ylim()) == (x, y) for ax in figure.axes)
+    shown = np.concatenate([r[:2], r[20:22], r[20:22] + 0.01, np.zeros((2, 1, 2))], 1)
+    for axis, (low, high) in enumerate((x, y)):
+        assert low < shown[..., axis].min() < low + 0.3
+        assert high - 0.3 < shown[..., axis].max() < high
     violations = plots.violations_figure(np.array([[0.0, 1e-5], [1e-3, 0.1]]), system, 1e-4)
     assert "(m)" in violations.axes[0].get_xlabel()
+
+
+def test_axes_of_few_decades_have_plain_numbers():
+    from dcase import plotting
+
+    labels = {}
+    for top in (90.0, 1e5):
+        figure, (ax,) = plotting.new_figure()
+        ax.plot([1, 2], [6.0, top])
+        ax.set_yscale("log")
+        plots.plain_log(ax.yaxis)
+        figure.canvas.draw()
+        labels[top] = [t.get_text() for t in ax.get_yticklabels() if t.get_text()]
+    assert {"10", "20", "50"} <= set(labels[90.0])
+    assert not any("10^" in text for text in labels[90.0])
+    assert any("10^" in text for text in labels[1e5])
+
+
+def test_the_loss_of_a_part_of_an_epoch_is_not_drawn():
+    rows = [
+        {"epoch": 1.0, "train_loss": 0.5, "val_loss": 0.4},
+        {"epoch": 2.0, "train_loss": 0.3, "val_loss": 0.2},
+        {"epoch": 2.1, "train_loss": 0.9, "val_loss": 0.1},
+    ]
+    lines = {line.get_label(): line for line in plots.training_figure(rows).axes[0].lines}
+    assert lines["training loss"].get_ydata().tolist() == [0.5, 0.3]
+    assert lines["validation loss"].get_ydata().tolist() == [0.4, 0.2, 0.1]
 
 
 def test_errors_of_atoms_by_kind():

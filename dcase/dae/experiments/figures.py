@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from dcase import plotting
 from dcase.dae.experiments.published import METHODS
 from dcase.dae.experiments.runs import DaeRun, experiment_settings
 from dcase.dae.experiments.tables import label_of
-from dcase.dae.plots import COLOURS, FLOOR
+from dcase.dae.plots import COLOURS, FLOOR, plain_log, spread_out
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
@@ -84,40 +88,74 @@ def curves(
     """
     by_label: dict[str, list[dict[float, float]]] = {}
     for result in results:
-        history = {r["epoch"]: r[key] for r in result.get("history") or () if r[key] is not None}
+        rows = result.get("history") or ()
+        history = {r["epoch"]: r[key] for r in rows if r[key] is not None and math.isfinite(r[key])}
         if history:
             by_label.setdefault(result["label"], []).append(history)
     found = {}
     for label, histories in by_label.items():
         epochs = sorted(set.intersection(*(set(h) for h in histories)))
+        if not epochs:
+            continue
         values = np.array([[h[e] for e in epochs] for h in histories])
         spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(epochs))
         found[label] = np.array(epochs), values.mean(0), spread
     return found
 
 
-def curves_figure(results: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Left the error, right the largest violation; bands of one standard deviation."""
+def curves_figure(
+    results: Sequence[Mapping[str, Any]], title: str, *, ordered: bool = False
+) -> Figure:
+    """Left the error, right the largest violation; bands of one standard deviation.
+
+    Args:
+        results: From :func:`~dcase.dae.experiments.runs.perform`, with ``history``.
+        title: Of the figure.
+        ordered: Labels are strengths, weakest first: colours from dark to light.
+    """
     system = system_named("pendulum")
-    figure, axes = plotting.new_figure(1, 2, (10.4, 4.6))
+    figure, axes = plotting.new_figure(1, 2, (10.4, 4.8))
+    spread_out(figure)
+    labels = list(dict.fromkeys(r["label"] for r in results))
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(labels)))
+    colours = {
+        label: tuple(shades[i]) if ordered else COLOURS[i % len(COLOURS)]
+        for i, label in enumerate(labels)
+    }
     for ax, quantity in zip(axes, (system.mae, "max_violation"), strict=True):
         dashed = curves(results, f"train_{quantity}")
-        for number, (label, line) in enumerate(curves(results, f"val_{quantity}").items()):
-            epochs, mean, spread = line
-            colour = COLOURS[number % len(COLOURS)]
+        for label, (epochs, mean, spread) in curves(results, f"val_{quantity}").items():
+            colour = colours[label]
             marker = "o" if len(epochs) < 3 else None
             ax.plot(epochs, np.maximum(mean, FLOOR), color=colour, label=label, marker=marker)
+            # A spread larger than the mean has no lower end on a logarithmic axis.
             low = np.maximum(mean - spread, 0.1 * mean)
-            ax.fill_between(epochs, low, mean + spread, color=colour, alpha=0.18, linewidth=0)
+            ax.fill_between(epochs, low, mean + spread, color=colour, alpha=0.14, linewidth=0)
             if label in dashed:
-                ax.plot(*dashed[label][:2], "--", color=colour, linewidth=0.9)
+                epochs, mean, _ = dashed[label]
+                ax.plot(epochs, np.maximum(mean, FLOOR), "--", color=colour, linewidth=0.9)
         ax.set_yscale("log")
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain_log(ax.yaxis)
     axes[0].set_ylabel(f"MAE ({system.error})")
     axes[1].set_ylabel(f"largest violation ({system.length})")
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(f"{title} (solid: validation, dashed: training)", fontsize=10)
+    lines, names = axes[0].get_legend_handles_labels()
+    if lines:
+        figure.legend(lines, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    keys: list[Any] = [
+        Line2D([], [], color="black"),
+        Line2D([], [], color="black", linestyle="--", linewidth=0.9),
+    ]
+    texts = ["validation samples", "training samples"]
+    runs = len({r["settings"]["seed"] for r in results})
+    if runs > 1:
+        keys.append(Patch(color="black", alpha=0.14, linewidth=0))
+        texts.append(f"validation, \u00b1 1 standard deviation of {runs} runs")
+    axes[0].legend(keys, texts, frameon=False, fontsize=8)
+    s = results[0]["settings"]
+    task = f"five-body pendulum, k = {s['k']}, {s['n_train']} training samples"
+    figure.suptitle(f"{title} ({task})", fontsize=10)
     return figure
 
 
@@ -128,16 +166,18 @@ def figure_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for label in dict.fromkeys(r["label"] for r in results):
         runs = [r for r in results if r["label"] == label]
-        _, mean, spread = errors.get(label, (None, [math.nan], [math.nan]))
+        failed = sum(r["status"] == "diverged" for r in runs)
+        epochs, mean, spread = errors.get(label, ([None], [math.nan], [math.nan]))
         violation = worst.get(label, (None, [math.nan], None))[1]
         rows.append(
             {
                 "setting": label,
+                "epoch": None if epochs[-1] is None else int(epochs[-1]),
                 f"{mae} mean": float(mean[-1]),
-                f"{mae} std": float(spread[-1]) if len(runs) > 1 else math.nan,
-                "max violation": float(violation[-1]),
+                f"{mae} std": float(spread[-1]) if len(runs) - failed > 1 else None,
+                "max violation (m)": float(violation[-1]),
                 "runs": len(runs),
-                "failed": sum(r["status"] == "diverged" for r in runs),
+                "diverged": failed,
             }
         )
     return rows
@@ -152,10 +192,12 @@ def write_figure(
         DcaseError: If a file cannot be written.
     """
     rows = figure_rows(results)
-    lines = [f"**{TITLES[name]}, last epoch, validation samples**", "", *grid(rows), "", *notes]
+    caption = f"{TITLES[name]}; validation samples, last epoch that all runs of a row reached"
+    lines = [f"**{caption}**", "", *grid(rows), "", *notes]
     text = "\n".join(lines).rstrip() + "\n"
     write_text(folder / f"{name}.md", text)
     write_rows(folder / f"{name}.csv", rows)
     write_json(folder / f"{name}.json", {"rows": rows, "runs": list(results)})
-    plotting.save(curves_figure(results, TITLES[name]), folder / f"{name}.png")
+    figure = curves_figure(results, TITLES[name], ordered=name != "dae-figure5")
+    plotting.save(figure, folder / f"{name}.png")
     return text

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcase import checkpoint
 from dcase.dae.evaluation import measure, of_model
-from dcase.dae.run import train
+from dcase.dae.run import VERSION, train
 from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import system_named
 from dcase.dae.task import PairSource
 from dcase.dae.trajectories import Trajectory, make_pairs
-from dcase.errors import DivergedError, OptionError
+from dcase.errors import CheckpointError, DivergedError
 from dcase.files import write_json
 from dcase.training.progress import Progress
+from dcase.training.state import STATE_VERSION
 from dcase.training.trainer import Trainer
 
 WATCHED = 100  # samples that errors are followed on, epoch by epoch
@@ -57,8 +59,8 @@ class DaeRun:
             return None
         if not history or found["status"] == "diverged":
             return found
-        epochs = _read(folder / self.name / HISTORY)
-        return {**found, "history": epochs} if epochs else None
+        rows = _followed(folder / self.name, found["epochs"])
+        return None if rows is None else {**found, "history": rows}
 
 
 def experiment_settings(
@@ -126,6 +128,7 @@ def perform(
         that diverged has ``status`` "diverged", ``reason``, and no errors.
 
     Raises:
+        DataError: If the trajectory is of another system or time step.
         OptionError: If the trajectory is too short for one of the runs; before any of them starts.
     """
     fingerprint = trajectory.fingerprint()
@@ -136,21 +139,22 @@ def perform(
         result = run.kept(folder, fingerprint, history)
         if on_run:
             on_run(number, run, result is not None)
+        stopped = False
         if result is None:
             hooks = {"on_start": on_start, "on_step": on_step, "device": device}
-            result = _make(run, trajectory, folder / run.name, history, fingerprint, hooks)
-        if result is None:
+            result, stopped = _make(run, trajectory, folder / run.name, history, fingerprint, hooks)
+        if result is not None:
+            results.append({**result, "label": run.label})
+            if on_result:
+                on_result(results)
+        if stopped:
             return None
-        results.append({**result, "label": run.label})
-        if on_result:
-            on_result(results)
     return results
 
 
 def _pairs(run: DaeRun, trajectory: Trajectory) -> Any:
     s = run.settings
-    if s.system != trajectory.system:
-        raise OptionError(f"the data are of {trajectory.system}, not of {s.system}")
+    system_named(s.system).check(trajectory)
     counts = s.n_train, s.n_validation, s.n_test
     return make_pairs(trajectory, s.k, *counts, seed=s.seed, split=s.split)
 
@@ -162,15 +166,25 @@ def _make(
     history: bool,
     fingerprint: str,
     hooks: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Train, or go on with what an interruption left."""
+) -> tuple[dict[str, Any] | None, bool]:
+    """Train, or go on with what an interruption left.
+
+    Returns:
+        The result, or None for an unfinished run, and whether Ctrl-C was pressed: maybe in the last
+        step of the run, which then is finished, but not the experiment.
+    """
     wanted = run.settings.to_dict()
-    begun = (_read(target / "run.json") or {}).get("settings")
-    same = begun == wanted and not (target / "metrics.json").exists()
+    begun = {"version": VERSION, "settings": wanted, "data": fingerprint}
+    done = _epochs_done(target) if _read(target / "run.json") == begun else None
+    rows = [] if done is None else _followed(target, done) if history else []
+    same = done is not None and rows is not None
     pairs = _pairs(run, trajectory)
-    watch = _Watch(run.settings, trajectory, pairs, target, same) if history else None
+    watch = _Watch(run.settings, trajectory, pairs, target, rows or []) if history else None
+
+    trainers: list[Trainer] = []
 
     def started(trainer: Trainer) -> None:
+        trainers.append(trainer)
         if watch:
             watch.begin(trainer)
         if hooks["on_start"]:
@@ -203,17 +217,46 @@ def _make(
             "data": {"fingerprint": fingerprint},
         }
         write_json(target / "metrics.json", failed)
-        return failed
+        return failed, trainers[0].interrupted
     if outcome.result.status == "interrupted":
+        return None, True
+    found = outcome.metrics | ({"history": watch.rows} if watch else {})
+    return found, trainers[0].interrupted
+
+
+def _epochs_done(folder: Path) -> int | None:
+    """Whole epochs in the state of a run that was stopped, or None if it cannot be gone on with."""
+    if (folder / "metrics.json").exists():
         return None
-    return outcome.metrics | ({"history": watch.rows} if watch else {})
+    try:
+        return int(checkpoint.load(folder / "state.pt", "training", STATE_VERSION)["epoch"])
+    except (CheckpointError, KeyError, TypeError):
+        return None
+
+
+def _followed(folder: Path, epochs: int) -> list[dict[str, Any]] | None:
+    """Rows of the history up to ``epochs``, or None if one is missing.
+
+    Some are where a table, which follows nothing, has made a part of the run; there may be more
+    than asked for after a kill, as the state is saved less often than a row is written.
+    """
+    rows = _read(folder / HISTORY)
+    if not isinstance(rows, list):
+        return None
+    kept = [row for row in rows if row["epoch"] <= epochs]
+    return kept if [row["epoch"] for row in kept] == list(range(1, epochs + 1)) else None
 
 
 class _Watch:
     """Errors and violations at the end of every epoch."""
 
     def __init__(
-        self, settings: DaeSettings, trajectory: Trajectory, pairs: Any, folder: Path, same: bool
+        self,
+        settings: DaeSettings,
+        trajectory: Trajectory,
+        pairs: Any,
+        folder: Path,
+        rows: list[dict[str, Any]],
     ):
         import torch
 
@@ -224,11 +267,12 @@ class _Watch:
             name: PairSource(trajectory, starts[:WATCHED], pairs.ahead, dtype)
             for name, starts in self.parts.items()
         }
-        self.rows: list[dict[str, float]] = (_read(self.path) or []) if same else []
+        self.rows = rows
         self.trainer: Any = None
 
     def begin(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        write_json(self.path, self.rows)
         device = trainer.parameters[0].device
         for source in self.sources.values():
             for name in ("r", "v", "r_later", "v_later"):
@@ -246,8 +290,7 @@ class _Watch:
             for key in (self.system.mae, "mean_violation", "max_violation"):
                 row[f"{name}_{key}"] = found[key]
         model.train()
-        # A resume may begin before the last epoch that was seen.
-        self.rows = [*(r for r in self.rows if r["epoch"] < epoch), row]
+        self.rows.append(row)
         write_json(self.path, self.rows)
 
 

@@ -14,6 +14,7 @@ from dcase import plotting
 from dcase.dae.experiments.published import METHODS, TITLES, figure_of
 from dcase.dae.experiments.runs import DaeRun, experiment_settings
 from dcase.dae.methods import METHODS as ALL_METHODS
+from dcase.dae.plots import plain_log
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
@@ -102,7 +103,7 @@ def table_rows(system: str, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     for result in results:
         s = result["settings"]
         groups.setdefault((s["k"], s["n_train"], result["label"]), []).append(result)
-        if mae in result:
+        if "identity" in result:
             for key, label in BASELINES.items():
                 simple = {**result[key], "settings": {**s, "method": label}}
                 groups.setdefault((s["k"], s["n_train"], label), []).append(simple)
@@ -110,7 +111,7 @@ def table_rows(system: str, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     for (k, n, label), found in groups.items():
         # Every network meets the same samples with the same seed: once is enough.
         by_seed = {r["settings"]["seed"]: r for r in found}
-        good = [r for r in by_seed.values() if r.get(mae) is not None]
+        good = [r for r in by_seed.values() if _known(r.get(mae))]
         errors = [r[mae] for r in good]
         seconds = [r["elapsed_s"] for r in good if "elapsed_s" in r]
         rows.append(
@@ -133,6 +134,11 @@ def table_rows(system: str, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     return sorted(
         rows, key=lambda r: (r["k"], r["n_train"], r["method"] in last, order[r["method"]])
     )
+
+
+def _known(value: float | None) -> bool:
+    """Whether there is a number: a prediction may be infinite, which files hold as null."""
+    return value is not None and math.isfinite(value)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -203,13 +209,25 @@ def table_figure(system: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
             if np.isfinite(paper).any():
                 label = f"n = {n}, paper"
                 ax.plot(paper, y, markerfacecolor="none", label=label, **style)
+            for row, at in zip(here, y, strict=True):
+                if row["failed"] == row["runs"]:
+                    ax.annotate(
+                        "diverged", (0.01, at), xycoords=("axes fraction", "data"), color=colour,
+                        fontsize=8, va="center",
+                    )  # fmt: skip
         ax.set_xscale("log")
+        plain_log(ax.xaxis)
         ax.set_xlabel(f"MAE ({known.error})")
         ax.set_title(f"k = {k}", fontsize=10)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    shown: dict[str, Any] = {}  # a number of samples may be missing at one k
+    for ax in axes:
+        lines, labels = ax.get_legend_handles_labels()
+        shown |= dict(zip(labels, lines, strict=True))
+    names = [text for n in sizes for text in (f"n = {n}", f"n = {n}, paper") if text in shown]
+    handles = [shown[text] for text in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
