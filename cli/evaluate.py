@@ -18,6 +18,13 @@ from dcase.files import write_json
 @click.argument("model")
 @click.argument("data")
 @click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="FILE",
+    help="Another potential (repeatable): together with MODEL they are an ensemble.",
+)
+@click.option(
     "--labels",
     type=click.Choice(["md17", "rmd17"]),
     default=None,
@@ -42,7 +49,8 @@ from dcase.files import write_json
     "--plot",
     type=click.Path(dir_okay=False),
     default=None,
-    help="Write parity plots: FILE_energy.png and FILE_forces.png for FILE.png.",
+    help="Write parity plots: FILE_energy.png and FILE_forces.png for FILE.png; of an ensemble "
+    "also FILE_reliability.png.",
 )
 @click.option(
     "--free-atoms/--no-free-atoms",
@@ -62,6 +70,7 @@ from dcase.files import write_json
 def evaluate(
     model: str,
     data: str,
+    others: tuple[str, ...],
     labels: str | None,
     energy_key: str | None,
     forces_key: str | None,
@@ -81,10 +90,15 @@ def evaluate(
 
     Prints mean absolute and root mean square errors of the energy (per molecule and per atom) and
     of the force components, and EFwT: the share of frames within 0.02 eV and 0.03 eV/A.
+
+    Of an ensemble the mean is compared, and a second table sets the standard deviation over its
+    members against the error: Spearman's rank correlation (of energies or force components; of
+    force vectors per atom; of the largest of each frame), the miscalibration area (0 to 0.5), the
+    factor that gives the standard deviation the right size, and the negative log-likelihood.
     """
     from dcase.potentials.calculator import DTYPES
+    from dcase.potentials.ensemble import Ensemble, load_model
     from dcase.potentials.evaluation import choose_device, evaluate_potential
-    from dcase.potentials.potential import load_potential
 
     use_threads(threads)
     if json_file:
@@ -93,13 +107,21 @@ def evaluate(
         if Path(plot).suffix.lower() != ".png":
             raise OptionError(f"--plot {plot}: the figures are PNG; name it FILE.png")
         check_writable(plot)
-    potential = load_potential(model).with_dtype(DTYPES[dtype]).to(choose_device(device))
+    potential = load_model([model, *others])
+    potential = potential.with_dtype(DTYPES[dtype]).to(choose_device(device))
     dataset = load_frames(
         data, labels=labels, energy_key=energy_key, forces_key=forces_key, index=index
     )
     if not free_atoms:
         dataset = dataset.without_fixed()
-    outcome = evaluate_potential(potential, dataset, batch_size=batch_size)
+    uncertain = {}
+    if isinstance(potential, Ensemble):
+        from dcase.potentials.ensemble_evaluation import evaluate_ensemble
+
+        found = evaluate_ensemble(potential, dataset, batch_size=batch_size)
+        outcome, uncertain = found.evaluation, found.by_name()
+    else:
+        outcome = evaluate_potential(potential, dataset, batch_size=batch_size)
     metrics: dict[str, Any] = {
         **outcome.metrics,
         "model": model,
@@ -108,6 +130,9 @@ def evaluate(
         "model_level_of_theory": potential.level_of_theory,
         "dtype": dtype,
     }
+    if isinstance(potential, Ensemble):
+        metrics |= {"with": list(others), "members": len(potential)}
+        metrics["calibration"] = {name: one.to_dict() for name, one in uncertain.items()}
     console = results_console()
     if potential.level_of_theory != dataset.info.level_of_theory:
         click.secho(
@@ -117,13 +142,18 @@ def evaluate(
             bold=True,
             err=True,
         )
+    name = Path(model).name + (f" and {len(others)} more" if others else "")
     rmse = {k.replace("rmse", "mae"): v for k, v in metrics.items() if "rmse" in k}
     console.print(
         error_table(
             {"MAE": metrics, "RMSE": rmse},
-            f"{Path(model).name} on {metrics['n_frames']} frames of {Path(data).name}",
+            f"{name} on {metrics['n_frames']} frames of {Path(data).name}",
         )
     )
+    if isinstance(potential, Ensemble):
+        from dcase.cli.calibration_figures import uncertainty_table
+
+        console.print(uncertainty_table(uncertain, len(potential)))
     if json_file:
         write_json(json_file, metrics)
     if plot:
@@ -131,3 +161,7 @@ def evaluate(
 
         written = write_parity_figure(outcome, Path(plot))
         click.echo(f"parity plots: {', '.join(map(str, written))}")
+        if uncertain:
+            from dcase.cli.calibration_figures import write_reliability_figure
+
+            click.echo(f"reliability: {write_reliability_figure(uncertain, Path(plot))}")

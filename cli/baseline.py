@@ -1,0 +1,176 @@
+"""``dcase baseline``: what any network has to beat on these frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dcase.cli.options import FrameCount, Number
+from dcase.cli.structures import check_writable, load_frames
+from dcase.data.dataset import AtomicDataset
+from dcase.data.splits import split
+from dcase.errors import DataError
+from dcase.files import write_json
+
+
+@click.command()
+@click.argument("data")
+@click.option(
+    "--test",
+    "test_file",
+    default=None,
+    metavar="FILE",
+    help="Frames to test on; default: those of DATA that are left.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["md17", "rmd17"]),
+    default=None,
+    help="Label set, where an .npz holds both.",
+)
+@click.option("--energy-key", default=None, help="Key of the energy in the file (not for .npz).")
+@click.option("--forces-key", default=None, help="Key of the forces in the file (not for .npz).")
+@click.option(
+    "--target",
+    type=click.Choice(["energy", "forces", "energy+forces"]),
+    default=None,
+    help="What the pair potential is fitted to; default: all labels there are.",
+)
+@click.option(
+    "--energy-weight",
+    type=Number(min=0.0, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="Of squared energy errors beside those of forces, 1/A^2.",
+)
+@click.option(
+    "--n-train",
+    type=FrameCount(),
+    default=None,
+    help="Frames to fit; default: 0.8, with --test 0.9.",
+)
+@click.option(
+    "--n-val",
+    type=FrameCount(),
+    default=None,
+    help="Frames that decide on the ridge; default: 0.1.",
+)
+@click.option(
+    "--n-test", type=FrameCount(), default=None, help="Frames to test on; default: the rest."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the split."
+)
+@click.option(
+    "--cutoff",
+    type=Number(min=1.0),
+    default=6.0,
+    show_default=True,
+    help="Of the pair potential, A.",
+)
+@click.option(
+    "--parameters",
+    type=click.IntRange(min=1),
+    default=1160,
+    show_default=True,
+    help="About how many the pair potential has.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False),
+    default=None,
+    help="Write the figures to this file.",
+)
+def baseline(
+    data: str,
+    test_file: str | None,
+    labels: str | None,
+    energy_key: str | None,
+    forces_key: str | None,
+    target: str | None,
+    energy_weight: float,
+    n_train: int | float | None,
+    n_val: int | float | None,
+    n_test: int | float | None,
+    seed: int,
+    cutoff: float,
+    parameters: int,
+    json_file: str | None,
+) -> None:
+    """Errors of the simplest models on the frames in DATA.
+
+    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db.
+
+    \b
+    mean          the mean energy, and no forces
+    composition   a sum of atomic energies, and no forces
+    pairs         a pair potential, linear in its parameters, with the forces
+                  that follow from it; least squares with a ridge that the
+                  validation frames decide on
+
+    A network that is not clearly better than these has not learned the forces between its atoms.
+    """
+    from dcase.cli.show import error_table, results_console
+    from dcase.potentials.baseline import KINDS, fit_baseline
+    from dcase.potentials.evaluation import evaluate_potential
+
+    if json_file:
+        check_writable(json_file)
+
+    def read(file: str) -> AtomicDataset:
+        return load_frames(file, labels=labels, energy_key=energy_key, forces_key=forces_key)
+
+    dataset = read(data)
+    if test_file is None:
+        parts = split(len(dataset), n_train or 0.8, 0.1 if n_val is None else n_val, seed, n_test)
+        if not len(parts.test):
+            raise DataError(f"no frames of {data} are left to test on; lower --n-train")
+        tested = dataset.subset(parts.test)
+    else:
+        parts = split(len(dataset), n_train or 0.9, 0.1 if n_val is None else n_val, seed)
+        tested = _some(read(test_file), n_test, seed)
+    train = dataset.subset(parts.train)
+    validation = dataset.subset(parts.val) if len(parts.val) else None
+    chosen = target or _all_labels(train)
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        fitted = fit_baseline(
+            train,
+            chosen,
+            kind=kind,
+            validation=validation,
+            cutoff=cutoff,
+            num_parameters=parameters,
+            energy_weight=energy_weight,
+            seed=seed,
+        )
+        rows[kind] = evaluate_potential(fitted, tested).metrics  # type: ignore[arg-type]
+        rows[kind]["parameters"] = fitted.num_parameters
+    rows["pairs"] |= {"ridge": fitted.ridge, "target": chosen, "cutoff_angstrom": cutoff}
+    name = Path(test_file or data).name
+    title = f"MAE on {len(tested)} frames of {name}; {len(train)} fitted"
+    shown = {f"{kind} ({metrics['parameters']})": metrics for kind, metrics in rows.items()}
+    results_console().print(error_table(shown, title))
+    if json_file:
+        where = {"data": data, "test": test_file or data, "seed": seed}
+        counts = {"n_train": len(train), "n_val": len(parts.val), "n_test": len(tested)}
+        write_json(json_file, {**where, **counts, "baselines": rows})
+
+
+def _all_labels(train: AtomicDataset) -> str:
+    found = [
+        name
+        for name, values in (("energy", train.energies), ("forces", train.forces))
+        if values is not None
+    ]
+    return "+".join(found) or "energy"  # without labels the fit says what is missing
+
+
+def _some(dataset: AtomicDataset, count: int | float | None, seed: int) -> AtomicDataset:
+    """So many of the frames, drawn with ``seed``; all if that is None."""
+    if count is None:
+        return dataset
+    return dataset.subset(split(len(dataset), count, 0, seed, 0).train)
