@@ -305,7 +305,7 @@ def _conclude(outcome: CrossValidation) -> None:
     if "spread" in report:
         _print_statistics(
             console,
-            "Standard deviation of the ensemble on the test frames, kcal/mol and kcal/mol/A",
+            f"Standard deviation of the ensemble on the test frames, {report['spread_unit']}",
             {key.replace("_", " "): values for key, values in report["spread"].items()},
         )
     console.print(

@@ -9,21 +9,27 @@ from matplotlib.ticker import FormatStrFormatter
 from dcase import plotting
 from dcase.md_runs.figures import parity_figure
 from dcase.potentials.evaluation import Evaluation
+from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.training.logs import read_metrics
 from dcase.units import KCAL_PER_MOL
 
 
-def write_training_figure(folder: Path) -> str | None:
+def write_training_figure(folder: Path, quantity: Quantity = ENERGY) -> str | None:
     """Validation errors against epochs as ``training.png`` in a run's folder.
+
+    Args:
+        folder: Of the run.
+        quantity: What was learned.
 
     Returns:
         The file's name, or None where there was no validation to draw.
     """
+    unit = "meV" if quantity.unit == "eV" else quantity.unit
     rows = read_metrics(folder / "metrics.csv")
     panels = []
     for term, label, color in (
         ("forces", "force MAE (meV/Å)", plotting.BLUE),
-        ("energy", "energy MAE (meV)", plotting.ORANGE),
+        (quantity.key, f"{quantity.key} MAE ({unit})", plotting.ORANGE),
     ):
         key = f"val_{term}_mae"
         points = [(r["epoch"], r[key]) for r in rows if key in r]
@@ -44,23 +50,25 @@ def write_training_figure(folder: Path) -> str | None:
 
 
 def write_parity_figure(outcome: Evaluation, path: Path) -> list[Path]:
-    """Parity plots in kcal/mol and kcal/mol/A, one file a quantity.
+    """Parity plots, one file a quantity: energies in kcal/mol, others in their own unit.
 
     Args:
         outcome: Predictions and references.
-        path: Gets ``_energy`` and ``_forces`` added to its stem.
+        path: Gets ``_energy`` (or the quantity's name) and ``_forces`` added to its stem.
 
     Returns:
         The files written.
     """
     written = []
+    what = outcome.quantity
+    own = "kcal/mol" if what.is_energy else what.unit
     for pair, unit, quantity, suffix in (
-        (outcome.energy, "kcal/mol", "energy", "_energy"),
+        (outcome.energy, own, what.key, f"_{what.key}"),
         (outcome.forces, "kcal/mol/Å", "force component", "_forces"),
     ):
         if pair is None:
             continue
-        reference, predicted = pair / KCAL_PER_MOL
+        reference, predicted = pair / KCAL_PER_MOL if unit.startswith("kcal") else pair
         figure = parity_figure(
             reference, predicted, unit, quantity=quantity, centre=quantity == "energy"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from dcase.cli.options import POSITIVE, Number
@@ -50,21 +52,55 @@ def list_(data_dir: str | None) -> None:
             "yes" if row.cached else "no",
             Text(row.where if row.cached else get_it),
         )
+    for name, theory, frames, file in _many_molecules(data_dir):
+        get_it = f"dcase data fetch {name}"
+        here = "yes" if file is not None else "no"
+        table.add_row("", name, theory, frames, here, Text(get_it if file is None else str(file)))
     results_console().print(table)
 
 
-@data.command(short_help="Download a molecule's frames.")
-@click.argument("molecule")
+def _many_molecules(data_dir: str | None) -> list[tuple[str, str, str, Path | None]]:
+    """Name, level of theory, frames and file (None: not here) of the sets of many molecules."""
+    from dcase.data import iso17, qm9, qm9_files
+    from dcase.data.download import cache_folder
+
+    folder = cache_folder(data_dir)
+    places = [folder / "qm9" / f"{name}.npz" for name in ("qm9pack", "figshare")]
+    places.append(qm9_files.qm9pack_folder(needed=False) or folder / "qm9" / qm9_files.ARCHIVE)
+    reference = folder / "iso17" / iso17.PARTS["reference"]
+    return [
+        ("qm9", qm9.THEORY, "130831", next((p for p in places if p.exists()), None)),
+        ("iso17", iso17.THEORY, "635000", reference if reference.is_file() else None),
+    ]
+
+
+@data.command(short_help="Download a molecule's frames, QM9 or ISO17.")
+@click.argument("molecule", metavar="MOLECULE|qm9|iso17")
 @click.option(
     "--source",
     type=click.Choice(["md17", "rmd17"]),
     default="md17",
     show_default=True,
-    help="Which set; rmd17 is one archive of all molecules.",
+    help="Which set of a molecule; rmd17 is one archive of all molecules.",
 )
 @_data_dir
 def fetch(molecule: str, source: str, data_dir: str | None) -> None:
-    """Download MOLECULE's frames (resumed if interrupted; the checksum is recorded)."""
+    """Download MOLECULE's frames (resumed if interrupted; the checksum is recorded).
+
+    qm9 is taken from the package qm9pack where that is installed, iso17 is one archive.
+    """
+    if molecule.lower() == "qm9":
+        from dcase.data.qm9 import load_qm9
+
+        molecules = load_qm9(cache_dir=data_dir)
+        click.echo(f"{len(molecules)} molecules of QM9: {molecules.info.source}")
+        return
+    if molecule.lower() == "iso17":
+        from dcase.data.iso17 import count_rows, find_iso17
+
+        reference = find_iso17(cache_dir=data_dir).reference
+        click.echo(f"{count_rows(reference)} frames to train on, ISO17: {reference}")
+        return
     from dcase.data.md17 import load_md17
     from dcase.data.molecules import get_molecule
 
@@ -149,8 +185,6 @@ def generate(
     Thermostatted dynamics as MD17's, decorrelated frames, energies and forces in MD17's layout.
     Interrupt it at will: the same command goes on. Needs the extra: pip install 'dcase[xtb]'.
     """
-    from pathlib import Path
-
     from dcase.data.generate import generate as run
     from dcase.errors import DcaseError
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dcase.cli.show import results_console
 from dcase.potentials.potential import find_checkpoint, load_potential
+from dcase.potentials.quantity import Quantity
 from dcase.potentials.registry import potential_caveats, potential_limits
 
 
@@ -28,6 +29,7 @@ def describe(path: str) -> dict[str, Any]:
         "dtype": str(potential.dtype).removeprefix("torch."),
         "elements": [chemical_symbols[z] for z in potential.elements],
         "cutoff_angstrom": potential.cutoff,
+        "quantity": potential.quantity.to_dict(),
         "level_of_theory": potential.level_of_theory,
         "label_scale": potential.scale.to_dict(),
         "caveats": ". ".join(
@@ -35,6 +37,20 @@ def describe(path: str) -> dict[str, Any]:
         ),
         **potential.metadata,
     }
+
+
+_READOUTS = {
+    "sum": "a sum over atoms",
+    "mean": "a mean over atoms",
+    "dipole": "the dipole of charges on the atoms",
+    "extent": "a sum over atoms, times squared distances from the centre of mass",
+}
+
+
+def _value_errors(metrics: dict[str, Any], quantity: Quantity) -> list[str]:
+    unit = "meV" if quantity.unit == "eV" else quantity.unit
+    start = f"{quantity.key}_mae_"
+    return [f"{value:.4g} {unit}" for key, value in metrics.items() if key.startswith(start)]
 
 
 @click.command()
@@ -46,7 +62,8 @@ def info(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
-    scale = content["label_scale"]
+    scale, quantity = content["label_scale"], content["quantity"]
+    unit = quantity["unit"]
     rows = {
         "file": content["file"]
         + (" (shipped with dcase)" if content["shipped_with_dcase"] else ""),
@@ -56,10 +73,13 @@ def info(model: str, as_json: bool) -> None:
         "caveats": content["caveats"],
         "elements": " ".join(content["elements"]),
         "cutoff": f"{content['cutoff_angstrom']} A",
+        "predicts": f"{quantity['name']} ({unit}), {_READOUTS[quantity['readout']]}",
         "level of theory": content["level_of_theory"],
-        "label scale": f"C = {scale['constant']:.6g} eV ({scale['rescale']}), offset "
+        "label scale": f"C = {scale['constant']:.6g} {unit} ({scale['rescale']}), offset "
         f"{scale['offset']}: "
-        + ", ".join(f"{chemical_symbols[int(z)]} {e:.4f} eV" for z, e in scale["offsets"].items()),
+        + ", ".join(
+            f"{chemical_symbols[int(z)]} {e:.4f} {unit}" for z, e in scale["offsets"].items()
+        ),
     }
     # A potential saved from Python holds what its author put there, perhaps nothing.
     data, split = content.get("dataset"), content.get("split")
@@ -82,6 +102,8 @@ def info(model: str, as_json: bool) -> None:
         )
         if f"{key}_{unit}" in metrics
     ]
+    if not quantity["is_energy"]:
+        errors = _value_errors(metrics, Quantity.from_dict(quantity))
     if errors:
         rows["validation MAE"] = ", ".join(errors)
     table = Table(show_header=False, box=None)

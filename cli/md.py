@@ -20,8 +20,8 @@ from dcase.cli.options import (
     threads_option,
     use_threads,
 )
-from dcase.errors import DataError, DcaseError
-from dcase.md_runs.settings import CONSTRAINTS, ENSEMBLES, MDSettings
+from dcase.errors import DataError, DcaseError, OptionError
+from dcase.md_runs.settings import CONSTRAINTS, ENSEMBLES, ON_UNCERTAIN, MDSettings
 
 _HELP = attribute_help(MDSettings)
 _DEFAULT = MDSettings()
@@ -30,9 +30,11 @@ _DEFAULT = MDSettings()
 @click.command(cls=SectionedCommand)
 @click.option(
     "--model",
-    default="aspirin_irelu.pt",
+    multiple=True,
+    default=("aspirin_irelu.pt",),
     show_default=True,
-    help="Checkpoint; the default is shipped with dcase.",
+    help="Checkpoint of a potential or an ensemble; the default is shipped with dcase. Given "
+    "several times, the potentials together are an ensemble.",
 )
 @click.option(
     "--structure",
@@ -157,9 +159,56 @@ _DEFAULT = MDSettings()
         help=_HELP["checkpoint_every"],
     ),
 )
-@section("Machine", dtype_option("float32"), device_option, threads_option)
+@section(
+    "Uncertainty (ensembles)",
+    click.option(
+        "--max-uncertainty",
+        type=POSITIVE,
+        default=None,
+        metavar="X",
+        help="Trust a step up to this standard deviation of the force on an atom over the "
+        "ensemble, eV/A; frames beyond go into selected.extxyz, worth labelling.",
+    ),
+    click.option(
+        "--on-uncertain",
+        type=click.Choice(ON_UNCERTAIN),
+        default=_DEFAULT.on_uncertain,
+        show_default=True,
+        help="Beyond it: stop the run (exit status 1), or flag the steps and go on.",
+    ),
+    click.option(
+        "--max-selected",
+        type=click.IntRange(min=1),
+        default=_DEFAULT.max_selected,
+        show_default=True,
+        help="Most frames in selected.extxyz: the most uncertain, no two alike.",
+    ),
+)
+@section(
+    "Replicas",
+    click.option(
+        "--replicas",
+        type=click.IntRange(min=1),
+        default=None,
+        metavar="N",
+        help="Simulate N independent copies in one batch, each with momenta of its own; NVE only. "
+        "The report is for each of them and for all.",
+    ),
+)
+@section(
+    "Machine",
+    dtype_option("float32"),
+    device_option,
+    threads_option,
+    click.option(
+        "--optimize/--no-optimize",
+        default=None,
+        help="Evaluate the potential in its compiled form: by default where that is the same "
+        "function; --optimize: also where it has to be tabulated for it.",
+    ),
+)
 def md(
-    model: str,
+    model: tuple[str, ...] | str,
     structure: str | None,
     out: str,
     dtype: str,
@@ -174,6 +223,9 @@ def md(
     timestep: float,
     friction: float,
     taut: float,
+    max_uncertainty: float | None,
+    replicas: int | None,
+    optimize: bool | None,
     **rest: Any,
 ) -> None:
     """Run molecular dynamics and report how well the energy is conserved.
@@ -181,7 +233,7 @@ def md(
     With no options: the shipped aspirin potential, NVE at 300 K, 0.5 fs, 10 000 steps. The folder
     gets report.html, report.json (keys with units), figures, the trajectory (H5MD) and what
     --resume needs. Ctrl-C stops after a step and keeps everything; a run that blows up does the
-    same and exits with 1.
+    same and exits with 1. With an ensemble the report also says how far its members disagree.
     """
     refuse_both(resume, overwrite)
     use_threads(threads)
@@ -190,10 +242,11 @@ def md(
         timestep_fs=timestep,
         friction_per_fs=friction,
         taut_fs=taut,
+        max_uncertainty_eV_A=max_uncertainty,
         **{f.name: rest[f.name] for f in dataclasses.fields(MDSettings) if f.name in rest},
     )
     report = simulate(
-        model,
+        [model] if isinstance(model, str) else list(model),
         structure,
         settings,
         Path(out),
@@ -204,13 +257,15 @@ def md(
         scan=scan,
         reference=reference,
         quiet=quiet,
+        replicas=replicas,
+        optimize=optimize,
     )
     if report["status"] != "finished":
         raise click.exceptions.Exit(1)
 
 
 def simulate(
-    model: str,
+    model: list[str],
     structure: str | None,
     settings: MDSettings,
     out: Path,
@@ -222,6 +277,8 @@ def simulate(
     scan: bool = False,
     reference: str | None = None,
     quiet: bool = False,
+    replicas: int | None = None,
+    optimize: bool | None = None,
 ) -> dict[str, Any]:
     """Simulate, write and print the report; returns its content."""
     from rich.console import Console
@@ -232,10 +289,13 @@ def simulate(
     from dcase.md_runs.report import print_summary, write_report
     from dcase.md_runs.scan import dt_scan
     from dcase.md_runs.simulate import run_md
+    from dcase.md_runs.uncertainty import is_ensemble
     from dcase.potentials.calculator import DCCalculator
 
     console = Console(stderr=True, quiet=quiet)
-    calc = DCCalculator(model, dtype=dtype, device=device)
+    calc = DCCalculator(
+        model if len(model) > 1 else model[0], dtype=dtype, device=device, optimize=optimize
+    )
     atoms, where = load_structure(structure, calc.potential)
     positions = None
     if reference:
@@ -250,11 +310,18 @@ def simulate(
     atoms.calc = calc
     # A structure that the potential refuses is refused here, before there is a folder.
     atoms.get_potential_energy()
+    if settings.max_uncertainty_eV_A is not None and not is_ensemble(calc):
+        raise OptionError(
+            "--max-uncertainty needs an ensemble: --model is a single potential; give an "
+            "ensemble's checkpoint (dcase cross-validate makes one), or --model once for each of "
+            "several potentials"
+        )
     held = "" if settings.constrain == "none" else f", {settings.constrain} held"
     console.print(
         f"{calc.potential.describe()} ({calc.potential.level_of_theory}) on {where}: "
         f"{settings.steps} steps of {settings.timestep_fs} fs, {settings.ensemble}, "
-        f"{settings.temperature_K:g} K, {dtype} on {calc.device}{held}",
+        f"{settings.temperature_K:g} K, {dtype} on {calc.device}{held}"
+        + ("" if replicas is None else f", {replicas} replicas"),
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -263,6 +330,10 @@ def simulate(
     def notify(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    if replicas is not None:
+        if scan or reference:
+            raise OptionError("--dt-scan and --reference are for a single copy, not for --replicas")
+        return _replicas(atoms, settings, replicas, out, console, notify, resume, overwrite)
     with step_bar(console, "dynamics") as progress:
         result = run_md(
             atoms,
@@ -294,4 +365,43 @@ def simulate(
         raise click.exceptions.Exit(130)
     if failure is not None:
         raise failure
+    return report
+
+
+def _replicas(
+    atoms: Any,
+    settings: MDSettings,
+    replicas: int,
+    out: Path,
+    console: Any,
+    notify: Any,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Simulate many copies, write and print their report."""
+    from dcase.cli.progress import step_bar
+    from dcase.cli.show import results_console
+    from dcase.md_runs.replica_report import print_replica_summary, write_replica_report
+    from dcase.md_runs.replicas import run_replicas
+
+    with step_bar(console, f"{replicas} replicas") as progress:
+        status = run_replicas(
+            atoms,
+            settings,
+            replicas,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            notify=notify,
+        )
+    report = write_replica_report(out, status)
+    output = results_console()
+    print_replica_summary(report, output)
+    output.print(
+        f"report: {out / 'report.json'}, drift.png, replicas.h5", markup=False, soft_wrap=True
+    )
+    if status == "interrupted":
+        notify("interrupted; the same command with --resume goes on")
+        raise click.exceptions.Exit(130)
     return report

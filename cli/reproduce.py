@@ -15,6 +15,7 @@ from dcase.cli.progress import TrainingDisplay, duration
 from dcase.cli.reproduce_dae import COMMANDS as DAE_COMMANDS
 from dcase.cli.reproduce_options import Chosen, experiment_options
 from dcase.cli.reproduce_pinn import table3, table4, table5
+from dcase.cli.reproduce_report import COMMANDS as REPORT_COMMANDS
 from dcase.cli.structures import check_writable
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
@@ -351,5 +352,5 @@ def _sizes(frames: Frames, largest: int | None) -> list[int]:
     return paper or sorted({max(1, usable * quarter // 4) for quarter in (1, 2, 3, 4)})
 
 
-for _command in (table3, table4, table5, *DAE_COMMANDS):
+for _command in (table3, table4, table5, *DAE_COMMANDS, *REPORT_COMMANDS):
     reproduce.add_command(_command)

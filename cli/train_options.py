@@ -18,6 +18,7 @@ from dcase.cli.options import (
     section,
     threads_option,
 )
+from dcase.errors import OptionError
 from dcase.potentials.recipe import (
     DataChoice,
     LabelChoice,
@@ -41,7 +42,8 @@ _SETTINGS = {
 _LABEL_TEXTS = {
     "rescale": "Unit C of the labels inside the network: forces (their spread), paper (the DC "
     "paper's rule), none, or a number in the file's unit.",
-    "offset": "Energy kept outside the network: atomic (fitted per element), mean, or none.",
+    "offset": "Energy kept outside the network: atomic (fitted per element), mean, atomref (of "
+    "free atoms, as published, where the data come with them), or none.",
     "energy_per_atom": "Compare energies per atom.",
 }
 _DATA_TEXTS = {
@@ -69,8 +71,53 @@ _TRAINING_TEXTS = {
 }
 
 
-def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Everything but the data; the command gets it as ``chosen: dict``."""
+TARGETS = ("energy", "forces", "energy+forces")
+
+
+def target_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--target``, applied by :func:`use_target`."""
+    return click.option(
+        "--target",
+        type=click.Choice(TARGETS),
+        default=None,
+        help="What to train on: sets the weights of the loss. energy: no forces; forces: no "
+        "energies (their constant is fitted in the end); energy+forces: both, as the recipe "
+        "weighs them. Default: as the recipe.",
+    )(function)
+
+
+def use_target(chosen: dict[str, Any], target: str | None) -> None:
+    """Set the weights of the loss to what ``--target`` says, in place.
+
+    Raises:
+        OptionError: If weights that are given as well contradict it.
+    """
+    if target is None:
+        return
+    for name in ("energy", "forces"):
+        key, wanted = f"{name}_weight", name in target.split("+")
+        given = chosen[key]
+        if given is not None and (given > 0) != wanted:
+            raise OptionError(
+                f"--target {target} and --{name}-weight {given:g} contradict each other; drop one"
+            )
+        if not wanted:
+            chosen[key] = 0.0
+    if target == "energy" and chosen["energy_weight"] is None:
+        chosen["energy_weight"] = 1.0  # alone, its size means nothing, but clipping would see it
+
+
+def training_options(
+    function: Callable[..., Any] | None = None, *, recipe: str = "default"
+) -> Callable[..., Any]:
+    """Everything but the data; the command gets it as ``chosen: dict``.
+
+    Args:
+        function: The command.
+        recipe: Where values come from that are not given.
+    """
+    if function is None:
+        return functools.partial(training_options, recipe=recipe)
 
     @functools.wraps(function)
     def wrapper(**given: Any) -> Any:
@@ -96,7 +143,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 click.option("--overwrite", is_flag=True, help="Replace an earlier run."),
                 click.option(
                     "--recipe",
-                    default="default",
+                    default=recipe,
                     show_default=True,
                     metavar="NAME|FILE",
                     help=f"Every value that is not given here: {', '.join(recipe_names())}, or a "

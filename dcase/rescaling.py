@@ -23,7 +23,7 @@ from dcase.errors import DataError, OptionError
 from dcase.units import ENERGY_UNITS
 
 RESCALES = ("forces", "paper", "none")
-OFFSETS = ("atomic", "mean", "none")
+OFFSETS = ("atomic", "mean", "atomref", "none")
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,29 @@ def paper_constant(*labels: np.ndarray | None) -> float:
 
 
 def fit_offsets(
-    dataset: AtomicDataset, offset: str, elements: Sequence[int] = ()
+    dataset: AtomicDataset,
+    offset: str,
+    elements: Sequence[int] = (),
+    weights: np.ndarray | None = None,
 ) -> dict[int, float]:
     """Per-element offset energies in eV.
 
     ``"mean"``: the mean energy per atom, the same for every element. ``"atomic"``: least squares of
     the total energies on the composition; where compositions do not determine it, as for a single
-    molecule, the solution nearest to the mean energy per atom.
+    molecule, the solution nearest to the mean energy per atom. ``"atomref"``: the published
+    energies of the free atoms, where the dataset has them.
 
     Args:
         dataset: The training frames.
         offset: The rule.
         elements: Atomic numbers that may occur later; those that the training frames do not hold
             get the mean energy per atom.
+        weights: For other quantities than energies: by how much an atom's offset counts, shape
+            [n_atoms_total]; None: all 1.
 
     Raises:
-        OptionError: If ``offset`` is not one of "atomic", "mean", "none".
+        OptionError: If ``offset`` is not one of "atomic", "mean", "atomref", "none", or is
+            "atomref" and the dataset has no such energies.
         DataError: If the dataset has no energies.
     """
     if offset not in OFFSETS:
@@ -125,17 +132,32 @@ def fit_offsets(
         raise DataError(
             "an energy offset needs energies; use --offset none to train on forces only"
         )
-    per_atom = float(dataset.energies.sum() / dataset.n_atoms.sum())
+    if offset == "atomref":
+        return _references(dataset, elements)
+    ones = np.ones(len(dataset.numbers)) if weights is None else weights
+    per_atom = float(dataset.energies.sum() / ones.sum())
     others = dict.fromkeys((z for z in elements if z not in dataset.elements), per_atom)
     if offset == "mean":
         return dict.fromkeys(dataset.elements, per_atom) | others
     present = dataset.elements
     frame_of_atom = np.repeat(np.arange(len(dataset)), dataset.n_atoms)
     counts = np.zeros((len(dataset), len(present)))
-    np.add.at(counts, (frame_of_atom, np.searchsorted(present, dataset.numbers)), 1.0)
-    rest = dataset.energies - per_atom * dataset.n_atoms
+    np.add.at(counts, (frame_of_atom, np.searchsorted(present, dataset.numbers)), ones)
+    rest = dataset.energies - per_atom * counts.sum(axis=1)
     solution, *_ = np.linalg.lstsq(counts, rest, rcond=1e-8)
     return dict(zip(present, (per_atom + float(e) for e in solution), strict=True)) | others
+
+
+def _references(dataset: AtomicDataset, elements: Sequence[int]) -> dict[int, float]:
+    if dataset.atom_references is None:
+        raise OptionError(
+            f"{dataset.info.name} comes without energies of free atoms; use --offset atomic"
+        )
+    wanted = sorted({*dataset.elements, *elements})
+    missing = [z for z in wanted if z not in dataset.atom_references]
+    if missing:
+        raise OptionError(f"no energy of a free atom is known for atomic numbers {missing}")
+    return {z: dataset.atom_references[z] for z in wanted}
 
 
 def fit_label_scale(
@@ -144,24 +166,28 @@ def fit_label_scale(
     rescale: str | float = "forces",
     offset: str = "atomic",
     elements: Sequence[int] = (),
+    weights: np.ndarray | None = None,
 ) -> LabelScale:
     """The label scale of a training set.
 
     Args:
         dataset: The training frames.
         rescale: ``"forces"``: C is the RMS of the force components in eV/A (the network sees forces
-            of unit variance); ``"paper"``: the paper's power of ten, in the dataset's own unit,
+            of unit variance), or where there are none, the standard deviation of the energies
+            less their offsets; ``"paper"``: the paper's power of ten, in the dataset's own unit,
             from the raw labels; ``"none"``: 1 in the dataset's own unit; or a number in that unit.
             Forces on atoms that are held in place do not count.
         offset: See :func:`fit_offsets`.
         elements: See :func:`fit_offsets`.
+        weights: See :func:`fit_offsets`.
 
     Raises:
         OptionError: For an unknown rule.
         DataError: If a label that the rule needs is missing.
     """
-    unit = ENERGY_UNITS[dataset.info.label_unit]
-    offsets = fit_offsets(dataset, offset, elements)
+    # Labels that are no energies (Debye, ...) are in the file's unit already.
+    unit = ENERGY_UNITS.get(dataset.info.label_unit, 1.0)
+    offsets = fit_offsets(dataset, offset, elements, weights)
     forces = dataset.free_forces()
     if isinstance(rescale, str) and rescale not in RESCALES:
         try:
@@ -181,15 +207,24 @@ def fit_label_scale(
     if forces is not None and forces.size:
         constant = float(np.sqrt(np.mean(forces**2)))
     elif dataset.energies is not None:
-        constant = float(np.std(dataset.energies - offset_energies(dataset, offsets)))
+        constant = float(np.std(dataset.energies - offset_energies(dataset, offsets, weights)))
     else:
         raise DataError("the dataset has neither energies nor forces")
     return LabelScale(constant if constant > 0 else 1.0, offsets, rescale, offset)
 
 
-def offset_energies(dataset: AtomicDataset, offsets: dict[int, float]) -> np.ndarray:
-    """The offset energy of every frame in eV, float64, shape [n_frames]."""
+def offset_energies(
+    dataset: AtomicDataset, offsets: dict[int, float], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The offset energy of every frame in eV, float64, shape [n_frames].
+
+    Args:
+        dataset: The frames.
+        offsets: By atomic number.
+        weights: See :func:`fit_offsets`.
+    """
     table = np.zeros(119)
     for z, energy in offsets.items():
         table[z] = energy
-    return np.add.reduceat(table[dataset.numbers], dataset.ptr[:-1])
+    values = table[dataset.numbers]
+    return np.add.reduceat(values if weights is None else values * weights, dataset.ptr[:-1])

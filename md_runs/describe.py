@@ -27,7 +27,7 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
     path = getattr(calculator, "model_path", None)
     names = (
         getattr(potential, "name", None),
-        Path(path).name if isinstance(path, str) else None,
+        _file_names(path) if isinstance(path, str) else None,
         getattr(potential, "architecture", None),
         getattr(calculator, "name", None),
     )
@@ -38,6 +38,11 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
         "dtype": str(getattr(calculator, "dtype", "float64")).removeprefix("torch."),
         "device": str(getattr(calculator, "device", "cpu")),
     }
+
+
+def _file_names(path: str) -> str:
+    """Names of the files of a potential, or of the members of an ensemble."""
+    return ", ".join(Path(part).name for part in path.split(", "))
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from dcase.errors import DcaseError, OptionError, SimulationError
 from dcase.interrupt import interruptible
 from dcase.md_runs.constrain import constrain
 from dcase.md_runs.describe import describe_calculator, versions
-from dcase.md_runs.finish import publish, write_final
+from dcase.md_runs.finish import conclude_uncertainty, publish, write_final
 from dcase.md_runs.folder_log import RunLog
 from dcase.md_runs.frequency import check_timestep
 from dcase.md_runs.integrators import (
@@ -33,6 +33,7 @@ from dcase.md_runs.recorder import Recorder
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.state import Checkpoint, RunFolder
 from dcase.md_runs.trajectory import read_series
+from dcase.md_runs.uncertainty import UncertaintyWatch, is_ensemble
 from dcase.md_runs.watch import BlowUpWatch
 
 FINISHED = "finished"
@@ -110,6 +111,7 @@ class Simulation:
         self.production = False
         self.wall = {True: 0.0, False: 0.0}  # seconds by "is production"
         self.run_facts: dict[str, Any] = {}
+        self.uncertainty: UncertaintyWatch | None = None  # of an ensemble
         self.rows = Recorder(folder, len(atoms), settings.log_every, settings.traj_every)
         self.dynamics: Any = None
         self.forces: np.ndarray | None = None  # at the current positions, if known
@@ -146,6 +148,9 @@ class Simulation:
             "versions": versions(),
             **describe_calculator(atoms.calc),
         }
+        # The time step's check has evaluated forces; so has run_md, where there is a limit.
+        if settings.max_uncertainty_eV_A is not None or is_ensemble(atoms.calc):
+            self.watch_uncertainty()
         self.folder.write_run(self.run_facts)
         self.log.open(fresh=True)
         self.log.head(self.run_facts)
@@ -168,8 +173,15 @@ class Simulation:
         self.step, self.production = 0, True
         self.dynamics = make_dynamics(self.atoms, self.settings, self.rng)
         self.measure()
+        self.look_at_uncertainty()
         self.record()
         self.checkpoint()
+
+    def watch_uncertainty(self) -> None:
+        """From now on look at the spread of an ensemble's forces."""
+        self.uncertainty = UncertaintyWatch(self.given, self.settings)
+        self.rows.ensemble = True
+        self.run_facts["uncertainty"] = self.uncertainty.facts()
 
     def resume(self) -> None:
         """Go back to the checkpoint, and cut off what was written after it."""
@@ -182,9 +194,14 @@ class Simulation:
                 f"cannot resume with other settings ({'; '.join(changed)}): only steps may change"
             )
         if str(facts["status"]).startswith(STOPPED):
+            instead = (
+                "label the frames of selected.extxyz and train again, or start a new run with a "
+                "higher limit"
+                if "uncertainty" in str(facts["status"])
+                else "start a new one with a smaller time step or another potential"
+            )
             raise SimulationError(
-                f"this run {facts['status']}; resuming would only repeat it: start a new one "
-                "with a smaller time step or another potential"
+                f"this run {facts['status']}; resuming would only repeat it: {instead}"
             )
         done = max(saved.step, int(facts.get("steps", 0)))
         if self.settings.steps < done:
@@ -206,6 +223,11 @@ class Simulation:
             ensemble=self.settings.ensemble if self.production else "langevin",
         )
         restore_thermostat(self.dynamics, saved.dynamics)
+        self.run_facts = facts
+        if saved.uncertainty:
+            self.watch_uncertainty()
+            assert self.uncertainty is not None
+            self.uncertainty.restore(saved.uncertainty)
         self.rows.open(saved.series_rows, saved.frame_rows)
         facts["settings"] = self.settings.to_dict()
         self.run_facts = {**facts, "status": "running"}
@@ -233,16 +255,17 @@ class Simulation:
         status = FINISHED
         with interruptible(signal.SIGINT) as stop:
             try:
-                while self.step < self.settings.steps:
+                # That of the first step of production, taken before there was any to advance
+                trouble = self.uncertainty.trouble if self.uncertainty is not None else ""
+                while self.step < self.settings.steps and not trouble:
                     if stop.is_set():
                         status = INTERRUPTED
                         break
                     trouble = self.advance()
-                    if trouble:
-                        where = f"step {self.step}" if self.production else "equilibration"
-                        during = "at" if self.production else "during"
-                        status = f"{STOPPED}: {trouble} {during} {where}"
-                        break
+                if trouble:
+                    where = f"step {self.step}" if self.production else "equilibration"
+                    during = "at" if self.production else "during"
+                    status = f"{STOPPED}: {trouble} {during} {where}"
             except KeyboardInterrupt:  # not in the main thread, or pressed twice
                 status = INTERRUPTED
             except BaseException:
@@ -274,7 +297,7 @@ class Simulation:
             if not trouble and self.step == 0:
                 self.wall[False] += time.perf_counter() - began
                 self.enter_production()
-                return ""
+                return self.uncertainty.trouble if self.uncertainty is not None else ""
         else:
             self.record(always=bool(trouble))
         self.wall[phase] += time.perf_counter() - began
@@ -305,11 +328,23 @@ class Simulation:
         trouble = self.watch.look(positions, potential, kinetic, heat)
         if np.isfinite(positions).all() and np.isfinite(kinetic):
             self.last_good = (positions, self.atoms.get_momenta())
-        return trouble
+        return trouble or self.look_at_uncertainty()
+
+    def look_at_uncertainty(self) -> str:
+        """Count this step's uncertainty; returns why the run must stop here, or ""."""
+        watch = self.uncertainty
+        if watch is None:
+            return ""
+        first = watch.look(self.step, self.atoms.positions, production=self.production)
+        if first and not watch.stops:
+            self.log.line(f"{watch.exceeded} at step {self.step}; such steps are flagged")
+        return watch.trouble
 
     def measure(self) -> None:
         """Potential and kinetic energy of this step, eV."""
         self.energies = (self.potential_energy(), float(self.atoms.get_kinetic_energy()))
+        if self.uncertainty is not None:
+            self.uncertainty.measure(self.atoms.calc)
 
     def potential_energy(self) -> float:
         """Potential energy whose gradient the forces are, eV.
@@ -328,7 +363,13 @@ class Simulation:
     def record(self, *, always: bool = False) -> None:
         """Add this step to the series and the trajectory, if it is due (or the last one)."""
         self.rows.record(
-            self.step, self.atoms, self.energies, self.dynamics, self.n_dof, always=always
+            self.step,
+            self.atoms,
+            self.energies,
+            self.dynamics,
+            self.n_dof,
+            uncertainty=np.nan if self.uncertainty is None else self.uncertainty.now,
+            always=always,
         )
 
     def checkpoint(self) -> None:
@@ -347,6 +388,7 @@ class Simulation:
             wall_time_s=self.wall[True],
             equilibration_s=self.wall[False],
             dynamics=get_state(self.dynamics, self.rng),
+            uncertainty={} if self.uncertainty is None else self.uncertainty.state(),
         ).save(self.folder.checkpoint)
         self.reset_calculator()
         self.log.step(self.step, self.settings.steps, energy, self.atoms)
@@ -386,6 +428,8 @@ class Simulation:
             wall_time_s=self.wall[True],
             equilibration_wall_time_s=self.wall[False],
         )
+        if self.uncertainty is not None:
+            conclude_uncertainty(self.folder, self.uncertainty, facts)
         publish(self.folder, self.given, facts)
         final = self.atoms.copy()
         final.set_constraint(self.given.copy().constraints)  # held bonds must not change the forces

@@ -138,6 +138,30 @@ def drift_figure(
     return figure
 
 
+def uncertainty_figure(
+    times_fs: np.ndarray, values: np.ndarray, limit: float | None = None
+) -> Figure:
+    """How far an ensemble's members disagree on the forces, against time.
+
+    Args:
+        times_fs: ``(n,)`` fs.
+        values: ``(n,)`` largest standard deviation of the force on an atom, eV/A.
+        limit: Largest one trusted, eV/A; drawn as a line.
+    """
+    figure, (ax,) = new_figure(size=(6.4, 3.4))
+    time, label = _time_axis(times_fs)
+    _series(ax, time, np.asarray(values, dtype=np.float64), BLUE, "largest of all atoms")
+    if limit is not None:
+        limit_label = f"limit, {limit:g} eV/Å"
+        ax.axhline(limit, color=RED, linewidth=1.2, linestyle="--", label=limit_label)
+    ax.margins(x=0.01)
+    ax.set_ylim(0.0, 1.18 * ax.get_ylim()[1])
+    ax.legend(ncols=2, frameon=False, fontsize=9, loc="upper right")
+    ax.set_xlabel(label)
+    ax.set_ylabel("standard deviation\nof forces (eV/Å)")
+    return figure
+
+
 def dt_scan_figure(entries: Sequence[Mapping[str, Any]]) -> Figure:
     """Energy fluctuation against time step, both logarithmic, with the dt^2 law as a guide.
 

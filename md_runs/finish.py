@@ -11,8 +11,10 @@ from ase.io import write
 
 from dcase.files import atomic_path
 from dcase.md_runs.journal import read_rows
-from dcase.md_runs.state import SERIES, Checkpoint, RunFolder, frame_width
+from dcase.md_runs.settings import MDSettings
+from dcase.md_runs.state import Checkpoint, RunFolder, frame_width, series_columns
 from dcase.md_runs.trajectory import write_trajectory
+from dcase.md_runs.uncertainty import WARNING, UncertaintyWatch
 
 
 def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
@@ -32,7 +34,7 @@ def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
     frames = read_rows(folder.frames, frame_width(len(template)))
     if len(frames) == 0:
         return False
-    series = read_rows(folder.series, len(SERIES))
+    series = _series(folder, facts)
     settings = facts["settings"]
     attributes = {
         "ensemble": settings["ensemble"],
@@ -79,7 +81,7 @@ def recover(out: str | Path) -> dict[str, Any]:
     if facts["status"] != "running" and facts["status"] != "killed":
         return facts
     saved = Checkpoint.load(folder.checkpoint)
-    series = read_rows(folder.series, len(SERIES))
+    series = _series(folder, facts)
     done = int(np.max(series[:, 0])) if len(series) else 0
     facts.update(
         status="killed",
@@ -87,6 +89,23 @@ def recover(out: str | Path) -> dict[str, Any]:
         wall_time_s=saved.wall_time_s,
         equilibration_wall_time_s=saved.equilibration_s,
     )
+    if saved.uncertainty:
+        watch = UncertaintyWatch(saved.start, MDSettings.from_dict(facts["settings"]))
+        watch.restore(saved.uncertainty)
+        conclude_uncertainty(folder, watch, facts)
     publish(folder, saved.start, facts)
     folder.write_run(facts)
     return facts
+
+
+def conclude_uncertainty(folder: RunFolder, watch: UncertaintyWatch, facts: dict[str, Any]) -> None:
+    """Put what an ensemble's run has met into ``facts``, and write the frames worth labelling."""
+    facts["uncertainty"] = watch.facts()
+    warnings = [text for text in facts["warnings"] if not text.startswith(WARNING)]
+    facts["warnings"] = warnings + ([watch.warning()] if watch.warning() else [])
+    watch.write(folder.selected, facts["settings"]["timestep_fs"])
+
+
+def _series(folder: RunFolder, facts: dict[str, Any]) -> np.ndarray:
+    """Rows of the series so far."""
+    return read_rows(folder.series, len(series_columns("uncertainty" in facts)))

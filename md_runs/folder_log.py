@@ -31,7 +31,7 @@ class RunLog:
     def head(self, facts: dict[str, Any]) -> None:
         """What is run, one fact a line."""
         for key, value in facts.items():
-            if key in ("format", "status", "warnings"):
+            if key in ("format", "status", "warnings", "uncertainty"):
                 continue
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())

@@ -37,6 +37,8 @@ CAPTIONS = {
     "energies": "Energies per atom, from the lowest potential energy met, and temperature.",
     "drift": "Deviation of the conserved energy from its start, the least-squares line, and two "
     "standard errors of its slope (autocorrelation included).",
+    "uncertainty": "How far the members of the ensemble disagree: the largest standard deviation "
+    "of the force on an atom. Where it is above the limit the potential is not to be trusted.",
     "dt_scan": "Fluctuation of the total energy over the same time from the same start. A smooth "
     "energy and its own gradient follow the dashed line.",
     "h_of_r": "Distribution of all interatomic distances, up to the first broken bond.",

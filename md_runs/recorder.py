@@ -11,7 +11,7 @@ from dcase.md_runs.integrators import conserved_energy
 from dcase.md_runs.journal import Journal
 from dcase.md_runs.mechanics import momentum_norms
 from dcase.md_runs.mechanics import temperature as kinetic_temperature
-from dcase.md_runs.state import SERIES, RunFolder, frame_width
+from dcase.md_runs.state import RunFolder, frame_width, series_columns
 from dcase.md_runs.trajectory import rows_of
 from dcase.units import FS
 
@@ -24,12 +24,22 @@ class Recorder:
         n_atoms: Number of atoms.
         log_every: Steps between rows of the series.
         traj_every: Steps between frames.
+        ensemble: Whether the series has a column for the uncertainty.
     """
 
-    def __init__(self, folder: RunFolder, n_atoms: int, log_every: int, traj_every: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        n_atoms: int,
+        log_every: int,
+        traj_every: int,
+        *,
+        ensemble: bool = False,
+    ) -> None:
         self.folder = folder
         self.n_atoms = n_atoms
         self.log_every, self.traj_every = log_every, traj_every
+        self.ensemble = ensemble
         self._journals: tuple[Journal, Journal] | None = None
 
     def open(self, series_rows: int, frame_rows: int) -> None:
@@ -42,7 +52,7 @@ class Recorder:
         if missing and series_rows:
             self._rebuild()
         self._journals = (
-            Journal(self.folder.series, len(SERIES), series_rows),
+            Journal(self.folder.series, len(series_columns(self.ensemble)), series_rows),
             Journal(self.folder.frames, frame_width(self.n_atoms), frame_rows),
         )
 
@@ -64,6 +74,7 @@ class Recorder:
         dynamics: Any,
         n_dof: int,
         *,
+        uncertainty: float = float("nan"),
         always: bool = False,
     ) -> None:
         """Add a step to the series and the trajectory, if it is due.
@@ -74,6 +85,7 @@ class Recorder:
             energies: Potential and kinetic energy, eV.
             dynamics: The integrator, for the conserved energy.
             n_dof: Degrees of freedom, for the temperature.
+            uncertainty: Of an ensemble's forces, eV/A.
             always: Record it in any case (the last step of a run that blew up).
         """
         due_series = always or step % self.log_every == 0
@@ -87,9 +99,8 @@ class Recorder:
             total = potential + kinetic
             conserved = conserved_energy(dynamics, total)
             linear, turn = momentum_norms(atoms)
-            series.append(
-                np.array((step, potential, kinetic, total, conserved, heat, linear, turn))
-            )
+            row = (step, potential, kinetic, total, conserved, heat, linear, turn)
+            series.append(np.array((*row, uncertainty) if self.ensemble else row))
         if due_frame:
             frames.append(
                 np.concatenate(

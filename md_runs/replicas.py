@@ -102,7 +102,7 @@ def run_replicas(
         notify: Called with every event, one line each.
 
     Returns:
-        ``"finished"`` or ``"interrupted"``.
+        ``"finished"``, ``"interrupted"``, or ``"stopped early: ..."`` if every replica was stopped.
 
     Raises:
         OptionError: If the settings ask for what replicas cannot do.
@@ -288,6 +288,8 @@ class _Batch:
                     progress(self.step + ahead, self.settings.steps + ahead)
         if status == FINISHED:
             self.checkpoint()
+        if not len(self.alive):
+            return "stopped early: no replica is left"
         return status
 
     def advance(self) -> None:

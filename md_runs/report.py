@@ -23,7 +23,7 @@ from dcase.md_runs.fingerprint import DtScan
 from dcase.md_runs.finish import recover
 from dcase.md_runs.html import render
 from dcase.md_runs.stability import bond_stability, distance_distribution, distribution_error
-from dcase.md_runs.state import FIGURES, SERIES, Checkpoint, RunFolder
+from dcase.md_runs.state import FIGURES, UNCERTAINTY, Checkpoint, RunFolder, series_columns
 from dcase.md_runs.trajectory import read_positions, read_series
 from dcase.plotting import png
 
@@ -92,6 +92,11 @@ def _build(
             n_atoms=n_atoms,
             name="total energy" if ensemble == "nve" else "conserved energy",
         )
+    spread = _uncertainty(facts)
+    if spread is not None and len(series["time"]):
+        pictures["uncertainty"] = figures.uncertainty_figure(
+            series["time"], series[UNCERTAINTY], spread["limit_eV_A"]
+        )
     if scan is not None:
         pictures["dt_scan"] = figures.dt_scan_figure(scan.entries)
     # The bonds of the structure given, not of a frame in which one may be stretched.
@@ -127,6 +132,7 @@ def _build(
         "mean_temperature_K": temperature,
         "mean_temperature_stderr_K": error,
         "energy_drift": drift.to_dict(),
+        "uncertainty": spread,
         "dt_scan": None if scan is None else scan.to_list(),
         "dt_scan_verdict": None if scan is None else scan.interpretation,
         "dt_scan_passed": None if scan is None else scan.passed,
@@ -153,7 +159,7 @@ def _data(folder: RunFolder) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndar
         times, positions, _ = read_positions(folder.root)
         return read_series(folder.root), times, positions
     n_atoms = len(Checkpoint.load(folder.checkpoint).start)
-    nothing = {name: np.zeros(0) for name in ("time", *SERIES)}
+    nothing = {name: np.zeros(0) for name in ("time", *series_columns(True))}
     return nothing, np.zeros(0), np.zeros((0, n_atoms, 3))
 
 
@@ -173,6 +179,18 @@ def _drift(series: dict[str, np.ndarray], ensemble: str, n_atoms: int, n_dof: in
         if isinstance(value, float) and name not in ("duration_ps", "temperature_K")
     }
     return EnergyDrift(**{**drift.to_dict(), **nothing, "verdict": NOT_APPLICABLE})
+
+
+def _uncertainty(facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What an ensemble's run has met; None for a single potential."""
+    found = facts.get("uncertainty")
+    if found is None:
+        return None
+    numbers = {name: math.nan if value is None else value for name, value in found.items()}
+    settings = facts["settings"]
+    limit = settings.get("max_uncertainty_eV_A")
+    on_uncertain = None if limit is None else settings["on_uncertain"]
+    return {**numbers, "limit_eV_A": limit, "on_uncertain": on_uncertain}
 
 
 def _constraints(
@@ -235,6 +253,8 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("energy fluctuation", f"{drift['rms_mev_per_atom']:.3g} meV/atom RMS about the line"),
         ]
     rows.append(("verdict", drift["verdict"]))
+    if report.get("uncertainty"):
+        rows.append(("uncertainty", _spread_of_forces(report["uncertainty"])))
     if report["dt_scan"]:
         rows.append(("time-step scan", str(report["dt_scan_verdict"])))
     stability = report["stability"]
@@ -301,6 +321,19 @@ def _spread(report: dict[str, Any]) -> str:
     if report["ensemble"] != "nve" or report["n_dof"] < 1:
         return ""
     return f"; single NVE runs scatter by {100.0 / math.sqrt(report['n_dof']):.0f} %"
+
+
+def _spread_of_forces(found: dict[str, Any]) -> str:
+    """How far the members of the ensemble disagreed."""
+    text = (
+        f"forces to {_number(found['mean_eV_A']):.2g} eV/A on average, "
+        f"{_number(found['max_eV_A']):.2g} eV/A at worst (standard deviation over the ensemble)"
+    )
+    if found["limit_eV_A"] is None:
+        return text
+    share = 100.0 * _number(found["share_above"])
+    kept = f", {found['selected']} frames in selected.extxyz" if found["selected"] else ""
+    return f"{text}; {share:.3g} % of the steps above {found['limit_eV_A']:g} eV/A{kept}"
 
 
 def _number(value: Any) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dcase.errors import OptionError
@@ -13,6 +13,9 @@ ENSEMBLES = ("nve", "langevin", "bussi", "nose-hoover")
 
 CONSTRAINTS = ("none", "bonds-to-hydrogen", "all-bonds")
 """Which covalent bonds keep their length."""
+
+ON_UNCERTAIN = ("stop", "flag")
+"""What a run does once its uncertainty is above the limit."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class MDSettings:
             None does not look. Only bonds between non-metals are watched.
         max_temperature_K: Stop above this; None is ten times ``temperature_K`` plus 1000 K.
         force_timestep: Run even where the time step is past Verlet's stability limit.
+        max_uncertainty_eV_A: For ensembles: largest standard deviation over the members of the
+            force on an atom up to which a step is trusted, eV/A; None: any.
+        on_uncertain: ``stop`` the run at the first step beyond, or ``flag`` such steps and go on.
+        max_selected: Most frames beyond the limit that are kept in ``selected.extxyz``.
     """
 
     ensemble: str = "nve"
@@ -60,6 +67,9 @@ class MDSettings:
     bond_stretch_A: float | None = 0.5
     max_temperature_K: float | None = None
     force_timestep: bool = False
+    max_uncertainty_eV_A: float | None = None
+    on_uncertain: str = "stop"
+    max_selected: int = 20
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -80,7 +90,11 @@ class MDSettings:
         for name in ("timestep_fs", "friction_per_fs", "taut_fs"):
             _require(name, getattr(self, name), above=0.0)
         _require("temperature_K", self.temperature_K, above=0.0, or_equal=self.ensemble == "nve")
-        for name in ("bond_stretch_A", "max_temperature_K"):
+        if self.on_uncertain not in ON_UNCERTAIN:
+            raise OptionError(
+                f"on_uncertain must be one of {', '.join(ON_UNCERTAIN)}, not {self.on_uncertain!r}"
+            )
+        for name in ("bond_stretch_A", "max_temperature_K", "max_uncertainty_eV_A"):
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), above=0.0)
         for name, least in (
@@ -90,6 +104,7 @@ class MDSettings:
             ("log_every", 1),
             ("traj_every", 1),
             ("checkpoint_every", 1),
+            ("max_selected", 1),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < least:
@@ -106,6 +121,12 @@ class MDSettings:
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> MDSettings:
+        """Inverse of ``to_dict``; a setting that an older run did not know has its default."""
+        known = {f.name for f in fields(MDSettings)}
+        return MDSettings(**{name: value for name, value in values.items() if name in known})
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Settings, other than ``steps``, that differ from a stored run's: ``name: old -> new``.

@@ -21,6 +21,7 @@ from dcase.md_runs.finish import recover
 from dcase.md_runs.scan import dt_scan
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.state import RunFolder
+from dcase.md_runs.uncertainty import require_ensemble
 
 __all__ = ["MDResult", "MDSettings", "dt_scan", "recover", "run_md"]
 
@@ -50,7 +51,8 @@ def run_md(
         notify: Called with every warning and event, one line each.
 
     Raises:
-        OptionError: If the options contradict each other or there is no calculator.
+        OptionError: If the options contradict each other or there is no calculator, or there is a
+            largest uncertainty but the calculator is no ensemble.
         SimulationError: If there is a run and neither flag is given, nothing to resume, another
             structure, potential or setting, or a time step past the stability limit.
     """
@@ -60,6 +62,8 @@ def run_md(
         raise OptionError("resume and overwrite exclude each other")
     if len(atoms) == 0:
         raise OptionError("the structure has no atoms")
+    if settings.max_uncertainty_eV_A is not None:
+        require_ensemble(atoms)
     folder = RunFolder(Path(out))
     if resume and not folder.exists():
         raise SimulationError(f"there is no run to resume in {folder.root}")

@@ -3,6 +3,7 @@
 report.json, report.html, *.png   written by ``report.write_report``
 trajectory.h5                     H5MD, whole or absent
 final.extxyz, log.txt
+selected.extxyz                   frames above the largest uncertainty, if one was given
 state/run.json                    settings, model, versions, status
 state/checkpoint.npz              positions, momenta, random numbers, thermostat
 state/series.f64, frames.f64      rows so far (see ``journal``)
@@ -34,8 +35,16 @@ SERIES = (
 )
 """Columns of the energy series (eV, K, amu A/fs, amu A^2/fs)."""
 
+UNCERTAINTY = "uncertainty"
+"""The last column of the series of an ensemble's run (eV/A)."""
+
 FRAME = ("step", "potential_energy", "kinetic_energy", "temperature")
 """Numbers at the head of a frame's row; positions (A) and velocities (A/fs) follow."""
+
+
+def series_columns(ensemble: bool) -> tuple[str, ...]:
+    """Columns of the series of a run, with an ensemble or a single potential."""
+    return (*SERIES, UNCERTAINTY) if ensemble else SERIES
 
 
 def frame_width(n_atoms: int) -> int:
@@ -85,6 +94,11 @@ class RunFolder:
         return self.root / "final.extxyz"
 
     @property
+    def selected(self) -> Path:
+        """Frames worth labelling."""
+        return self.root / "selected.extxyz"
+
+    @property
     def log(self) -> Path:
         """The log."""
         return self.root / "log.txt"
@@ -101,7 +115,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the files of a run, and nothing else."""
         ours = [self.trajectory, self.final, self.log, self.report, self.root / "report.html"]
-        ours += [self.checkpoint, self.run, self.series, self.frames]
+        ours += [self.checkpoint, self.run, self.series, self.frames, self.selected]
         ours += [self.root / f"{name}.png" for name in FIGURES]
         for path in ours:
             path.unlink(missing_ok=True)
@@ -109,7 +123,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove temporary files that a kill in the middle of an atomic write has left."""
-        for pattern in (".trajectory.h5.*", ".final.extxyz.*", ".report.*", ".*.png.*"):
+        ours = (".trajectory.h5.*", ".final.extxyz.*", ".selected.extxyz.*", ".report.*")
+        for pattern in (*ours, ".*.png.*"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
         for pattern in (".checkpoint.npz.*", ".run.json.*"):
@@ -134,8 +149,17 @@ class RunFolder:
         write_json(self.run, run)
 
 
-FIGURES = ("energies", "drift", "dt_scan", "h_of_r")
+FIGURES = ("energies", "drift", "uncertainty", "dt_scan", "h_of_r")
 """Names of the pictures of a run."""
+
+
+_PARTS = ("dynamics", "uncertainty")
+
+
+def _part(stored: Any, part: str) -> dict[str, np.ndarray]:
+    """The arrays of one dictionary of a checkpoint."""
+    prefix = f"{part}_"
+    return {n.removeprefix(prefix): stored[n] for n in stored.files if n.startswith(prefix)}
 
 
 @dataclass
@@ -154,6 +178,7 @@ class Checkpoint:
         wall_time_s: Seconds of production so far.
         equilibration_s: Seconds of equilibration so far.
         dynamics: From ``integrators.get_state``.
+        uncertainty: From ``UncertaintyWatch.state``; empty for a single potential.
     """
 
     step: int
@@ -167,6 +192,7 @@ class Checkpoint:
     wall_time_s: float
     equilibration_s: float
     dynamics: dict[str, np.ndarray] = field(default_factory=dict)
+    uncertainty: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write atomically.
@@ -186,7 +212,11 @@ class Checkpoint:
                 "equilibration_s",
             )
         }
-        arrays = {f"dynamics_{name}": value for name, value in self.dynamics.items()}
+        arrays = {
+            f"{part}_{name}": value
+            for part in _PARTS
+            for name, value in getattr(self, part).items()
+        }
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -222,11 +252,8 @@ class Checkpoint:
                     positions=stored["positions"],
                     momenta=stored["momenta"],
                     start=start,
-                    dynamics={
-                        name.removeprefix("dynamics_"): stored[name]
-                        for name in stored.files
-                        if name.startswith("dynamics_")
-                    },
+                    dynamics=_part(stored, "dynamics"),
+                    uncertainty=_part(stored, "uncertainty"),
                     **json.loads(str(stored["head"])),
                 )
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -7,7 +7,8 @@
     /particles/atoms/mass             [u]
     /particles/atoms/box              dimension, boundary, edges (with periodic boundaries)
     /observables/<name>               one value per frame: energies [eV], temperature [K]
-    /dcase/series/<name>              the dense energy series, its own steps and times
+    /dcase/series/<name>              the dense energy series, its own steps and times; of an
+                                      ensemble's run also its uncertainty [eV Angstrom-1]
 
 Observables are sampled exactly at the frames, since MDAnalysis reads them by frame number; the
 dense series therefore lives outside H5MD's own groups, as the standard allows. Forces are left out:
@@ -31,7 +32,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from dcase._version import __version__
 from dcase.errors import SimulationError
 from dcase.files import atomic_path
-from dcase.md_runs.state import FRAME, SERIES
+from dcase.md_runs.state import FRAME, SERIES, UNCERTAINTY, series_columns
 from dcase.units import FS
 
 BLOCK = 1024
@@ -45,6 +46,7 @@ UNITS = {
     "temperature": "K",
     "com_momentum": "u Angstrom fs-1",
     "angular_momentum": "u Angstrom2 fs-1",
+    UNCERTAINTY: "eV Angstrom-1",
 }
 """Unit strings in H5MD's notation."""
 
@@ -63,7 +65,7 @@ def write_trajectory(
         path: File; replaced if it exists.
         template: Elements, masses, cell and periodicity.
         frames: ``(F, 4 + 6 N)`` rows: ``state.FRAME``, positions in A, velocities in A/fs.
-        series: ``(S, 8)`` rows of ``state.SERIES``.
+        series: ``(S, 8)`` rows of ``state.SERIES``, ``(S, 9)`` with the uncertainty.
         timestep_fs: fs per step.
         attributes: Strings and numbers stored as attributes of ``/dcase``.
 
@@ -129,7 +131,7 @@ def write_trajectory(
         dense["step"] = np.array(series[:, 0], dtype=np.int64)
         dense["time"] = np.array(series[:, 0]) * timestep_fs
         dense["time"].attrs["unit"] = "fs"
-        for k, name in enumerate(SERIES):
+        for k, name in enumerate(series_columns(series.shape[1] > len(SERIES))):
             if name != "step":
                 dense[name] = np.array(series[:, k])
                 dense[name].attrs["unit"] = UNITS[name]
@@ -151,7 +153,8 @@ def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
             for name in ("position", "velocity")
         ]
         dense = file["dcase/series"]
-        series = np.stack([np.asarray(dense[name], dtype=np.float64) for name in SERIES], axis=1)
+        names = series_columns(UNCERTAINTY in dense)
+        series = np.stack([np.asarray(dense[name], dtype=np.float64) for name in names], axis=1)
     return np.concatenate(columns, axis=1), series
 
 
@@ -206,7 +209,7 @@ def read_positions(path: str | Path) -> tuple[np.ndarray, np.ndarray, Atoms]:
 
 
 def read_series(path: str | Path) -> dict[str, np.ndarray]:
-    """The dense energy series: ``step``, ``time`` (fs) and the columns of ``state.SERIES``.
+    """The dense energy series: ``step``, ``time`` (fs) and ``state.series_columns`` of the run.
 
     Raises:
         SimulationError: If the file is missing or has no series.

@@ -12,6 +12,7 @@ from torch import Tensor
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError
 from dcase.potentials.graph import AtomicGraph, half_neighbour_list
+from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.potentials.rotations import random_rotations
 from dcase.rescaling import LabelScale, offset_energies
 
@@ -22,7 +23,8 @@ class LabelledGraph:
 
     Attributes:
         graph: The systems.
-        energies: ``(E - offset) / C``, float64, shape [n_systems], or None.
+        energies: ``(E - offset) / C``, or the same of another quantity, float64, shape [n_systems],
+            or None.
         forces: ``F / C``, float64, shape [n_atoms, 3], or None.
         frames: Indices of the frames in the dataset, for error messages.
         free: Which atoms are not held in place, bool, shape [n_atoms], or None: all are free.
@@ -62,6 +64,7 @@ class FrameBatches:
         device: Where the tensors live.
         frames: Numbers of these frames in the file they come from, for error messages; default: in
             ``dataset``.
+        quantity: What the dataset's ``energies`` are: decides what the offsets come to.
 
     Raises:
         DataError: If an atom of a frame has no neighbour within the cutoff (in frames of more than
@@ -75,6 +78,7 @@ class FrameBatches:
         scale: LabelScale,
         device: torch.device | str = "cpu",
         frames: np.ndarray | None = None,
+        quantity: Quantity = ENERGY,
     ):
         self.frames = torch.arange(len(dataset)) if frames is None else torch.tensor(frames)
         pairs, shifts, ptr = [], [], [0]
@@ -92,7 +96,7 @@ class FrameBatches:
                     f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within "
                     f"{cutoff} A; are the positions in Angstrom?"
                 )
-            pairs.append(p)
+            pairs.append(p.astype(np.int32))  # half the memory of large datasets
             # Small whole numbers: as float64 they would be more than half of what is kept of pairs.
             if s is not None and np.abs(s).max(initial=0.0) > np.iinfo(np.int16).max:
                 raise DataError(
@@ -116,9 +120,11 @@ class FrameBatches:
         inverse = 1.0 / scale.constant
         self.energies = None
         if dataset.energies is not None:
-            self.energies = tensor(
-                dataset.energies - offset_energies(dataset, scale.offsets), inverse
-            )
+            values = dataset.energies
+            if scale.offsets:
+                weights = quantity.atom_weights(dataset)
+                values = values - offset_energies(dataset, scale.offsets, weights)
+            self.energies = tensor(values, inverse)
         self.forces = tensor(dataset.forces, inverse)
         self.free = None if dataset.fixed is None else tensor(~dataset.fixed)
 

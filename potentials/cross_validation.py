@@ -229,25 +229,28 @@ def batch_losses(
 ) -> np.ndarray:
     """The training objective on every batch of ``dataset``, in order, in kcal/mol units.
 
-    Lengths in A, energies in kcal/mol: the label scale is undone, so that losses of potentials with
-    different scales can be compared.
+    Lengths in A, energies in kcal/mol, other quantities in their own unit: the label scale is
+    undone, so that losses of potentials with different scales can be compared.
 
     Returns:
         float64, shape [n_batches].
     """
-    scale = potential.scale
-    data = FrameBatches(dataset, potential.cutoff, scale, potential.device)
+    scale, quantity = potential.scale, potential.quantity
+    data = FrameBatches(dataset, potential.cutoff, scale, potential.device, quantity=quantity)
     terms = {
-        name: term
+        quantity.key if name == "energy" else name: term
         for name, term in recipe.loss.terms().items()
         if term.weight > 0
         and getattr(dataset, "energies" if name == "energy" else name) is not None
     }
     problem = EnergyForces(
-        scale.constant, per_atom=recipe.labels.energy_per_atom, forces="forces" in terms
+        scale.constant,
+        per_atom=recipe.labels.energy_per_atom,
+        forces="forces" in terms,
+        quantity=quantity,
     )
     objective = Objective(problem, terms)
-    factor = scale.constant / KCAL_PER_MOL
+    factor = scale.constant / (KCAL_PER_MOL if quantity.unit == "eV" else 1.0)
     losses = []
     for batch in data.in_order(batch_size):
         residuals = objective.residuals(potential, batch, training=False)
@@ -278,12 +281,14 @@ def _report(
         losses = batch_losses(potential, held_out, recipe, recipe.training.batch_size or 32)
         rows.append({"fold": number + 1, "loss": statistics(losses), **errors})
     keys = [k for k, v in rows[0].items() if isinstance(v, float)]
+    unit = "kcal/mol" if ensemble.quantity.unit == "eV" else ensemble.quantity.unit
+    with_forces = "" if dataset.forces is None else ", forces in kcal/mol/A"
     report: dict[str, Any] = {
         "n_folds": len(rows),
         "n_frames_fold": [len(part) for part in folds.parts],
         "n_test": len(folds.test),
-        "loss_unit": "(kcal/mol)^2, forces in kcal/mol/A" if recipe.loss.energy_loss == "l2" else
-        "kcal/mol, forces in kcal/mol/A",
+        "loss_unit": (f"({unit})^2" if recipe.loss.energy_loss == "l2" else unit) + with_forces,
+        "spread_unit": unit + with_forces,
         "level_of_theory": dataset.info.level_of_theory,
         "dataset": dataset.info.to_dict(),
         "recipe": recipe.to_dict(),
@@ -307,19 +312,22 @@ def spread(ensemble: Ensemble, dataset: AtomicDataset, batch_size: int = 32) -> 
     """Standard deviations of an ensemble over a set of frames.
 
     Returns:
-        Minimum, maximum and mean of ``"energy"`` (kcal/mol) and of ``"forces_x"``, ``"forces_y"``,
-        ``"forces_z"`` (kcal/mol/A), over frames or atoms.
+        Minimum, maximum, mean and std of ``"energy"`` (kcal/mol; another quantity by its name, in
+        its unit) and of ``"forces_x"``, ``"forces_y"``, ``"forces_z"`` (kcal/mol/A), over frames
+        or atoms.
     """
     from dcase.rescaling import LabelScale
 
     frames = FrameBatches(dataset, ensemble.cutoff, LabelScale(), ensemble.device)
+    key = ensemble.quantity.key
     energy, forces = [], []
     for batch in frames.in_order(batch_size):
-        result = ensemble(batch.graph)
-        energy.append(result["energy_std"].cpu().numpy())
+        result = ensemble(batch.graph, forces=dataset.forces is not None)
+        energy.append(result[f"{key}_std"].cpu().numpy())
         if "forces_std" in result:
             forces.append(result["forces_std"].cpu().numpy())
-    found = {"energy": statistics(np.concatenate(energy) / KCAL_PER_MOL)}
+    unit = KCAL_PER_MOL if ensemble.quantity.unit == "eV" else 1.0
+    found = {key: statistics(np.concatenate(energy) / unit)}
     if forces:
         components = np.concatenate(forces) / KCAL_PER_MOL
         found |= {f"forces_{c}": statistics(components[:, n]) for n, c in enumerate("xyz")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError
 from dcase.potentials.batching import FrameBatches
 from dcase.potentials.potential import Potential
+from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
 from dcase.rescaling import LabelScale
 from dcase.units import KCAL_PER_MOL
 
@@ -26,16 +27,19 @@ class Evaluation:
 
     Attributes:
         metrics: Errors by name; the unit is part of the name.
-        energy: Reference and predicted energies in eV, shape [2, n_frames], or None.
+        energy: Reference and predicted energies in eV, or values of the quantity in its unit, shape
+            [2, n_frames], or None.
         forces: Reference and predicted force components in eV/A, shape [2, 3 n_free_atoms], or
             None.
         n_atoms: Atoms of each frame, shape [n_frames].
+        quantity: What ``energy`` holds.
     """
 
     metrics: dict[str, Any]
     energy: np.ndarray | None
     forces: np.ndarray | None
     n_atoms: np.ndarray
+    quantity: Quantity = ENERGY
 
 
 def evaluate_potential(
@@ -46,6 +50,7 @@ def evaluate_potential(
     EFwT is the share of frames whose energy error is at most 0.02 eV and whose largest force
     component error is at most 0.03 eV/A. Atoms that ``dataset.fixed`` marks are left out of all
     errors of forces, as the Open Catalyst Project's metrics do; drop the marks to count them.
+    Forces are computed only where the frames have some to compare with.
 
     Args:
         potential: Evaluated on its own device, in its own dtype.
@@ -57,10 +62,12 @@ def evaluate_potential(
         ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
         ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
         ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there; ``n_fixed_atoms``
-        where some are left out.
+        where some are left out. Of a quantity that is no energy: ``<name>_mae_<unit>`` and
+        ``<name>_rmse_<unit>``, see :func:`value_metrics`.
 
     Raises:
-        DataError: If the frames have no labels, or elements the potential does not know.
+        DataError: If the frames have no labels, labels of another quantity, or elements the
+            potential does not know.
     """
     unknown = sorted(set(dataset.elements) - set(potential.elements))
     if unknown:
@@ -73,31 +80,34 @@ def evaluate_potential(
         )
     if dataset.energies is None and dataset.forces is None:
         raise DataError("the frames have neither energies nor forces to compare with")
+    quantity = potential.quantity
+    if quantity_of(dataset).key != quantity.key:
+        raise DataError(
+            f"the potential predicts {quantity}, the frames have labels of {quantity_of(dataset)}"
+        )
+    if not quantity.is_energy:
+        dataset = replace(dataset, forces=None)
     frames = FrameBatches(dataset, potential.cutoff, LabelScale(), potential.device)
     energies, forces = [], []
     potential.eval()
     for batch in frames.in_order(batch_size):
-        result = potential(batch.graph)
-        energies.append(result["energy"].cpu().numpy())
-        forces.append(result["forces"].cpu().numpy())
-    predicted_e, predicted_f = np.concatenate(energies), np.concatenate(forces)
+        result = potential(batch.graph, forces=dataset.forces is not None)
+        energies.append(result[quantity.key].cpu().numpy())
+        if dataset.forces is not None:
+            forces.append(result["forces"].cpu().numpy())
+    predicted_e = np.concatenate(energies)
 
     metrics: dict[str, Any] = {"n_frames": len(dataset)}
     energy_pair = forces_pair = None
     if dataset.energies is not None:
         error = predicted_e - dataset.energies
         energy_pair = np.stack([dataset.energies, predicted_e])
-        for suffix, values in (
-            ("mev", error * 1e3),
-            ("mev_per_atom", error / dataset.n_atoms * 1e3),
-            ("kcal_mol", error / KCAL_PER_MOL),
-        ):
-            metrics[f"energy_mae_{suffix}"] = float(np.abs(values).mean())
-            metrics[f"energy_rmse_{suffix}"] = float(np.sqrt((values**2).mean()))
+        metrics |= value_metrics(error, quantity, dataset.n_atoms)
     if dataset.forces is not None and (dataset.fixed is None or not dataset.fixed.all()):
         free = np.ones(len(dataset.numbers), bool) if dataset.fixed is None else ~dataset.fixed
         if not free.all():
             metrics["n_fixed_atoms"] = int((~free).sum())
+        predicted_f = np.concatenate(forces)
         all_errors = np.where(free[:, None], predicted_f - dataset.forces, 0.0)
         error_f = all_errors[free]
         forces_pair = np.stack([dataset.forces[free].ravel(), predicted_f[free].ravel()])
@@ -108,7 +118,36 @@ def evaluate_potential(
             largest = np.maximum.reduceat(np.abs(all_errors).max(axis=1), dataset.ptr[:-1])
             good = (np.abs(error) <= EFWT_ENERGY_EV) & (largest <= EFWT_FORCE_EV_A)
             metrics["efwt"] = float(good.mean())
-    return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms)
+    return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms, quantity)
+
+
+# Units as they are in the names of metrics.
+_UNIT_NAMES = {"a0^3": "bohr3", "a0^2": "bohr2", "Debye": "debye", "cal/mol/K": "cal_mol_k"}
+
+
+def value_metrics(error: np.ndarray, quantity: Quantity, n_atoms: np.ndarray) -> dict[str, float]:
+    """MAE and RMSE of energies or of another quantity, the unit in the name.
+
+    Args:
+        error: Predicted less reference, in the quantity's unit, shape [n_frames].
+        quantity: What it is of.
+        n_atoms: Shape [n_frames].
+
+    Returns:
+        Of energies ``energy_mae_mev``, ``..._mev_per_atom`` and ``..._kcal_mol``; of other
+        quantities in eV ``homo_mae_mev``; else ``mu_mae_debye``, ``alpha_mae_bohr3``,
+        ``r2_mae_bohr2``, ``Cv_mae_cal_mol_k``; each with ``rmse`` for ``mae`` too.
+    """
+    by_unit = {_UNIT_NAMES.get(quantity.unit, quantity.unit): error}
+    if quantity.unit == "eV":
+        by_unit = {"mev": error * 1e3}
+    if quantity.is_energy:
+        by_unit |= {"mev_per_atom": error / n_atoms * 1e3, "kcal_mol": error / KCAL_PER_MOL}
+    found = {}
+    for unit, values in by_unit.items():
+        found[f"{quantity.key}_mae_{unit}"] = float(np.abs(values).mean())
+        found[f"{quantity.key}_rmse_{unit}"] = float(np.sqrt((values**2).mean()))
+    return found
 
 
 def choose_device(name: str | None) -> torch.device:

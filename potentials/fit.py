@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from dcase.objective import Objective
 from dcase.potentials.batching import FrameBatches, RotatedFrames
 from dcase.potentials.energy_forces import EnergyForces
 from dcase.potentials.evaluation import evaluate_potential
+from dcase.potentials.kernels.training import training_kernel
 from dcase.potentials.potential import Potential
+from dcase.potentials.quantity import ENERGY, quantity_of
 from dcase.potentials.recipe import Recipe
 from dcase.potentials.registry import create_potential, get_architecture
-from dcase.rescaling import LabelScale, fit_label_scale
+from dcase.rescaling import fit_label_scale, fit_offsets
 from dcase.training.trainer import Progress, Trainer, TrainResult
 
 
@@ -68,9 +70,13 @@ def fit_potential(
 ) -> FitResult:
     """Train a potential and write it to ``out``.
 
+    Where only the forces are trained on, the energies' constant, which forces do not determine, is
+    fitted to the training energies in the end.
+
     Args:
-        dataset: All frames. The potential knows their elements, also those of frames that are not
-            trained on (whose offset is then the mean energy per atom).
+        dataset: All frames; what their ``energies`` are (``info.quantity``) decides what the
+            potential predicts. It knows their elements, also those of frames that are not trained
+            on (whose offset is then the mean energy per atom).
         splits: Which of them train, validate and test.
         recipe: Every choice of the run.
         out: The checkpoint to write; side files go to a folder of the same name with ``.run``.
@@ -104,6 +110,9 @@ def fit_potential(
             f"{folder} holds no training state to resume, and {out} exists; use --overwrite to "
             "start again, or --out for another name"
         )
+    quantity = quantity_of(dataset)
+    if not quantity.is_energy:
+        dataset = replace(dataset, forces=None)
     terms = recipe.loss.terms()
     if dataset.energies is None and terms["energy"].weight > 0:
         raise DataError(
@@ -114,16 +123,19 @@ def fit_potential(
             "the dataset has no forces; set --forces-weight 0 to train on energies only"
         )
     terms = {
-        name: term
+        quantity.key if name == "energy" else name: term
         for name, term in terms.items()
         if (dataset.energies if name == "energy" else dataset.forces) is not None
     }
 
     train = dataset.subset(splits.train)
     rescale, offset = recipe.labels.rescale, recipe.labels.offset
-    if dataset.energies is None:
+    if dataset.energies is None or not quantity.linear:
         offset = "none"
-    scale = fit_label_scale(train, rescale=rescale, offset=offset, elements=dataset.elements)
+    weights = None if offset == "none" else quantity.atom_weights(train)
+    scale = fit_label_scale(
+        train, rescale=rescale, offset=offset, elements=dataset.elements, weights=weights
+    )
     potential = create_potential(
         recipe.model.architecture,
         elements=dataset.elements,
@@ -136,18 +148,21 @@ def fit_potential(
         **_hyper_parameters(recipe),
     ).to(device)
     potential.set_scale(scale)
+    potential.quantity = quantity
 
-    data = FrameBatches(train, potential.cutoff, scale, device, splits.train)
+    data = FrameBatches(train, potential.cutoff, scale, device, splits.train, quantity)
     validation = None
     if len(splits.val):
         held_out = dataset.subset(splits.val)
-        validation = FrameBatches(held_out, potential.cutoff, scale, device, splits.val)
+        validation = FrameBatches(held_out, potential.cutoff, scale, device, splits.val, quantity)
     _initialize(potential, data, recipe)
 
     problem = EnergyForces(
         scale.constant,
         per_atom=recipe.labels.energy_per_atom,
         forces="forces" in terms and terms["forces"].weight > 0,
+        quantity=quantity,
+        kernel=training_kernel(potential) if recipe.acceleration.compiled else None,
     )
     if not problem.forces:
         terms.pop("forces", None)
@@ -166,6 +181,7 @@ def fit_potential(
             "scale": scale.to_dict(),
             "energy_per_atom": recipe.labels.energy_per_atom,
             "augment_rotations": recipe.data.augment_rotations,
+            **({} if quantity == ENERGY else {"quantity": quantity.to_dict()}),
         },
         fabric=fabric,
         on_step=on_step,
@@ -176,8 +192,10 @@ def fit_potential(
     started = time.time()
     result = trainer.fit(resume=resume)
     potential.eval()
+    if recipe.loss.energy_weight == 0 and result.status != "interrupted":
+        _fit_constant(potential, train, dataset.elements)
 
-    report = _report(potential, dataset, splits, recipe, scale, result, trainer, started)
+    report = _report(potential, dataset, splits, recipe, result, trainer, started)
     potential.metadata = {
         "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
         "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
@@ -202,6 +220,22 @@ def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
         found.setdefault("filter_knots", recipe.acceleration.filter_table)
     return found
+
+
+def _fit_constant(potential: Potential, train: AtomicDataset, elements: list[int]) -> None:
+    """Shift the energies to those of the training frames, by a constant per element.
+
+    Forces do not determine it. It is the least-squares one (:func:`dcase.rescaling.fit_offsets`).
+    """
+    if train.energies is None or not potential.quantity.is_energy:
+        return
+    pair = evaluate_potential(potential, replace(train, forces=None)).energy
+    assert pair is not None
+    missing = fit_offsets(replace(train, energies=pair[0] - pair[1]), "atomic", elements)
+    offsets = potential.scale.offsets
+    potential.set_scale(
+        replace(potential.scale, offsets={z: offsets.get(z, 0.0) + e for z, e in missing.items()})
+    )
 
 
 def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:
@@ -232,7 +266,6 @@ def _report(
     dataset: AtomicDataset,
     splits: Splits,
     recipe: Recipe,
-    scale: LabelScale,
     result: TrainResult,
     trainer: Trainer,
     started: float,
@@ -254,7 +287,8 @@ def _report(
         "n_val": len(splits.val),
         "split_hash": splits.hash(),
         "recipe": recipe.to_dict(),
-        "label_scale": scale.to_dict(),
+        "label_scale": potential.scale.to_dict(),
+        "quantity": potential.quantity.to_dict(),
         "epochs": result.epochs,
         "steps": result.steps,
         "training_time_s": result.elapsed,

@@ -1,4 +1,4 @@
-"""A potential: a network, the label scale around it, and where it comes from."""
+"""A potential: a network, its read-out, the label scale around it, and where it comes from."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from dcase import checkpoint
 from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
-from dcase.errors import CheckpointError
+from dcase.errors import CheckpointError, OptionError
 from dcase.potentials.exact import ExactBuffers
 from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
 SHIPPED_DIR = Path(__file__).parent / "shipped"
 
 
 class Potential(ExactBuffers):
-    """Energies, forces and stress of atoms.
+    """Energies, forces and stress of atoms, or another quantity of whole systems.
 
     ``E = sum_i (C e_i + E0[z_i])``: the network's per-atom energies ``e_i`` in the network's dtype,
-    summed in float64, times the label scale C, plus per-element offsets in float64.
+    summed in float64, times the label scale C, plus per-element offsets in float64. Other
+    quantities read out otherwise (:mod:`dcase.potentials.quantity`) and have no forces.
 
     Args:
         network: Maps ``(species, graph)`` to per-atom energies, and has a ``cutoff`` in A.
@@ -35,6 +37,7 @@ class Potential(ExactBuffers):
         hyper_parameters: What the network was built from.
         scale: The label scale; unit scale if not given.
         metadata: Plain values: dataset, level of theory, recipe, metrics, versions.
+        quantity: What it predicts.
     """
 
     species_of: Tensor
@@ -49,6 +52,7 @@ class Potential(ExactBuffers):
         hyper_parameters: dict[str, Any],
         scale: LabelScale | None = None,
         metadata: dict[str, Any] | None = None,
+        quantity: Quantity = ENERGY,
     ):
         super().__init__()
         self.network = network
@@ -56,6 +60,7 @@ class Potential(ExactBuffers):
         self.architecture = architecture
         self.hyper_parameters = dict(hyper_parameters)
         self.metadata = dict(metadata or {})
+        self.quantity = quantity
         table = torch.full((119,), -1, dtype=torch.int64)
         table[torch.tensor(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("species_of", table, persistent=False)
@@ -98,8 +103,11 @@ class Potential(ExactBuffers):
         return self.network(self.species_of[graph.numbers], graph)
 
     def energies(self, graph: AtomicGraph) -> Tensor:
-        """Total energies in the network's unit (no offset), float64, shape [n_systems]."""
-        return graph.sum_over_atoms(self.atom_energies(graph).double())
+        """Total energies in the network's unit (no offset), float64, shape [n_systems].
+
+        Of a potential of another quantity: that quantity.
+        """
+        return self.quantity.read_out(self.atom_energies(graph).double(), graph)
 
     def energies_and_forces(
         self, graph: AtomicGraph, *, create_graph: bool = False
@@ -107,25 +115,47 @@ class Potential(ExactBuffers):
         """Energies [n_systems] and forces [n_atoms, 3], both in the network's unit, float64.
 
         The forces are ``-dE/dx`` exactly, by autograd, also under ``torch.no_grad()``.
+
+        Raises:
+            OptionError: If the quantity is no energy.
         """
+        if not self.quantity.is_energy:
+            raise OptionError(f"{self.quantity} has no forces: it is no energy")
         with torch.inference_mode(False), torch.enable_grad():
             graph = replace(graph, positions=graph.positions.detach().requires_grad_(True))
             energies = self.energies(graph)
             gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
             return energies, -gradient
 
-    def forward(self, graph: AtomicGraph, *, stress: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, graph: AtomicGraph, *, stress: bool = False, forces: bool = True
+    ) -> dict[str, Tensor]:
         """Physical predictions.
 
         Args:
             graph: One or more systems; pairs must cover :attr:`cutoff`.
             stress: Also compute the stress (all systems periodic).
+            forces: Compute forces; they take three times as long as the energies.
 
         Returns:
             Detached float64 tensors: ``"energy"`` eV [n_systems], ``"energies"`` eV per atom
-            [n_atoms], ``"forces"`` eV/A [n_atoms, 3], and if asked ``"stress"`` eV/A^3
-            [n_systems, 6], Voigt.
+            [n_atoms], if asked ``"forces"`` eV/A [n_atoms, 3] and ``"stress"`` eV/A^3
+            [n_systems, 6], Voigt. If the quantity is no energy: its values alone, by its name, in
+            its unit, [n_systems].
+
+        Raises:
+            OptionError: If the stress of what is no energy is asked for.
         """
+        if not self.quantity.is_energy:
+            if stress:
+                raise OptionError(f"{self.quantity} has no stress: it is no energy")
+            with torch.no_grad():
+                values = self._values(self.atom_energies(graph), graph)
+                return {self.quantity.key: self.quantity.read_out(values, graph)}
+        if not (forces or stress):
+            with torch.no_grad():
+                values = self._values(self.atom_energies(graph), graph)
+                return {"energy": graph.sum_over_atoms(values), "energies": values}
         cells, strain = graph.cells, None
         # Everything the forces and the stress pass through, lest a caller's no_grad() make them 0.
         with torch.inference_mode(False), torch.enable_grad():
@@ -145,19 +175,26 @@ class Potential(ExactBuffers):
                 gradients = [None] * len(inputs)
         constant = self.scale.constant
         with torch.no_grad():
-            per_atom = per_atom * constant + self.offsets[graph.numbers]
+            per_atom = self._values(per_atom, graph)
             gradient = gradients[0]
             result = {
                 "energy": graph.sum_over_atoms(per_atom),
                 "energies": per_atom,
-                "forces": torch.zeros_like(positions) if gradient is None else gradient * -constant,
             }
+            if forces:
+                result["forces"] = (
+                    torch.zeros_like(positions) if gradient is None else gradient * -constant
+                )
             if strain is not None:
                 slope = gradients[1]
                 slope = torch.zeros_like(strain) if slope is None else slope * constant
                 assert graph.cells is not None
                 result["stress"] = stress_voigt(slope, graph.cells)
         return {name: value.detach() for name, value in result.items()}
+
+    def _values(self, per_atom: Tensor, graph: AtomicGraph) -> Tensor:
+        """Per-atom values in the quantity's unit from the network's, float64, shape [n_atoms]."""
+        return per_atom.double() * self.scale.constant + self.offsets[graph.numbers]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint (plain tensors and values, atomic).
@@ -175,6 +212,7 @@ class Potential(ExactBuffers):
             "elements": self.elements,
             "cutoff": self.cutoff,
             "units": {"energy": "eV", "length": "Angstrom"},
+            "quantity": self.quantity.to_dict(),
             "scale": self.scale.to_dict(),
             "weights": {
                 name: value.detach().cpu().clone()
@@ -185,11 +223,12 @@ class Potential(ExactBuffers):
         }
 
     def describe(self) -> str:
-        """One line: architecture, activation, elements, size."""
+        """One line: architecture, activation, elements, size; the quantity if not the energy."""
         symbols = "".join(chemical_symbols[z] for z in self.elements)
         count = sum(p.numel() for p in self.network.parameters())
         activation = self.hyper_parameters.get("activation", "")
-        return f"{self.architecture} ({activation}), {count:,} parameters, elements {symbols}"
+        what = "" if self.quantity == ENERGY else f", predicts {self.quantity}"
+        return f"{self.architecture} ({activation}), {count:,} parameters, elements {symbols}{what}"
 
 
 def potential_from_document(document: dict[str, Any], where: str = "checkpoint") -> Potential:
@@ -213,6 +252,8 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
         potential.network.load_state_dict(weights)
         potential.set_scale(LabelScale.from_dict(document["scale"]))
         potential.metadata = dict(document["metadata"])
+        if "quantity" in document:  # else of the time when all potentials predicted energies
+            potential.quantity = Quantity.from_dict(document["quantity"])
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -221,6 +262,11 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
     if not all(torch.isfinite(value).all() for value in potential.network.state_dict().values()):
         raise CheckpointError(f"{where}: the weights hold NaN or infinite values")
     return potential.eval()
+
+
+def _with_quantity(document: dict[str, Any]) -> None:
+    """Migrates version 1, in which all potentials predicted energies."""
+    document["quantity"] = ENERGY.to_dict()
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, bool]:
@@ -255,5 +301,5 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
         CheckpointError: If the file is missing, damaged, foreign, or would run code.
     """
     file, _ = find_checkpoint(path)
-    document = checkpoint.load(file, "potential", FORMAT_VERSION)
+    document = checkpoint.load(file, "potential", FORMAT_VERSION, {1: _with_quantity})
     return potential_from_document(document, str(file))

@@ -114,9 +114,12 @@ class Acceleration:
     Attributes:
         filter_table: ``filter_knots`` of architectures that have that hyper-parameter (SchNet),
             where the model's own hyper-parameters do not set it; 0: none.
+        compiled: Use the compiled gradient (:mod:`dcase.potentials.kernels.training`) where there
+            is one: for SchNet with a filter table, on the CPU.
     """
 
     filter_table: int = 128
+    compiled: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -26,6 +26,8 @@ class DatasetInfo:
         source: The file or URL that was read.
         label_unit: The energy unit of the file (labels in memory are always eV, eV/A).
         sha256: Checksum of the file that was read, or ``""``.
+        quantity: What ``AtomicDataset.energies`` holds: ``"energy"``, or another property of whole
+            systems by a name of :data:`dcase.potentials.quantity.QUANTITIES`, in its unit.
     """
 
     name: str
@@ -34,6 +36,7 @@ class DatasetInfo:
     source: str = ""
     label_unit: str = "eV"
     sha256: str = ""
+    quantity: str = "energy"
 
     def to_dict(self) -> dict[str, str]:
         """Plain strings, for checkpoints and JSON."""
@@ -48,7 +51,8 @@ class AtomicDataset:
         numbers: Atomic numbers, int64, shape [n_atoms_total].
         positions: Angstrom, float64, shape [n_atoms_total, 3].
         ptr: Frame f owns atoms ``ptr[f]:ptr[f+1]``, int64, shape [n_frames + 1].
-        energies: Total energies in eV, float64, shape [n_frames], or None.
+        energies: Total energies in eV, or the property that ``info.quantity`` names, float64, shape
+            [n_frames], or None.
         forces: eV/A, float64, shape [n_atoms_total, 3], or None.
         cells: Lattice vectors as rows, A, shape [n_frames, 3, 3], or None if no frame is periodic.
         pbc: Periodic directions, bool, shape [n_frames, 3], or None if no frame is periodic.
@@ -59,6 +63,8 @@ class AtomicDataset:
             and errors of forces leave them out.
         tags: ASE's tags (OC20 and OC22: 0 below the surface, 1 surface, 2 adsorbate), int64, shape
             [n_atoms_total], or None.
+        atom_references: Published energies of the free atoms by atomic number, eV (or the unit of
+            the property), or None.
     """
 
     numbers: np.ndarray
@@ -72,6 +78,7 @@ class AtomicDataset:
     info: DatasetInfo = field(default_factory=lambda: DatasetInfo("unnamed"))
     fixed: np.ndarray | None = None
     tags: np.ndarray | None = None
+    atom_references: dict[int, float] | None = None
 
     def __post_init__(self) -> None:
         n_frames, n_atoms = len(self), len(self.numbers)

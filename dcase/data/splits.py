@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Integral
 
 import numpy as np
@@ -55,11 +56,13 @@ class SplitFrames:
         splits: Which are which.
         test_name: What the test frames are, e.g. ``"out of domain: val_ood"``; ``""``: they are
             not to be tested on.
+        further: More frames to test on, by what they are.
     """
 
     dataset: AtomicDataset
     splits: Splits
     test_name: str = ""
+    further: Mapping[str, AtomicDataset] = field(default_factory=dict)
 
 
 def elements_not_trained(dataset: AtomicDataset, splits: Splits) -> list[str]:

@@ -29,7 +29,12 @@ COMMANDS = dict(commands())
 
 def test_all_commands_are_there():
     assert {" ".join(path) for path in COMMANDS} == {
-        "train", "train md17", "train xyz", "train oc22", "md", "relax", "evaluate", "check",
+        *(
+            f"{group}{name}"
+            for group in ("train", "cross-validate")
+            for name in ("", " md17", " xyz", " oc22", " qm9", " iso17")
+        ),
+        "md", "active-learn", "relax", "evaluate", "baseline", "check",
         "info", "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
         *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
         "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
@@ -37,6 +42,8 @@ def test_all_commands_are_there():
         "dae", "dae train", "dae evaluate", "dae plot", "dae data",
         *(f"dae data {name}" for name in ("pendulum", "water", "info")),
         *(f"reproduce dae-figure{n}" for n in (5, 7, 8)),
+        *(f"reproduce report-table{n}" for n in range(1, 8)),
+        "reproduce report-figure1", "reproduce report-figure2",
         "reproduce dae-table1", "reproduce dae-table2", "reproduce dae-projection",
     }  # fmt: skip
 

@@ -1,0 +1,242 @@
+"""A training at the command line: recipe and split from the options, display, results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from dcase.cli.launch import first_then_others, launch
+from dcase.cli.options import refuse_both, use_threads
+from dcase.cli.progress import TrainingDisplay
+from dcase.cli.show import error_table, results_console
+from dcase.cli.structures import check_writable
+from dcase.cli.train_options import chosen_recipe
+from dcase.cli.value_table import value_table
+from dcase.data.dataset import AtomicDataset
+from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
+from dcase.errors import DcaseError, OptionError
+from dcase.potentials.evaluation import choose_device, evaluate_potential
+from dcase.potentials.fit import FitResult, fit_potential, run_folder
+from dcase.potentials.recipe import ModelChoice, Recipe
+from dcase.potentials.registry import get_architecture
+
+# Frames, split already where the dataset comes so.
+Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]
+
+# Where a group of commands that read the same frames puts what it does with them (cross-validate).
+RUNNER = "dcase.cli.train.runner"
+
+SHARES = (0.95, 0.05)
+"""Of the frames, to train and to validate on, where nothing else is said."""
+
+
+def run_training(
+    load: Load, chosen: dict[str, Any], name: str, counts: tuple[float, float]
+) -> None:
+    """Build recipe and split from the options, train, and print what came of it."""
+    runner = click.get_current_context().meta.get(RUNNER)
+    if runner is not None:
+        runner(load, chosen, name, counts)
+        return
+    refuse_both(chosen["resume"], chosen["overwrite"])
+    use_threads(chosen["threads"])
+    recipe = chosen_recipe(chosen)
+    out = Path(chosen["out"] or _default_name(name, recipe))
+    device = choose_device(chosen["device"])
+    beginning = _check_target(out, chosen["resume"])
+    fabric = launch(chosen["devices"], chosen["num_nodes"], device.type)
+    if fabric is not None:
+        device = fabric.device
+    first = fabric is None or fabric.global_rank == 0
+    console = Console(stderr=True, quiet=not first, highlight=False, soft_wrap=True)
+    if beginning and not chosen["quiet"]:
+        console.print(beginning)
+
+    def warn(line: str) -> None:
+        console.print(f"WARNING: {line}", style="bold yellow", markup=False)
+
+    try:
+        loaded = first_then_others(fabric, lambda: load(recipe, warn))
+        if isinstance(loaded, SplitFrames):
+            frames = loaded
+        else:
+            splits = _split(loaded, chosen, counts, recipe)
+            frames = SplitFrames(loaded, splits, "rest" if chosen["test_rest"] else "")
+        dataset, splits = frames.dataset, frames.splits
+        if not recipe.loss.free_atoms:
+            dataset = dataset.without_fixed()
+        unseen = elements_not_trained(dataset, splits)
+        if unseen:
+            warn(
+                f"no training frame holds {', '.join(unseen)}: the potential knows them by a guess "
+                "only (untrained weights, the mean energy per atom)"
+            )
+        outcome = _fit(dataset, splits, recipe, out, chosen, name, console, device, fabric)
+    except DcaseError:
+        if first:
+            raise
+        # It is raised in every process; one line is enough.
+        raise click.exceptions.Exit(1) from None
+    if first:
+        _conclude(outcome, dataset, splits, frames)
+    if outcome.result.status == "interrupted":
+        raise click.exceptions.Exit(130)
+
+
+def _default_name(name: str, recipe: Recipe) -> str:
+    """``aspirin_irelu.pt``; another network than the default one is named as well."""
+    model = get_architecture(recipe.model.architecture).name
+    middle = [] if model == ModelChoice.architecture else [model]
+    return "_".join([name, *middle, recipe.model.activation]) + ".pt"
+
+
+def _check_target(out: Path, resume: bool) -> str:
+    """Refuse an output that cannot be written, or a resume with nothing there, before any work.
+
+    Returns:
+        What the user should know of the beginning, or "".
+
+    Raises:
+        OptionError: If there is nothing to resume, or the name is that of its own side folder.
+        DcaseError: If ``out`` cannot be written.
+    """
+    folder = run_folder(out)
+    if out == folder:
+        raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
+    check_writable(out)
+    check_writable(folder / "state.pt")
+    if not resume or (folder / "state.pt").exists():
+        return ""
+    if out.exists() or not folder.exists():
+        raise OptionError(f"nothing to resume: there is no training state in {folder}")
+    # Killed before its first save; a resume is what its user wants all the same.
+    return f"{folder} holds no state yet: starting from the beginning"
+
+
+def _split(
+    dataset: AtomicDataset, chosen: dict[str, Any], counts: tuple[float, float], recipe: Recipe
+) -> Splits:
+    if chosen["n_train"] is None and chosen["n_val"] is None and sum(counts) > len(dataset):
+        counts = SHARES
+    n_train, n_val = (
+        default if chosen[key] is None else chosen[key]
+        for key, default in zip(("n_train", "n_val"), counts, strict=True)
+    )
+    return split(len(dataset), n_train, n_val, recipe.training.seed)
+
+
+def _fit(
+    dataset: AtomicDataset,
+    splits: Splits,
+    recipe: Recipe,
+    out: Path,
+    chosen: dict[str, Any],
+    name: str,
+    console: Console,
+    device: Any,
+    fabric: Any,
+) -> FitResult:
+    """Train with a display of how it goes."""
+    quiet = chosen["quiet"] or console.quiet
+    display: TrainingDisplay | None = None
+
+    def started(potential: Any, trainer: Any) -> None:
+        nonlocal display
+        if not quiet:
+            limit = recipe.training.time_limit
+            console.print(
+                f"data    {dataset.info.name} {dataset.info.molecule or name}, labels "
+                f"{dataset.info.level_of_theory}: {len(splits.train)} frames to train, "
+                f"{len(splits.val)} to validate, of {len(dataset)}\n"
+                f"model   {potential.describe()}, on {potential.device}\n"
+                f"scale   C = {potential.scale.constant:.4g} {potential.quantity.unit} "
+                f"({potential.scale.rescale}), offset: {potential.scale.offset}\n"
+                f"recipe  {recipe.name}: {recipe.training.epochs} epochs of "
+                f"{trainer.steps_per_epoch} steps" + (f", at most {limit:g} s" if limit else ""),
+                markup=False,
+            )
+        display = TrainingDisplay(console, trainer.objective.problem.display, quiet=quiet)
+        display.__enter__()
+
+    try:
+        return fit_potential(
+            dataset,
+            splits,
+            recipe,
+            out,
+            resume=chosen["resume"],
+            overwrite=chosen["overwrite"],
+            device=device,
+            fabric=fabric,
+            tensorboard=chosen["tensorboard"],
+            on_start=started,
+            on_step=lambda p: display(p) if display else None,
+        )
+    finally:
+        if display:
+            display.__exit__(None, None, None)
+
+
+def _conclude(
+    outcome: FitResult, dataset: AtomicDataset, splits: Splits, frames: SplitFrames
+) -> None:
+    """Print what came of it; on Ctrl-C, how to go on.
+
+    Args:
+        outcome: Of the training.
+        dataset: All frames.
+        splits: Which is which.
+        frames: Says what the test frames are, and has further ones.
+    """
+    from dcase.cli.curves import write_training_figure
+    from dcase.files import write_json
+
+    result = outcome.result
+    if result.status == "interrupted":
+        click.echo(
+            f"stopped after epoch {result.epochs}; the state is saved in {outcome.folder}. "
+            "The same command with --resume goes on.",
+            err=True,
+        )
+        return
+    console = results_console()
+    figure = write_training_figure(outcome.folder, outcome.potential.quantity)
+    rows = {}
+    if outcome.report["validation"]:
+        rows[f"validation ({len(splits.val)})"] = outcome.report["validation"]
+    tests = {}
+    if frames.test_name and len(splits.test):
+        tests[frames.test_name] = dataset.subset(splits.test)
+    for number, (name, test) in enumerate([*tests.items(), *frames.further.items()]):
+        errors = evaluate_potential(outcome.potential, test).metrics
+        key = "test" if number == 0 else f"test_{name.replace(' ', '_')}"
+        outcome.report[key] = {"set": name, **errors}
+        what = "test" if name == "rest" else f"test, {name}"
+        rows[f"{what} ({len(test)})"] = errors
+        write_json(outcome.folder / "report.json", outcome.report)
+    if rows:
+        title = f"Mean absolute errors, {dataset.info.level_of_theory}"
+        energy = outcome.potential.quantity.is_energy
+        console.print(
+            error_table(rows, title) if energy else value_table(rows, outcome.potential.quantity)
+        )
+    console.print(
+        f"{result.status} after {result.epochs} epochs, {result.steps} steps, "
+        f"{result.elapsed:.0f} s\n"
+        f"potential  {outcome.path}\n"
+        f"run        {outcome.folder} (report.json, metrics.csv{', ' + figure if figure else ''})\n"
+        + _next(outcome),
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _next(outcome: FitResult) -> str:
+    """What to do with the potential."""
+    if not outcome.potential.quantity.is_energy:
+        return f"next       dcase info {outcome.path}"
+    return f"next       dcase md --model {outcome.path}   |   dcase check {outcome.path}"

@@ -1,0 +1,1 @@
+"""Active learning: train an ensemble, sample with it, label what it does not know, train again."""
