@@ -16,7 +16,7 @@ from dcase.errors import DcaseError, PaperVariantWarning
 # name -> (module, attribute, one line for --help); imported when the command runs, so that
 # ``dcase --help`` does not wait for torch.
 COMMANDS = {
-    "train": ("dcase.cli.train", "train", "Train a potential (md17, xyz)."),
+    "train": ("dcase.cli.train", "train", "Train a potential (md17, qm9, iso17, oc22, xyz)."),
     "cross-validate": (
         "dcase.cli.cross_validate",
         "command",
