@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.options import FrameCount, SectionedCommand, refuse_both, use_threads
-from dcase.cli.progress import TrainingDisplay
+from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, results_console
 from dcase.cli.structures import check_writable
 from dcase.cli.train import RUNNER, Load, train
@@ -26,6 +25,7 @@ from dcase.data.splits import SplitFrames
 from dcase.errors import OptionError
 from dcase.potentials.cross_validation import CrossValidation, Folds, cross_validate, make_folds
 from dcase.potentials.evaluation import choose_device
+from dcase.potentials.quantity import Quantity, quantity_of
 from dcase.potentials.recipe import Recipe
 from dcase.potentials.registry import get_architecture
 
@@ -167,7 +167,7 @@ def _cross_validate(
             + f"; {jobs} at a time",
             markup=False,
         )
-    with _FoldsDisplay(console, folds, quiet=quiet) as display:
+    with _FoldsDisplay(console, folds, quantity_of(dataset), quiet=quiet) as display:
         outcome = cross_validate(
             dataset,
             plan,
@@ -239,8 +239,10 @@ def _drawn_folds(
 class _FoldsDisplay:
     """The folds in training, a line each."""
 
-    def __init__(self, console: Console, folds: int, *, quiet: bool):
+    def __init__(self, console: Console, folds: int, quantity: Quantity, *, quiet: bool):
         self.console, self.folds, self.quiet = console, folds, quiet
+        own = "meV" if quantity.unit == "eV" else quantity.unit
+        self.units = {quantity.key: own, "forces": "meV/A"}
         self.lines: dict[int, str] = {}
         self.live: Any = None
         self.due: dict[int, float] = {}
@@ -267,7 +269,7 @@ class _FoldsDisplay:
         done = progress.step >= progress.steps
         if self.quiet or (now < self.due.get(fold, 0.0) and not done):
             return
-        line = f"fold {fold + 1}/{self.folds}: {_LINE(progress)}"
+        line = f"fold {fold + 1}/{self.folds}: {progress_line(progress, self.units)}"
         if self.live:
             self.due[fold] = now + 0.25
             self.lines[fold] = line
@@ -279,10 +281,6 @@ class _FoldsDisplay:
         self.due[fold] = now + self.interval
         self.interval = min(self.interval * 1.2, 60.0)
         self.console.print(line)
-
-
-_UNITS = {"energy": (1.0, "meV"), "forces": (1.0, "meV/A")}
-_LINE: Callable[[Any], str] = TrainingDisplay(Console(quiet=True), _UNITS, quiet=True).line
 
 
 def _conclude(outcome: CrossValidation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,16 +68,26 @@ class TrainingDisplay:
 
     def line(self, p: Progress) -> str:
         """One line."""
-        errors = "".join(
-            f" | val {name} {p.validation[f'val_{name}_mae']:.1f} {unit}"
-            for name, unit in self.units.items()
-            if f"val_{name}_mae" in p.validation
-        )
-        return (
-            f"epoch {p.epoch}/{p.epochs} | {p.steps_per_second:.0f} steps/s | "
-            f"{duration(p.elapsed)} done, {duration(p.remaining)} to go | "
-            f"loss {p.loss:.3g}{errors}"
-        )
+        return progress_line(p, self.units)
+
+
+def progress_line(p: Progress, units: Mapping[str, str]) -> str:
+    """Where a training is, in one line.
+
+    Args:
+        p: After a step.
+        units: Of the errors shown, by term.
+    """
+    errors = "".join(
+        f" | val {name} {p.validation[f'val_{name}_mae']:.1f} {unit}"
+        for name, unit in units.items()
+        if f"val_{name}_mae" in p.validation
+    )
+    return (
+        f"epoch {p.epoch}/{p.epochs} | {p.steps_per_second:.0f} steps/s | "
+        f"{duration(p.elapsed)} done, {duration(p.remaining)} to go | "
+        f"loss {p.loss:.3g}{errors}"
+    )
 
 
 @contextmanager
