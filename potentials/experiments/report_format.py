@@ -27,6 +27,13 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def quoted(value: float | None) -> str:
+    """A figure of the report with all digits it prints; large ones as :func:`number`."""
+    if value is None or abs(value) >= 1000 or not math.isfinite(value):
+        return number(value)
+    return f"{value:g}"
+
+
 def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; all columns but the first are numbers."""
     rule = "|".join(["---", *["--:"] * (len(head) - 1)])

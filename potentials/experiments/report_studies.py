@@ -10,6 +10,7 @@ from dcase.potentials.experiments.report_format import (
     grid,
     number,
     page,
+    quoted,
     recipe_title,
     span,
 )
@@ -60,7 +61,7 @@ def size_table(
     for system, recipe in groups:
         found = [results.get((system, recipe, n)) for n in names]
         label = f"{system}, {recipe_title(recipe)}"
-        ours[f"parameters, {recipe_title(recipe)}"] = [_parameters(r) for r in found]
+        ours[f"parameters, {label}"] = [_parameters(r) for r in found]
         ours[f"steps, {label}"] = [f"{r['steps']:,}" if r and "steps" in r else "" for r in found]
         for key, what in (
             ("energy_mae_kcal_mol", "E MAE (kcal/mol)"),
@@ -79,7 +80,7 @@ def size_table(
     steps = [f"{s.epochs * -(-LONG.n_train // LONG.batch_size):,}" for s in sizes]
     body += [
         ["steps, report", *steps],
-        ["validation loss, report", *(number(s.loss) for s in sizes)],
+        ["validation loss, report", *(quoted(s.loss) for s in sizes)],
     ]
     runs = list(results.values())
     frames = sorted({(r["system"], r["n_train"], r["n_val"], r["n_test"]) for r in runs})
@@ -90,7 +91,12 @@ def size_table(
         + _limits(options)
     )
     notes = [TABLE1_DATA, _parameter_note(results)]
-    notes += [f"{recipe_title(n)}: {describe(r['recipe'])}." for n, r in _one_each(results)]
+    notes += _recipes(results)
+    if options.get("time_limit"):
+        notes.append(
+            "In the same time a larger network makes fewer steps (see the rows of steps): under "
+            "a time limit the order of the sizes is one of speed as much as of capacity."
+        )
     notes.append(
         "Under other recipes than the report's, blocks and features are those of the table, and "
         "Gaussians and range the recipe's."
@@ -129,14 +135,19 @@ def _metric(result: Mapping[str, Any] | None, key: str) -> float | None:
     return float("nan") if result["status"] == "NaN" else value
 
 
-def _one_each(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """A result of every recipe, without the sizes' own hyper-parameters."""
-    found: dict[str, Any] = {}
-    for (_, recipe, _), result in results.items():
-        if "recipe" in result and recipe not in found:
+def _recipes(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> list[str]:
+    """The recipes without the sizes' own hyper-parameters, each with the data it was used for."""
+    used: dict[tuple[str, str], list[str]] = {}
+    for (system, recipe, _), result in results.items():
+        if "recipe" in result:
             plain = {**result["recipe"]["model"], "hyper_parameters": {}}
-            found[recipe] = {"recipe": {**result["recipe"], "model": plain}}
-    return list(found.items())
+            text = describe({**result["recipe"], "model": plain})
+            text = text.partition(", filters on splines")[0]  # their number goes with the range
+            used.setdefault((recipe, text), []).append(system)
+    return [
+        f"{recipe_title(recipe)} ({', '.join(dict.fromkeys(systems))}): {text}."
+        for (recipe, text), systems in used.items()
+    ]
 
 
 def _parameter_note(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> str:
@@ -148,10 +159,10 @@ def _parameter_note(results: Mapping[tuple[str, str, str], Mapping[str, Any]]) -
         "Ours: embeddings of the elements that occur, no bias in a block's first atom-wise layer, "
         "a read-out through half of the features"
     )
-    for (_, recipe, name), result in results.items():
+    for (system, recipe, name), result in results.items():
         if recipe == REPORT and "parameters" in result:
             missing = TABLE1[name].parameters - result["parameters"]
-            return f"{note}; hence {missing:,} fewer in {name}."
+            return f"{note}; hence {missing:,} fewer in {name} for {system}."
     return note + "."
 
 
@@ -184,7 +195,7 @@ def fold_table(
     lines, rows = [], []
     head = ["fold", "minimum", "maximum", "mean", "std", "E MAE", "F MAE"]
     if results and system == "iso17":
-        body = [[str(n), *_four(f), "", ""] for n, f in enumerate(TABLE3, 1)]
+        body = [[str(n), *map(quoted, f.values()), "", ""] for n, f in enumerate(TABLE3, 1)]
         lines += ["**The report, ISO17**", "", *grid(head, body), ""]
     for recipe, result in _ended(results).items():
         body = []
@@ -218,8 +229,8 @@ def fold_table(
     if system != "iso17":
         notes.append(
             "The report's folds are of ISO17 and in its loss, whose unit is probably eV; its means "
-            f"are {', '.join(number(f['mean']) for f in TABLE3)}, its stds "
-            f"{', '.join(number(f['std']) for f in TABLE3)}. Within a molecule folds are alike."
+            f"are {', '.join(quoted(f['mean']) for f in TABLE3)}, its stds "
+            f"{', '.join(quoted(f['std']) for f in TABLE3)}. Within a molecule folds are alike."
         )
     notes += _diverged(results)
     return page(_fold_heading(title, system, results, options), lines, notes), rows
@@ -241,7 +252,7 @@ def spread_table(
         found = [results[r]["spread"].get(key) for r in recipes]
         if all(f is None for f in found):
             continue
-        cells = [title_of, *(number(TABLE4[key][k]) for k in ("min", "max", "mean"))]
+        cells = [title_of, *(quoted(TABLE4[key][k]) for k in ("min", "max", "mean"))]
         for recipe, statistics in zip(recipes, found, strict=True):
             cells += [number(statistics[k]) for k in ("min", "max", "mean")]
             rows.append({"system": system, "recipe": recipe, "std_of": key, **statistics})

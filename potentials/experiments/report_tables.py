@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dcase.potentials.experiments import report_published as printed
@@ -12,6 +12,7 @@ from dcase.potentials.experiments.report_format import (
     describe,
     grid,
     number,
+    quoted,
     recipe_title,
     span,
 )
@@ -108,10 +109,10 @@ def comparison(results: Results, recipes: Sequence[str], *, authors: bool) -> li
             first, second = (published[1], published[0]) if authors else published
             cells = [system, _frames(results, system), number(own[TRIVIAL])]
             if theirs:
-                cells.append(number(first))
+                cells.append(quoted(first))
             if not authors:
                 cells.append(_marked(own[BASELINE], own[TRIVIAL]))
-            cells.append(number(second))
+            cells.append(quoted(second))
             cells += [_marked(own[recipe], own[TRIVIAL]) for recipe in recipes]
             body.append(cells)
         lines += [f"**{HEADINGS[task]}**", "", *grid(head, body), ""]
@@ -156,7 +157,7 @@ def _errors_of_both(
         for index, key in enumerate(("energy", "forces")):
             trivial = value_of(results.get((system, task, TRIVIAL)), key)
             cells.append(number(trivial))
-            cells += [number(literature[index])] if authors else []
+            cells += [quoted(literature[index])] if authors else []
             cells += [
                 _marked(value_of(results.get((system, task, r)), key), trivial) for r in names
             ]
@@ -341,7 +342,10 @@ def differences(results: Results, recipes: Sequence[str]) -> tuple[list[str], li
             rows.append(row)
             cells = [system]
             for key in ("report", *recipes):
-                cells += [_signed(row[key]), _signed(row[f"{key}_percent"])]
+                cells += [
+                    _signed(row[key], quoted if key == "report" else number),
+                    _signed(row[f"{key}_percent"]),
+                ]
             body.append(cells)
         if body:
             head = ["data", "report", "%"]
@@ -356,6 +360,6 @@ def _percent(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else 100.0 * (value - base) / base
 
 
-def _signed(value: float | None) -> str:
-    text = number(value)
+def _signed(value: float | None, write: Callable[[float | None], str] = number) -> str:
+    text = write(value)
     return f"+{text}" if value is not None and value > 0 else text

@@ -307,7 +307,7 @@ def test_a_cross_validation_has_the_reports_loss(ethanol, tiny, tmp_path, monkey
     assert len(rows) == 3
     assert "| mean ± std of folds |" in text
     text, rows = report_studies.spread_table("T", "ethanol", {tiny: result}, options)
-    assert "| energy (kcal/mol) | 0.53 | 62.2 | 5.08 |" in text
+    assert "| energy (kcal/mol) | 0.53 | 62.16 | 5.08 |" in text
     assert [r["std_of"] for r in rows] == ["energy", "forces_x", "forces_y", "forces_z"]
 
 
@@ -369,7 +369,7 @@ def _results():
 def test_table_2_stands_beside_the_reports():
     text = "\n".join(tables.comparison(_results(), ["schnet-report", "default"], authors=False))
     assert "| aspirin | 900 | 5 | 2,710 | 4 | 6,160 | 0.5 | n.a. |" in text
-    assert "| aspirin | 900 | 20 | 19.5 | 6 | 5.94 | 19.9 † | NaN † |" in text
+    assert "| aspirin | 900 | 20 | 19.53 | 6 | 5.94 | 19.9 † | NaN † |" in text
     loss = 0.01 * 0.25 + 3 * 19.9**2
     assert f"| aspirin | 900 | 1,200 | 2.58e+07 | 108 | 5,200 | {loss:,.0f} | n.a. |" in text
     assert "| qm9 | 900 | 9 | 5.64 | n.a. | 3.01 | n.a. | 2 |" in text
