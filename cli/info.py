@@ -11,31 +11,37 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.show import results_console
-from dcase.potentials.potential import find_checkpoint, load_potential
+from dcase.potentials.ensemble import Ensemble, load_model
+from dcase.potentials.potential import find_checkpoint
 from dcase.potentials.quantity import Quantity
 from dcase.potentials.registry import potential_caveats, potential_limits
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Everything about a checkpoint but its weights, as plain values."""
+    """Everything about a checkpoint but its weights, as plain values.
+
+    Of an ensemble: what all members share, and the network of the first.
+    """
     file, shipped = find_checkpoint(path)
-    potential = load_potential(file)
+    model = load_model(file)
+    potential = model.first if isinstance(model, Ensemble) else model
     return {
         "file": str(file),
         "shipped_with_dcase": shipped,
+        "members": len(model) if isinstance(model, Ensemble) else 1,
         "architecture": potential.architecture,
         "hyper_parameters": potential.hyper_parameters,
         "parameters": sum(p.numel() for p in potential.network.parameters()),
         "dtype": str(potential.dtype).removeprefix("torch."),
-        "elements": [chemical_symbols[z] for z in potential.elements],
-        "cutoff_angstrom": potential.cutoff,
+        "elements": [chemical_symbols[z] for z in model.elements],
+        "cutoff_angstrom": model.cutoff,
         "quantity": potential.quantity.to_dict(),
         "level_of_theory": potential.level_of_theory,
         "label_scale": potential.scale.to_dict(),
         "caveats": ". ".join(
             filter(None, (potential_caveats(potential), potential_limits(potential)))
         ),
-        **potential.metadata,
+        **model.metadata,
     }
 
 
@@ -67,7 +73,8 @@ def info(model: str, as_json: bool) -> None:
     rows = {
         "file": content["file"]
         + (" (shipped with dcase)" if content["shipped_with_dcase"] else ""),
-        "network": f"{content['architecture']}, {content['parameters']:,} parameters, "
+        "network": (f"ensemble of {content['members']}: " if content["members"] > 1 else "")
+        + f"{content['architecture']}, {content['parameters']:,} parameters, "
         f"{content['dtype']}",
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in content["hyper_parameters"].items()),
         "caveats": content["caveats"],

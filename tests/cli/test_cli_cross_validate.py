@@ -36,7 +36,9 @@ def test_ensemble_from_the_command_line(dcase):
     ensemble = load_model("e.pt")
     assert isinstance(ensemble, Ensemble)
     assert len(ensemble) == 3
-    # The printed error of the ensemble is that of its calculator.
+    shown = dcase("info", "e.pt")
+    assert shown.code == 0, shown.err
+    assert "ensemble of 3: schnet" in shown.out
     with np.load("some.npz") as file:
         atoms = ase.Atoms(file["z"], file["R"][0])
     atoms.calc = DCCalculator("e.pt")
