@@ -1,6 +1,7 @@
 """``dcase active-learn``, with a labeller that costs nothing."""
 
 import json
+import signal
 
 import ase.io
 import numpy as np
@@ -86,6 +87,15 @@ def test_labelled_frames_a_test_set_and_a_second_curve(dcase, command, empty_fol
     assert (empty_folder / "other" / "learning_curve.png").exists()
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Also where the tests run as a background job, to which SIGINT means nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_says_how_to_go_on(dcase, command, empty_folder):
     pressing = [*without(command, "--labeller"), "--labeller", "mine.py:make_with_ctrl_c"]
     done = dcase(*pressing)
