@@ -124,7 +124,7 @@ def step_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None
         now = time.monotonic()
         if first is None:
             started, first = now, done
-        if now < due or done >= total:
+        if now < due or done >= total or done == first:  # no rate is known yet
             return
         interval = min(interval * 1.3, 60.0)
         due = now + interval
