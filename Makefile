@@ -9,11 +9,15 @@ quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
 
 # One OpenMP thread: the exact-resume tests of tblite need it, and small tensors are no slower.
-test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow and not gpu"
+
+# QM9 as a whole comes with a package of 100 MB, which only a slow test reads.
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[qm9]'
+	$(PYTEST) -m "slow and not gpu"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -163,7 +163,7 @@ class Rewrites:
     "what",
     [Data, OrderedDict, torch.Size, np.dtype, np.ndarray, torch.float32,
      torch._utils._rebuild_tensor_v2, torch.storage._load_from_bytes],
-    ids=str,
+    ids=lambda what: getattr(what, "__name__", str(what)),
 )  # fmt: skip
 @pytest.mark.parametrize("state", [{"evil": 1}, (None, {"__setstate__": 1, "_call": 2}), ()])
 def test_a_pickle_cannot_change_how_the_next_is_read(what, state):

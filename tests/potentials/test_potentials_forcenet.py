@@ -330,6 +330,7 @@ def test_potentials_forcenet_says_that_it_is_not_invariant(tmp_path):
         assert getattr(potential.network, "rotation_invariant", True) != said
 
 
+@pytest.mark.slow
 def test_potentials_forcenet_is_otherwise_conservative_with_frames():
     results = run_checks(with_frames(make(activation="silu"), "octahedral"), ethanol(0.0))
     assert [r.name for r in results if r.failed] == []

@@ -378,6 +378,7 @@ def test_potentials_gemnet_relu_is_no_square():
 
 
 @pytest.mark.physics
+@pytest.mark.slow
 def test_potentials_gemnet_conforms_on_a_crystal_with_irelu_everywhere():
     results = checks.run_checks(lively("gemnet-t", placement="all"), crystal())
     assert [r for r in results if not r.passed] == [], checks.format_table(results)
