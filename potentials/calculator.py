@@ -128,7 +128,7 @@ class DCCalculator(Calculator):
         # Potential or Ensemble: who asks for more than they share knows which one was given.
         self.potential: Any = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
         self.potential.requires_grad_(False)
-        self._list: _NeighbourList | None = None
+        self._list: NeighbourList | None = None
         self.deployed = self._deploy()
         if isinstance(potential, Ensemble):
             self.implemented_properties = [*type(self).implemented_properties, *SPREAD]  # type: ignore[misc]
@@ -167,7 +167,7 @@ class DCCalculator(Calculator):
                 "the stress needs a system that is periodic in all three directions"
             )
         with torch.inference_mode(False):  # its tensors could not be differentiated
-            neighbours = self._neighbours(atoms)
+            neighbours = self.neighbour_list(atoms)
             result = self._compiled(atoms, neighbours, stress) or self._plain(
                 atoms, neighbours, stress
             )
@@ -235,8 +235,18 @@ class DCCalculator(Calculator):
 
     # ------------------------------------------------------------------- graphs
 
-    def _neighbours(self, atoms: Atoms) -> _NeighbourList:
-        """Pairs up to the skin, searched for anew only when they have to be."""
+    def forget(self) -> None:
+        """Drop results and pairs, so that what follows does not depend on what went before."""
+        self.reset()
+        self._list = None
+
+    def neighbour_list(self, atoms: Atoms) -> NeighbourList:
+        """Pairs up to the skin, searched for anew only when they have to be.
+
+        Raises:
+            DCCalculatorError: Without atoms, with positions that are no numbers, or with elements
+                that the potential does not know.
+        """
         if len(atoms) == 0:
             raise DCCalculatorError("there are no atoms")
         finite = np.isfinite(atoms.positions).all(axis=1)
@@ -246,10 +256,10 @@ class DCCalculator(Calculator):
             )
         if self._list is None or not self._list.covers(atoms):
             self._check_elements(atoms)
-            self._list = _NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
+            self._list = NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
         return self._list
 
-    def _plain(self, atoms: Atoms, neighbours: _NeighbourList, stress: bool) -> dict[str, Any]:
+    def _plain(self, atoms: Atoms, neighbours: NeighbourList, stress: bool) -> dict[str, Any]:
         """Results by name, by PyTorch and autograd."""
         graph = neighbours.graph(atoms)
         if not self.allow_isolated:
@@ -261,7 +271,7 @@ class DCCalculator(Calculator):
             for name, value in self.potential(graph, stress=stress).items()
         }
 
-    def _compiled(self, atoms: Atoms, neighbours: _NeighbourList, stress: bool) -> dict[str, Any]:
+    def _compiled(self, atoms: Atoms, neighbours: NeighbourList, stress: bool) -> dict[str, Any]:
         """The same of the compiled form; empty where there is none."""
         if self.deployed is None:
             return {}
@@ -299,11 +309,17 @@ class DCCalculator(Calculator):
             raise DCCalculatorError(f"the potential was not trained on {symbols}; it knows {known}")
 
 
-class _NeighbourList:
+class NeighbourList:
     """Pairs within cutoff + skin, valid while no two atoms can have come closer by the skin.
 
     Valid as long as every atom is within skin/2 of where it was *as given* (a wrapped atom has
     moved by a lattice vector and triggers a rebuild), and species, cell and pbc are the same.
+
+    Attributes:
+        positions: At which the pairs were searched for, A, shape [n_atoms, 3].
+        limit: (skin/2)^2, A^2.
+        pairs: Half list, int64, shape [2, n_pairs].
+        offsets: Vectors between the cells of a pair's atoms, A, shape [n_pairs, 3], or None.
     """
 
     def __init__(self, atoms: Atoms, cutoff: float, skin: float, device: torch.device):
@@ -313,12 +329,12 @@ class _NeighbourList:
         self.pbc = atoms.pbc.copy()
         self.cutoff, self.limit = cutoff, (0.5 * skin) ** 2
         wide = build_graph(atoms.numbers, atoms.positions, cutoff + skin, self.cell, self.pbc)
-        # For the compiled form: pairs, and the vectors between the cells of their atoms.
         self.pairs = wide.pairs.numpy()
         self.offsets = None if wide.shifts is None else wide.shifts.numpy() @ self.cell
         self.wide = wide.to(device)
 
     def covers(self, atoms: Atoms) -> bool:
+        """Whether the pairs hold for ``atoms`` as they are now."""
         if len(atoms) != len(self.numbers) or (atoms.numbers != self.numbers).any():
             return False
         if (atoms.pbc != self.pbc).any():

@@ -16,7 +16,7 @@ import torch
 
 from dcase.errors import OptionError
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
+from dcase.potentials.kernels.schnet import SchNetKernel, available
 from dcase.potentials.potential import Potential
 from dcase.potentials.schnet import SchNet
 from dcase.potentials.spline import UniformSpline
@@ -43,6 +43,23 @@ class Prediction:
     forces: np.ndarray
     virial: np.ndarray
     neighbours: np.ndarray
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What a compiled loop of time steps needs of a single potential.
+
+    Attributes:
+        kernel: Of its network.
+        species: Index of each atom's element, shape [n_atoms].
+        scale: eV for one unit of the network.
+        offset: Energy beside the network's, of all atoms, eV.
+    """
+
+    kernel: SchNetKernel
+    species: np.ndarray
+    scale: float
+    offset: float
 
 
 class Deployed:
@@ -80,6 +97,13 @@ class Deployed:
             virials.append(found.virial * scale)
         return Prediction(np.stack(energies), np.stack(forces), np.stack(virials), found.neighbours)
 
+    def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:
+        """For a compiled loop over ``numbers`` [n_atoms]; None for an ensemble."""
+        if len(self.kernels) != 1:
+            return None
+        offset = float(self._offsets[0][numbers].sum())
+        return LoopParts(self.kernels[0], self._species[0][numbers], self._scales[0], offset)
+
 
 def deploy(
     model: Potential | Ensemble, *, tabulate: bool = False, filter_error: float = FILTER_ERROR
@@ -108,10 +132,6 @@ def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> SchNet
     activation = potential.hyper_parameters.get("activation", "")
     if not isinstance(network, SchNet):
         raise OptionError(f"{potential.architecture} has no compiled form; SchNet alone has one")
-    if activation not in ACTIVATIONS:
-        raise OptionError(
-            f"there is no compiled form with {activation}; there is with {', '.join(ACTIVATIONS)}"
-        )
     if potential.device.type != "cpu":
         raise OptionError(
             f"the compiled form runs on the CPU, the potential is on {potential.device}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -25,27 +26,24 @@ import pooch
 
 SOURCES = Path(__file__).parent
 SECONDS = 60.0
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # Sums may be reordered, which vectorisation needs; NaN and infinity are left alone, and so are
 # the processor's rounding modes, which -ffast-math would change for the whole process.
-FLAGS = (
-    "-std=gnu11",
-    "-O3",
-    "-fPIC",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fassociative-math",
-    "-fno-signed-zeros",
-    "-freciprocal-math",
-)
+FAST = ("-fassociative-math", "-fno-signed-zeros", "-freciprocal-math")
+EXACT = ("-ffp-contract=off",)
 
 
 @functools.cache
-def load_library(name: str, real: str) -> ctypes.CDLL | None:
+def load_library(
+    name: str, real: str, *, sources: Path = SOURCES, exact: bool = False
+) -> ctypes.CDLL | None:
     """The library of ``NAME.c`` for floating point type ``real``, compiled if it is not there yet.
 
     Args:
-        name: Of the source in this folder.
+        name: Of the source.
         real: ``"float"`` or ``"double"``.
+        sources: Folder of the source and its headers.
+        exact: Every operation in the order written and rounded by itself.
 
     Returns:
         The library, or None where it cannot be made (no compiler, no place to keep it).
@@ -53,10 +51,12 @@ def load_library(name: str, real: str) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    source = SOURCES / f"{name}.c"
+    source = sources / f"{name}.c"
+    arithmetic = EXACT if exact else FAST
     try:
-        for native in (_native_flag(), ()):  # a compiler may not know this processor
-            flags = (*FLAGS, *native, f"-DREAL={real}")
+        # A compiler may not know this processor, or (Apple's) have no OpenMP.
+        for extra in itertools.product((_native_flag(), ()), (("-fopenmp",), ())):
+            flags = (*FLAGS, *arithmetic, *extra[0], *extra[1], f"-DREAL={real}")
             library = _folder() / f"{name}-{real}-{_digest(source, compiler, flags)}.so"
             if library.exists() or _compile(source, compiler, flags, library):
                 return ctypes.CDLL(str(library))
@@ -83,7 +83,7 @@ def _digest(source: Path, compiler: tuple[str, ...], flags: tuple[str, ...]) -> 
     version = subprocess.run(
         [*compiler, "--version"], capture_output=True, timeout=SECONDS, check=False
     ).stdout
-    texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
     words = [*texts, version, " ".join(flags).encode(), _processor().encode()]
     return hashlib.sha256(b"\0".join(words)).hexdigest()[:24]
 

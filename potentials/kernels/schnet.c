@@ -4,106 +4,241 @@
  * that of potentials/schnet.py with filter_knots; names are the same. A half list of pairs is
  * gone through twice a layer, forwards and backwards, and the filters of a pair are made from four
  * rows of the table on the way, so that nothing of the size pairs x filters is ever stored.
+ *
+ * Threads share out rows of atoms and, apart from that, stretches of the list. Each adds what its
+ * pairs send into an array of its own; these are summed in a fixed order, so that a given number of
+ * threads gives the same result every time.
  */
 #include "schnet_common.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#define BARRIER _Pragma("omp barrier")
+#else
+#define BARRIER
+#endif
+
+/* One system and everything its evaluation needs; the same fields as in schnet.py. */
+typedef struct {
+    integer atoms, listed;                                  /* pairs listed: a half list */
+    integer hidden, filters, layers, half, intervals, kind; /* half: of the read-out */
+    integer threads;
+    double cutoff, spacing;          /* A */
+    const double *positions;         /* A, [atoms, 3] */
+    const integer *list;             /* [2, listed] */
+    const double *offsets;           /* cell vectors between the atoms of a pair, A, or NULL */
+    const integer *species;          /* [atoms] */
+    const REAL *const *weights;      /* embedding; of each layer: atom_in, atom_out, its bias,
+                                      * update, its bias (each [in, out]) and the three matrices
+                                      * transposed; out_in, its bias, transposed, out, its bias */
+    const REAL *table;               /* [intervals + 3, layers, filters] */
+    const curve *bend;               /* the activation, where kind is TABULATED */
+    REAL *work;                      /* [atoms, layers (filters + hidden) + 2 hidden + filters
+                                      *  + 2 half + threads filters] */
+    pair *pairs;                     /* [listed] */
+    double *sums;                    /* [threads, 3 atoms + 9] */
+    integer *stretch;                /* [threads, 3]: pairs in the cutoff, first and last atom */
+    double *energy, *force, *virial; /* of the network: [atoms], [atoms, 3], dE/d strain [3, 3] */
+    integer *neighbours;             /* within the cutoff, [atoms] */
+} system_call;
+
 integer size_of_pair(void) { return (integer)sizeof(pair); }
+integer size_of_call(void) { return (integer)sizeof(system_call); }
 
-/* Arguments: sizes[7] = atoms, listed pairs, hidden, filters, layers, half (read-out), intervals;
- * lengths[2] = cutoff, spacing in A; list [2, pairs]; offsets: cell vectors between the atoms of a
- * pair, A, [pairs, 3], or NULL; weights: embedding; for each layer: atom_in, atom_out, its bias,
- * update, its bias (each [in, out]), and the three matrices transposed; then out_in, its bias,
- * out_in transposed, out, its bias; table [intervals + 3, layers, filters].
- * work: [atoms (layers (filters + hidden) + 2 hidden + 2 filters + 2 half)]; pairs: room for all.
- * Results in the network's unit: energy [atoms], force [atoms, 3], virial [3, 3] (dE/d strain),
- * neighbours [atoms]. */
-void schnet(const integer *sizes, const double *lengths, int kind, const double *restrict positions,
-            const integer *restrict list, const double *restrict offsets,
-            const integer *restrict species, const REAL *const *weights,
-            const REAL *restrict table, REAL *restrict work, pair *restrict pairs,
-            double *restrict energy, double *restrict force, double *restrict virial,
-            integer *restrict neighbours)
+int most_threads(void)
 {
-    const integer n = sizes[0], listed = sizes[1], hidden = sizes[2], filters = sizes[3],
-                  layers = sizes[4], half = sizes[5], intervals = sizes[6];
-    const integer nh = n * hidden, nf = n * filters, columns = layers * filters;
-    const double limit = lengths[0] * lengths[0];
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
 
-    memset(neighbours, 0, (size_t)n * sizeof(integer));
-    integer count = 0;
-    for (integer q = 0; q < listed; q++) {
-        pair *p = pairs + count;
-        p->i = list[q];
-        p->j = list[listed + q];
+/* Geometry of the pairs of one thread's stretch that are within the cutoff, to its beginning. */
+static void measure(const system_call *c, integer begin, integer end, integer *stretch)
+{
+    const double limit = c->cutoff * c->cutoff;
+    integer count = 0, first = c->atoms, last = -1;
+    for (integer q = begin; q < end; q++) {
+        pair *p = c->pairs + begin + count;
+        const integer i = c->list[q], j = c->list[c->listed + q];
+        p->i = i;
+        p->j = j;
         double square = 0;
-        for (int c = 0; c < 3; c++) {
-            p->r[c] = positions[3 * p->j + c] - positions[3 * p->i + c];
-            if (offsets)
-                p->r[c] += offsets[3 * q + c];
-            square += p->r[c] * p->r[c];
+        for (int e = 0; e < 3; e++) {
+            p->r[e] = c->positions[3 * j + e] - c->positions[3 * i + e];
+            if (c->offsets)
+                p->r[e] += c->offsets[3 * q + e];
+            square += p->r[e] * p->r[e];
         }
         if (!(square < limit))
             continue;
         p->d = sqrt(square);
         p->pull = 0;
-        locate(p, intervals, lengths[1]);
-        neighbours[p->i]++;
-        neighbours[p->j]++;
+        locate(p, c->intervals, c->spacing);
+#ifdef _OPENMP
+#pragma omp atomic
+#endif
+        c->neighbours[i]++;
+#ifdef _OPENMP
+#pragma omp atomic
+#endif
+        c->neighbours[j]++;
+        first = i < first ? i : first;
+        first = j < first ? j : first;
+        last = i > last ? i : last;
+        last = j > last ? j : last;
         count++;
     }
+    stretch[0] = count;
+    stretch[1] = first;
+    stretch[2] = last;
+}
 
-    REAL *const x = work, *const bent = x + layers * nf, *const h = bent + layers * nh,
-               *const u = h + nh, *const message = u + nh, *const y = message + nf,
-               *const head = y + nf, *const head_bent = head + n * half;
-    for (integer a = 0; a < n; a++)
-        memcpy(h + a * hidden, weights[0] + species[a] * hidden, (size_t)hidden * sizeof(REAL));
-    for (integer l = 0; l < layers; l++) {
-        const REAL *const *w = weights + 1 + 8 * l;
-        product(n, hidden, filters, h, w[0], NULL, x + l * nf, 0);
-        memset(message, 0, (size_t)nf * sizeof(REAL));
-        for (integer q = 0; q < count; q++)
-            convolve(pairs + q, table + l * filters, columns, filters, x + l * nf, message);
-        product(n, filters, hidden, message, w[1], w[2], u, 0);
-        activate(kind, nh, u, u, bent + l * nh, NULL);
-        product(n, hidden, hidden, u, w[3], w[4], h, 1);
+/* own += what the other threads' pairs have sent to these rows, in the order of the threads */
+static void gather(const system_call *c, REAL *sent, integer begin, integer end)
+{
+    const integer f = c->filters;
+    for (integer t = 1; t < c->threads; t++) {
+        const integer from = c->stretch[3 * t + 1] > begin ? c->stretch[3 * t + 1] : begin,
+                      to = c->stretch[3 * t + 2] + 1 < end ? c->stretch[3 * t + 2] + 1 : end;
+        const REAL *theirs = sent + t * c->atoms * f;
+        for (integer q = from * f; q < to * f; q++)
+            sent[q] += theirs[q];
     }
-    const REAL *const *out = weights + 1 + 8 * layers;
-    product(n, hidden, half, h, out[0], out[1], head, 0);
-    activate(kind, n * half, head, head, head_bent, NULL);
-    for (integer a = 0; a < n; a++) {
+}
+
+/* Zero the rows where the sums go, and those that this thread's pairs send to. */
+static void clear(const system_call *c, REAL *sent, integer thread, integer begin, integer end)
+{
+    const integer f = c->filters, from = c->stretch[3 * thread + 1],
+                  to = c->stretch[3 * thread + 2] + 1;
+    if (begin < end)
+        memset(sent + begin * f, 0, (size_t)((end - begin) * f) * sizeof(REAL));
+    if (thread > 0 && from < to)
+        memset(sent + (thread * c->atoms + from) * f, 0, (size_t)((to - from) * f) * sizeof(REAL));
+}
+
+static void evaluate(const system_call *c, integer thread)
+{
+    const integer n = c->atoms, hidden = c->hidden, filters = c->filters, layers = c->layers,
+                  half = c->half, columns = layers * filters, nh = n * hidden, nf = n * filters;
+    /* Rows of this thread, whole tiles of the matrix product */
+    const integer tiles = (n + ROWS - 1) / ROWS;
+    const integer a0 = tiles * thread / c->threads * ROWS;
+    integer a1 = tiles * (thread + 1) / c->threads * ROWS;
+    a1 = a1 < n ? a1 : n;
+    const integer rows = a1 > a0 ? a1 - a0 : 0, h0 = a0 * hidden, f0 = a0 * filters;
+
+    for (integer a = a0; a < a1; a++)
+        c->neighbours[a] = 0;
+    BARRIER
+    integer *stretch = c->stretch + 3 * thread;
+    const integer p0 = c->listed * thread / c->threads,
+                  p1 = c->listed * (thread + 1) / c->threads;
+    measure(c, p0, p1, stretch);
+    pair *const pairs = c->pairs + p0;
+    const integer count = stretch[0];
+
+    REAL *const x = c->work, *const bent = x + layers * nf, *const h = bent + layers * nh,
+               *const u = h + nh, *const message = u + nh, *const head = message + nf,
+               *const head_bent = head + n * half, *const sent = head_bent + n * half,
+               *const mine = sent + thread * nf;
+    for (integer a = a0; a < a1; a++)
+        memcpy(h + a * hidden, c->weights[0] + c->species[a] * hidden,
+               (size_t)hidden * sizeof(REAL));
+    for (integer l = 0; l < layers; l++) {
+        const REAL *const *w = c->weights + 1 + 8 * l;
+        product(rows, hidden, filters, h + h0, w[0], NULL, x + l * nf + f0, 0);
+        clear(c, sent, thread, a0, a1);
+        BARRIER
+        for (integer q = 0; q < count; q++)
+            convolve(pairs + q, c->table + l * filters, columns, filters, x + l * nf, mine);
+        BARRIER
+        gather(c, sent, a0, a1);
+        product(rows, filters, hidden, sent + f0, w[1], w[2], u + h0, 0);
+        activate((int)c->kind, c->bend, rows * hidden, u + h0, u + h0, bent + l * nh + h0, NULL);
+        product(rows, hidden, hidden, u + h0, w[3], w[4], h + h0, 1);
+        BARRIER
+    }
+    const REAL *const *out = c->weights + 1 + 8 * layers;
+    REAL *const own_head = head + a0 * half, *const own_bent = head_bent + a0 * half;
+    product(rows, hidden, half, h + h0, out[0], out[1], own_head, 0);
+    activate((int)c->kind, c->bend, rows * half, own_head, own_head, own_bent, NULL);
+    for (integer a = a0; a < a1; a++) {
         double sum = (double)out[4][0];
-        for (integer q = 0; q < half; q++) {
-            sum += (double)(head[a * half + q] * out[3][q]);
-            head_bent[a * half + q] *= out[3][q];
+        for (integer q = a * half; q < (a + 1) * half; q++) {
+            sum += (double)(head[q] * out[3][q - a * half]);
+            head_bent[q] *= out[3][q - a * half];
         }
-        energy[a] = sum;
+        c->energy[a] = sum;
     }
 
     REAL *const g = h; /* from here on dE/dh */
-    product(n, half, hidden, head_bent, out[2], NULL, g, 0);
+    product(rows, half, hidden, own_bent, out[2], NULL, g + h0, 0);
     for (integer l = layers - 1; l >= 0; l--) {
-        const REAL *const *w = weights + 1 + 8 * l;
-        product(n, hidden, hidden, g, w[7], NULL, u, 0);
-        for (integer q = 0; q < nh; q++)
+        const REAL *const *w = c->weights + 1 + 8 * l;
+        product(rows, hidden, hidden, g + h0, w[7], NULL, u + h0, 0);
+        for (integer q = h0; q < h0 + rows * hidden; q++)
             u[q] *= bent[l * nh + q];
-        product(n, hidden, filters, u, w[6], NULL, message, 0);
-        memset(y, 0, (size_t)nf * sizeof(REAL));
+        product(rows, hidden, filters, u + h0, w[6], NULL, message + f0, 0);
+        clear(c, sent, thread, a0, a1);
+        BARRIER
         for (integer q = 0; q < count; q++)
-            transpose(pairs + q, table + l * filters, columns, filters, x + l * nf, message, y);
-        if (l > 0) /* the embedding does not depend on positions */
-            product(n, filters, hidden, y, w[5], NULL, g, 1);
+            transpose(pairs + q, c->table + l * filters, columns, filters, x + l * nf, message,
+                      mine);
+        BARRIER
+        if (l > 0) { /* the embedding does not depend on positions */
+            gather(c, sent, a0, a1);
+            product(rows, filters, hidden, sent + f0, w[5], NULL, g + h0, 1);
+        }
+        BARRIER
     }
 
-    memset(force, 0, (size_t)(3 * n) * sizeof(double));
-    memset(virial, 0, 9 * sizeof(double));
+    double *const force = c->sums + thread * (3 * n + 9), *const virial = force + 3 * n;
+    memset(force, 0, (size_t)(3 * n + 9) * sizeof(double));
     for (integer q = 0; q < count; q++) {
         const pair *p = pairs + q;
-        for (int c = 0; c < 3; c++) {
-            const double pull = p->pull / p->d * p->r[c];
-            force[3 * p->i + c] += pull;
-            force[3 * p->j + c] -= pull;
-            for (int e = 0; e < 3; e++)
-                virial[3 * c + e] += pull * p->r[e];
+        for (int e = 0; e < 3; e++) {
+            const double pull = p->pull / p->d * p->r[e];
+            force[3 * p->i + e] += pull;
+            force[3 * p->j + e] -= pull;
+            for (int s = 0; s < 3; s++)
+                virial[3 * e + s] += pull * p->r[s];
         }
     }
+    BARRIER
+    for (integer q = 3 * a0; q < 3 * (a0 + rows); q++) {
+        c->force[q] = c->sums[q];
+        for (integer t = 1; t < c->threads; t++)
+            c->force[q] += c->sums[t * (3 * n + 9) + q];
+    }
+    if (thread == 0)
+        for (integer q = 0; q < 9; q++) {
+            c->virial[q] = 0;
+            for (integer t = 0; t < c->threads; t++)
+                c->virial[q] += c->sums[t * (3 * n + 9) + 3 * n + q];
+        }
+}
+
+void schnet(const system_call *call)
+{
+#ifdef _OPENMP
+    if (call->threads > 1) {
+        /* Fewer threads than asked for would leave stretches out. */
+        int got = 0;
+#pragma omp parallel num_threads((int)call->threads)
+        {
+#pragma omp single
+            got = omp_get_num_threads();
+            if (got == (int)call->threads)
+                evaluate(call, omp_get_thread_num());
+        }
+        if (got == (int)call->threads)
+            return;
+    }
+#endif
+    system_call alone = *call; /* room for more threads is room for one */
+    alone.threads = 1;
+    evaluate(&alone, 0);
 }

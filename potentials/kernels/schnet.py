@@ -11,12 +11,34 @@ import numpy as np
 import torch
 
 from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.curve import Curve, fit_curve
 from dcase.potentials.schnet import Interaction, SchNet
 from dcase.potentials.spline import UniformSpline
 
-# In the order of the kernel's enum.
+# In the order of the kernel's enum; others are tabulated.
 ACTIVATIONS = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
 REAL = {torch.float32: "float", torch.float64: "double"}
+WORTH_THREADS = 2e7
+"""Floating point operations of a call from which on more than one thread saves time."""
+
+_INTEGERS = (
+    "atoms", "listed", "hidden", "filters", "layers", "half", "intervals", "kind", "threads",
+)  # fmt: skip
+_POINTERS = (
+    "positions", "list", "offsets", "species", "weights", "table", "bend", "work", "pairs", "sums",
+    "stretch", "energy", "force", "virial", "neighbours",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """The kernel's ``system_call``: the same fields in the same order."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        ("cutoff", ctypes.c_double),
+        ("spacing", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    )
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,33 @@ class Evaluation:
     neighbours: np.ndarray
 
 
+class Prepared:
+    """One system with a list of pairs, ready to be evaluated at any positions.
+
+    Nothing is allocated by an evaluation.
+
+    Attributes:
+        positions: A, float64, shape [n_atoms, 3]; to be filled in before :meth:`evaluate`.
+        result: Overwritten by every evaluation.
+        function: Address of the compiled function.
+        argument: Address of what it is to be called with.
+    """
+
+    def __init__(self, kernel: SchNetKernel, call: _Call, arrays: dict[str, np.ndarray]):
+        self._kernel, self._call, self._arrays = kernel, call, arrays  # kept alive
+        self.positions = arrays["positions"]
+        self.result = Evaluation(
+            arrays["energy"], arrays["force"], arrays["virial"], arrays["neighbours"]
+        )
+        self._function = kernel.function
+        self.function = ctypes.cast(self._function, ctypes.c_void_p)
+        self.argument = ctypes.c_void_p(ctypes.addressof(call))
+
+    def evaluate(self) -> None:
+        """Compute :attr:`result` at :attr:`positions`."""
+        self._function(self.argument)
+
+
 class SchNetKernel:
     """One SchNet, ready to be evaluated on the CPU without autograd.
 
@@ -44,12 +93,14 @@ class SchNetKernel:
 
     Args:
         network: With ``filter_knots``, on the CPU, float32 or float64.
-        activation: Its activation, one of :data:`ACTIVATIONS`.
+        activation: Its activation; any of the registry.
         table: Filters to use instead of the network's own: spline and coefficients of shape
             [n_intervals + 3, layers * filters].
+        threads: At most how many; None: as many as torch uses at each call. Small systems use one.
 
     Raises:
         RuntimeError: If there is no compiled kernel here; see :func:`available`.
+        OptionError: If the activation cannot be tabulated.
     """
 
     def __init__(
@@ -57,26 +108,37 @@ class SchNetKernel:
         network: SchNet,
         activation: str,
         table: tuple[UniformSpline, torch.Tensor] | None = None,
+        threads: int | None = None,
     ):
         self.dtype = network.embedding.weight.dtype
+        self.threads = threads
         library = load_library("schnet", REAL[self.dtype])
         if library is None:
             raise RuntimeError("there is no compiled kernel here")
-        self._call = library.schnet
-        self._call.restype = None
+        self.function = library.schnet
+        self.function.restype, self.function.argtypes = None, [ctypes.c_void_p]
         self._pair_bytes = int(integer_result(library.size_of_pair)())
-        self._kind = ctypes.c_int(ACTIVATIONS.index(activation))
+        assert int(integer_result(library.size_of_call)()) == ctypes.sizeof(_Call)
+        self._most_threads = int(library.most_threads())
         spline, coefficients = own_table(network) if table is None else table
         hidden, filters, layers, half = network_shape(network)
-        # REALs of scratch for each atom
-        self._scratch = layers * (filters + hidden) + 2 * (filters + hidden) + 2 * half
         self._weights = packed_weights(network, copy=True)
         self._pointers = pointers(self._weights)
         self._table = coefficients.detach().to(self.dtype).cpu().contiguous().clone()
-        self._lengths = np.array([network.cutoff, spline.spacing])
-        self._shape = (hidden, filters, layers, half, spline.n_intervals)
+        self._curve: Curve | None = None
+        if activation in ACTIVATIONS:
+            kind = ACTIVATIONS.index(activation)
+        else:
+            kind, self._curve = len(ACTIVATIONS), fit_curve(activation)
+        self._shape: dict[str, Any] = {
+            "hidden": hidden, "filters": filters, "layers": layers, "half": half,
+            "intervals": spline.n_intervals, "kind": kind, "cutoff": network.cutoff,
+            "spacing": spline.spacing,
+        }  # fmt: skip
+        # REALs of scratch for each atom, and more for each thread
+        self._scratch = layers * (filters + hidden) + 2 * hidden + filters + 2 * half
         self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
-        self._room: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+        self._last: tuple[tuple[Any, ...], Prepared] | None = None
 
     def __call__(
         self,
@@ -93,41 +155,83 @@ class SchNetKernel:
             pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff are left out.
             offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
         """
+        if np.shape(positions) != (len(species), 3):
+            raise ValueError("positions and species do not fit together")
+        prepared = self._prepared(species, pairs, offsets)
+        prepared.positions[:] = positions
+        prepared.evaluate()
+        r = prepared.result
+        return Evaluation(r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy())
+
+    def _prepared(
+        self, species: np.ndarray, pairs: np.ndarray, offsets: np.ndarray | None
+    ) -> Prepared:
+        """What the last call has prepared, if these are the same arrays."""
+        threads = self._threads(len(species), pairs.shape[1])
+        if self._last is not None:
+            known, prepared = self._last
+            if (
+                known[1] is pairs
+                and known[2] is offsets
+                and known[3] == threads
+                and np.array_equal(known[0], species)
+            ):
+                return prepared
+        prepared = self.prepare(species, pairs, offsets, threads)
+        self._last = (np.array(species), pairs, offsets, threads), prepared
+        return prepared
+
+    def prepare(
+        self,
+        species: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> Prepared:
+        """Room and arguments for evaluations with one list of pairs; as :meth:`__call__`.
+
+        The arrays must not be changed afterwards.
+        """
         n, listed = len(species), pairs.shape[1]
-        positions = np.ascontiguousarray(positions, dtype=np.float64)
-        species = np.ascontiguousarray(species, dtype=np.int64)
-        pairs = np.ascontiguousarray(pairs, dtype=np.int64)
+        threads = threads or self._threads(n, listed)
+        arrays: dict[str, np.ndarray] = {
+            "positions": np.zeros((n, 3)),
+            "list": np.ascontiguousarray(pairs, dtype=np.int64),
+            "species": np.ascontiguousarray(species, dtype=np.int64),
+            "work": np.empty(n * (self._scratch + threads * self._shape["filters"]), self._numpy),
+            "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
+            "sums": np.empty(threads * (3 * n + 9)),
+            "stretch": np.empty((threads, 3), dtype=np.int64),
+            "energy": np.empty(n),
+            "force": np.empty((n, 3)),
+            "virial": np.empty((3, 3)),
+            "neighbours": np.empty(n, dtype=np.int64),
+        }
         if offsets is not None:
-            offsets = np.ascontiguousarray(offsets, dtype=np.float64)
-        if positions.shape != (n, 3) or (offsets is not None and offsets.shape != (listed, 3)):
-            raise ValueError("positions, species, pairs and offsets do not fit together")
-        sizes = np.array([n, listed, *self._shape])
-        if self._room is None or self._room[0] != (n, listed):
-            self._room = (
-                (n, listed),
-                np.empty(n * self._scratch, dtype=self._numpy),
-                np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
-            )
-        _, work, room = self._room
-        result = Evaluation(np.empty(n), np.empty((n, 3)), np.empty((3, 3)), np.empty(n, np.int64))
-        self._call(
-            pointer(sizes),
-            pointer(self._lengths),
-            self._kind,
-            pointer(positions),
-            pointer(pairs),
-            None if offsets is None else pointer(offsets),
-            pointer(species),
-            self._pointers,
-            ctypes.c_void_p(self._table.data_ptr()),
-            pointer(work),
-            pointer(room),
-            pointer(result.energies),
-            pointer(result.forces),
-            pointer(result.virial),
-            pointer(result.neighbours),
+            arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
+            if arrays["offsets"].shape != (listed, 3):
+                raise ValueError("pairs and offsets do not fit together")
+        call = _Call(
+            atoms=n,
+            listed=listed,
+            threads=threads,
+            weights=ctypes.cast(self._pointers, ctypes.c_void_p),
+            table=self._table.data_ptr(),
+            bend=None if self._curve is None else self._curve.address,
+            **self._shape,
+            **{name: array.ctypes.data for name, array in arrays.items()},
         )
-        return result
+        return Prepared(self, call, arrays)
+
+    def _threads(self, n_atoms: int, n_pairs: int) -> int:
+        """Threads that are worth their while for a system of this size."""
+        s = self._shape
+        node = 2 * s["hidden"] * s["filters"] + s["hidden"] ** 2
+        work = s["layers"] * (4.0 * n_atoms * node + 40.0 * n_pairs * s["filters"])
+        if work < WORTH_THREADS:
+            return 1
+        wanted = self.threads or torch.get_num_threads()
+        return max(1, min(wanted, self._most_threads, n_atoms))
 
 
 def network_shape(network: SchNet) -> tuple[int, int, int, int]:

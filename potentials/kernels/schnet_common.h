@@ -18,53 +18,122 @@ __attribute__((simd("notinbranch"))) double log(double);
 #define LOG(x) (sizeof(REAL) == 4 ? (REAL)logf((float)(x)) : (REAL)log((double)(x)))
 #define LN2 ((REAL)0.69314718055994530942)
 
-/* Rows and columns of the tile of a matrix product that is kept in registers. */
-#define ROWS 4
-#define TILE 32
+/* Vectors as wide as the processor's registers, and the tile of a matrix product: ROWS rows of two
+ * vectors, which stay in registers. */
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#else
+#define VECTOR_BYTES 32
+#endif
+#define WIDTH ((integer)(VECTOR_BYTES / sizeof(REAL)))
+#define ROWS 6
+#define TILE (2 * WIDTH)
 
 typedef int64_t integer;
+typedef REAL vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
-/* C[n, m] = (add ? C : 0) + bias[m] + A[n, k] B[k, m] */
-static void product(integer n, integer k, integer m, const REAL *restrict A,
-                    const REAL *restrict B, const REAL *restrict bias, REAL *restrict C, int add)
+/* One whole tile of multiply(); inlined, so that it is compiled for each number of rows apart. */
+static inline __attribute__((always_inline)) void
+multiply_tile(int rows, integer k, integer m, const REAL *restrict A, integer row, integer column,
+              const REAL *restrict B, const REAL *restrict bias, REAL *restrict C, int add)
 {
-    for (integer i = 0; i < n; i += ROWS) {
-        const integer rows = n - i < ROWS ? n - i : ROWS;
-        for (integer j = 0; j < m; j += TILE) {
-            const integer columns = m - j < TILE ? m - j : TILE;
-            REAL sum[ROWS][TILE];
-            if (rows == ROWS && columns == TILE) {
-                for (int r = 0; r < ROWS; r++)
-                    for (int c = 0; c < TILE; c++)
-                        sum[r][c] = bias ? bias[j + c] : 0;
-                for (integer q = 0; q < k; q++)
-                    for (int r = 0; r < ROWS; r++)
-                        for (int c = 0; c < TILE; c++)
-                            sum[r][c] += A[(i + r) * k + q] * B[q * m + j + c];
-            } else {
-                for (integer r = 0; r < rows; r++) {
-                    for (integer c = 0; c < columns; c++)
-                        sum[r][c] = bias ? bias[j + c] : 0;
-                    for (integer q = 0; q < k; q++)
-                        for (integer c = 0; c < columns; c++)
-                            sum[r][c] += A[(i + r) * k + q] * B[q * m + j + c];
-                }
-            }
-            for (integer r = 0; r < rows; r++) {
-                REAL *target = C + (i + r) * m + j;
-                for (integer c = 0; c < columns; c++)
-                    target[c] = (add ? target[c] : 0) + sum[r][c];
-            }
+    vector sum[ROWS][2];
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < 2; c++)
+            sum[r][c] = bias ? *(const vector *)(bias + c * WIDTH) : (vector){0};
+    for (integer q = 0; q < k; q++) {
+        const vector left = *(const vector *)(B + q * m),
+                     right = *(const vector *)(B + q * m + WIDTH);
+        for (int r = 0; r < rows; r++) {
+            const REAL a = A[r * row + q * column];
+            sum[r][0] += a * left;
+            sum[r][1] += a * right;
         }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < 2; c++) {
+            vector *target = (vector *)(C + r * m + c * WIDTH);
+            *target = sum[r][c] + (add ? *target : (vector){0});
+        }
+}
+
+/* C[n, m] = (add ? C : 0) + bias[m] + A[n, k] B[k, m], element (i, q) of A at i row + q column */
+static void multiply(integer n, integer k, integer m, const REAL *restrict A, integer row,
+                     integer column, const REAL *restrict B, const REAL *restrict bias,
+                     REAL *restrict C, int add)
+{
+    const integer whole = m - m % TILE;
+#define ROWS_OF_TILE(count)                                                                        \
+    case count:                                                                                    \
+        multiply_tile(count, k, m, A + i * row, row, column, B + j, bias ? bias + j : NULL,        \
+                      C + i * m + j, add);                                                         \
+        break
+    for (integer i = 0; i < n; i += ROWS)
+        for (integer j = 0; j < whole; j += TILE)
+            switch (n - i < ROWS ? n - i : ROWS) {
+                ROWS_OF_TILE(6);
+                ROWS_OF_TILE(5);
+                ROWS_OF_TILE(4);
+                ROWS_OF_TILE(3);
+                ROWS_OF_TILE(2);
+                ROWS_OF_TILE(1);
+            }
+#undef ROWS_OF_TILE
+    for (integer i = 0; whole < m && i < n; i++) { /* columns that fill no tile */
+        REAL sum[TILE];
+        for (integer c = 0; c < m - whole; c++)
+            sum[c] = bias ? bias[whole + c] : 0;
+        for (integer q = 0; q < k; q++)
+            for (integer c = 0; c < m - whole; c++)
+                sum[c] += A[i * row + q * column] * B[q * m + whole + c];
+        for (integer c = 0; c < m - whole; c++)
+            C[i * m + whole + c] = (add ? C[i * m + whole + c] : 0) + sum[c];
     }
 }
 
-/* In the order of ACTIVATIONS in schnet.py. */
-enum { IRELU, SSP, SOFTPLUS, SILU, TANH, LOG_COSH };
+/* C[n, m] = (add ? C : 0) + bias[m] + A[n, k] B[k, m] */
+static void product(integer n, integer k, integer m, const REAL *A, const REAL *B,
+                    const REAL *bias, REAL *C, int add)
+{
+    multiply(n, k, m, A, k, 1, B, bias, C, add);
+}
+
+/* In the order of ACTIVATIONS in schnet.py; TABULATED is any other. */
+enum { IRELU, SSP, SOFTPLUS, SILU, TANH, LOG_COSH, TABULATED };
+
+/* A function by cubics on even intervals, sum_k c[k] u^k with u in [0, 1] across an interval; the
+ * first and the last row are for what is outside, u counted from the lowest and the highest knot. */
+typedef struct {
+    integer intervals;
+    double lowest, spacing;
+    const double *coefficients; /* [intervals + 2, 4] */
+} curve;
+
+static void follow(const curve *bend, integer n, const REAL *x, REAL *y, REAL *slope,
+                   REAL *curvature)
+{
+    const double rate = 1 / bend->spacing, last = (double)bend->intervals;
+    for (integer q = 0; q < n; q++) {
+        const double t = ((double)x[q] - bend->lowest) * rate;
+        const double inside = t > 0 ? (t < last ? t : last) : 0; /* NaN: 0, and stays NaN in u */
+        const double knot = inside < last ? floor(inside) : last;
+        const double *c = bend->coefficients + 4 * (t < 0 ? 0 : (integer)knot + 1);
+        const double u = t - (t < 0 ? 0 : knot);
+        y[q] = (REAL)(c[0] + u * (c[1] + u * (c[2] + u * c[3])));
+        slope[q] = (REAL)((c[1] + u * (2 * c[2] + u * 3 * c[3])) * rate);
+        if (curvature)
+            curvature[q] = (REAL)((2 * c[2] + u * 6 * c[3]) * rate * rate);
+    }
+}
 
 /* y = phi(x), slope = phi'(x) and, unless it is NULL, curvature = phi''(x); y may be x */
-static void activate(int kind, integer n, const REAL *x, REAL *y, REAL *slope, REAL *curvature)
+static void activate(int kind, const curve *bend, integer n, const REAL *x, REAL *y, REAL *slope,
+                     REAL *curvature)
 {
+    if (kind == TABULATED) {
+        follow(bend, n, x, y, slope, curvature);
+        return;
+    }
 #define EACH(statements, first, second)                                                            \
     if (curvature)                                                                                 \
         for (integer q = 0; q < n; q++) {                                                          \

@@ -12,31 +12,9 @@
 integer size_of_pair(void) { return (integer)sizeof(pair); }
 
 /* C[k, m] += A[n, k]^T B[n, m] */
-static void outer(integer n, integer k, integer m, const REAL *restrict A, const REAL *restrict B,
-                  REAL *restrict C)
+static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B, REAL *C)
 {
-    for (integer i = 0; i < k; i += ROWS) {
-        const integer rows = k - i < ROWS ? k - i : ROWS;
-        for (integer j = 0; j < m; j += TILE) {
-            const integer columns = m - j < TILE ? m - j : TILE;
-            REAL sum[ROWS][TILE];
-            memset(sum, 0, sizeof(sum));
-            if (rows == ROWS && columns == TILE) {
-                for (integer a = 0; a < n; a++)
-                    for (int r = 0; r < ROWS; r++)
-                        for (int c = 0; c < TILE; c++)
-                            sum[r][c] += A[a * k + i + r] * B[a * m + j + c];
-            } else {
-                for (integer a = 0; a < n; a++)
-                    for (integer r = 0; r < rows; r++)
-                        for (integer c = 0; c < columns; c++)
-                            sum[r][c] += A[a * k + i + r] * B[a * m + j + c];
-            }
-            for (integer r = 0; r < rows; r++)
-                for (integer c = 0; c < columns; c++)
-                    C[(i + r) * m + j + c] += sum[r][c];
-        }
-    }
+    multiply(k, n, m, A, 1, k, B, NULL, C, 1);
 }
 
 static void add_columns(integer n, integer m, const REAL *restrict A, REAL *restrict sum)
@@ -128,13 +106,13 @@ void forward(const integer *sizes, double spacing, int kind, const double *restr
         for (integer q = 0; q < count; q++)
             convolve(pairs + q, table + l * filters, columns, filters, x, m);
         product(n, filters, hidden, m, w[1], w[2], u, 0);
-        activate(kind, nh, u, s.a, s.slope + l * nh, NULL);
+        activate(kind, NULL, nh, u, s.a, s.slope + l * nh, NULL);
         memcpy(h + nh, h, (size_t)nh * sizeof(REAL));
         product(n, hidden, hidden, s.a, w[3], w[4], h + nh, 1);
     }
     const REAL *const *out = weights + 1 + 8 * layers;
     product(n, hidden, half, s.h + layers * nh, out[0], out[1], s.q, 0);
-    activate(kind, n * half, s.q, s.a, s.q_slope, NULL);
+    activate(kind, NULL, n * half, s.q, s.a, s.q_slope, NULL);
     for (integer a = 0; a < n; a++) {
         double sum = (double)out[4][0];
         for (integer q = 0; q < half; q++)
@@ -321,7 +299,7 @@ void backward(const integer *sizes, int kind, const integer *restrict species,
 
     /* Read-out: e = o . phi(q), de = o . (phi' dq) */
     REAL *dq = s.c, *curvature = s.b, *gq = s.d, *gdq = s.e, *activated = s.a;
-    activate(kind, nq, s.q, activated, s.q_slope, curvature);
+    activate(kind, NULL, nq, s.q, activated, s.q_slope, curvature);
     if (gF)
         product(n, hidden, half, s.dh + layers * nh, out[0], NULL, dq, 0);
     for (integer a = 0; a < n; a++) {
@@ -354,7 +332,7 @@ void backward(const integer *sizes, int kind, const integer *restrict species,
         const REAL *dh = s.dh + l * nh, *dx = s.dx + l * nf, *dm = s.dm + l * nf,
                    *du = s.du + l * nh;
         REAL *slope = s.slope + l * nh;
-        activate(kind, nh, u, s.a, slope, s.b); /* a: phi(u), b: phi''(u) */
+        activate(kind, NULL, nh, u, s.a, slope, s.b); /* a: phi(u), b: phi''(u) */
         outer(n, hidden, hidden, s.a, gh, to[3]);
         add_columns(n, hidden, gh, to[4]);
         product(n, hidden, hidden, gh, w[7], NULL, s.c, 0); /* c: gradient of phi(u), then of u */

@@ -14,12 +14,16 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from potential_models import crystal, ethanol, graph_of, lively
 
 from dcase import DCCalculator
+from dcase.activations.registry import ACTIVATIONS
 from dcase.errors import OptionError
 from dcase.potentials.deployed import deploy
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graph import build_graph
 from dcase.potentials.kernels import build
-from dcase.potentials.kernels.schnet import ACTIVATIONS, available
+from dcase.potentials.kernels.curve import fit_curve
+from dcase.potentials.kernels.schnet import SchNetKernel, available
+
+KNOWN = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
 
 needs_compiler = pytest.mark.skipif(
     not available(torch.float64), reason="no C compiler works here: nothing to compare"
@@ -55,11 +59,60 @@ def assert_same(potential, atoms, relative=1e-12):
 @needs_compiler
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_deployed_is_the_potential(activation):
-    assert_same(splined(activation), ethanol())
+    """Every activation of the registry; those that the kernel does not know are tabulated."""
+    relative = 1e-12 if activation in KNOWN else 1e-7
+    assert_same(splined(activation), ethanol(), relative)
     periodic = splined(activation, cutoff=5.3)
     pairs = graph_of(periodic, crystal()).pairs
     assert bool((pairs[0] == pairs[1]).any())  # atoms beside their own images
-    assert_same(periodic, crystal())
+    assert_same(periodic, crystal(), relative)
+
+
+@pytest.mark.physics
+@needs_compiler
+@pytest.mark.parametrize("activation", ["isilu", "elu", "gelu"])
+def test_forces_with_a_tabulated_activation_are_the_derivatives(activation):
+    atoms = ethanol()
+    atoms.calc = DCCalculator(splined(activation), dtype="float64")
+    assert atoms.calc.deployed is not None
+    wanted = calculate_numerical_forces(atoms, eps=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), wanted, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_an_activation_that_cannot_be_tabulated(monkeypatch):
+    kink = torch.nn.Softshrink(0.3)  # beside the knots
+    monkeypatch.setattr("dcase.potentials.kernels.curve.get_activation", lambda name: kink)
+    with pytest.raises(OptionError, match="softshrink cannot be tabulated"):
+        fit_curve("softshrink")
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_threads_share_the_work(make, threads):
+    atoms, potential = make(), splined(cutoff=5.3)
+    graph = build_graph(atoms.numbers, atoms.positions, 6.0, atoms.cell.array, atoms.pbc)
+    offsets = None if graph.shifts is None else graph.shifts.numpy() @ atoms.cell.array
+    kernel = SchNetKernel(potential.network, "irelu")
+    species = potential.species_of[graph.numbers].numpy()
+    results = []
+    for count in (1, threads, threads):
+        prepared = kernel.prepare(species, graph.pairs.numpy(), offsets, count)
+        prepared.positions[:] = atoms.positions
+        prepared.evaluate()
+        prepared.evaluate()  # nothing is left over from the first time
+        results.append(prepared.result)
+    for name in ("energies", "forces", "virial", "neighbours"):
+        one, some, again = (getattr(result, name) for result in results)
+        np.testing.assert_allclose(some, one, rtol=1e-11, atol=1e-12 * np.abs(one).max())
+        np.testing.assert_array_equal(again, some)
+
+
+@needs_compiler
+def test_small_systems_use_one_thread():
+    kernel = SchNetKernel(splined().network, "irelu", threads=4)
+    assert kernel._threads(9, 30) == 1
+    assert kernel._threads(100_000, 3_000_000) == min(4, kernel._most_threads)
 
 
 @needs_compiler
@@ -136,9 +189,6 @@ def test_calculator_chooses_the_compiled_form_where_it_is_exact():
     assert DCCalculator(exact).deployed is not None
     assert DCCalculator(exact, optimize=False).deployed is None
     assert DCCalculator(splined(filter_knots=0)).deployed is None
-    assert DCCalculator(splined("isilu")).deployed is None
-    with pytest.raises(OptionError, match="optimize=True: .* with isilu"):
-        DCCalculator(splined("isilu"), optimize=True)
     with pytest.raises(OptionError, match="dimenet"):
         DCCalculator(lively("dimenet++"), optimize=True)
     again = pickle.loads(pickle.dumps(DCCalculator(exact)))
