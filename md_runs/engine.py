@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -35,6 +35,9 @@ from dcase.md_runs.state import Checkpoint, RunFolder
 from dcase.md_runs.trajectory import read_series
 from dcase.md_runs.uncertainty import UncertaintyWatch, is_ensemble
 from dcase.md_runs.watch import BlowUpWatch
+
+if TYPE_CHECKING:
+    from dcase.md_runs.blocks import VerletBlocks
 
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
@@ -114,6 +117,7 @@ class Simulation:
         self.uncertainty: UncertaintyWatch | None = None  # of an ensemble
         self.rows = Recorder(folder, len(atoms), settings.log_every, settings.traj_every)
         self.dynamics: Any = None
+        self.blocks: VerletBlocks | None = None  # a compiled loop, where there is one
         self.forces: np.ndarray | None = None  # at the current positions, if known
         self.energies = (np.nan, np.nan)  # potential and kinetic, of the current step
         self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
@@ -172,10 +176,20 @@ class Simulation:
             still(self.atoms, self.settings.ensemble)
         self.step, self.production = 0, True
         self.dynamics = make_dynamics(self.atoms, self.settings, self.rng)
+        self.blocks = self.compiled_loop()
         self.measure()
         self.look_at_uncertainty()
         self.record()
         self.checkpoint()
+
+    def compiled_loop(self) -> VerletBlocks | None:
+        """For calculators with a compiled form of their potential."""
+        if getattr(self.atoms.calc, "deployed", None) is None:
+            return None
+        # It imports torch, which simulations with other calculators do without.
+        from dcase.md_runs.blocks import verlet_blocks
+
+        return verlet_blocks(self.atoms, self.settings, self.watch, self.n_dof)
 
     def watch_uncertainty(self) -> None:
         """From now on look at the spread of an ensemble's forces."""
@@ -223,6 +237,8 @@ class Simulation:
             ensemble=self.settings.ensemble if self.production else "langevin",
         )
         restore_thermostat(self.dynamics, saved.dynamics)
+        if self.production:
+            self.blocks = self.compiled_loop()
         self.run_facts = facts
         if saved.uncertainty:
             self.watch_uncertainty()
@@ -248,7 +264,7 @@ class Simulation:
                 f"run had {stored:.6f} eV; use the potential the run was started with"
             )
 
-    # --- one step --------------------------------------------------------------------------
+    # --- steps -----------------------------------------------------------------------------
 
     def run(self) -> MDResult:
         """All remaining steps, then the files."""
@@ -275,9 +291,12 @@ class Simulation:
         return self.finish(status)
 
     def advance(self) -> str:
-        """One step; returns what went wrong, or ""."""
+        """One step, or a block of them; returns what went wrong, or ""."""
         began = time.perf_counter()
         phase = self.production
+        if self.advance_block():
+            self.conclude(phase, began)
+            return ""
         try:
             # Overflow is what a blow-up looks like; it is noticed and named below.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -300,11 +319,42 @@ class Simulation:
                 return self.uncertainty.trouble if self.uncertainty is not None else ""
         else:
             self.record(always=bool(trouble))
-        self.wall[phase] += time.perf_counter() - began
+        self.conclude(phase, began, trouble)
+        return trouble
+
+    def conclude(self, production: bool, began: float, trouble: str = "") -> None:
+        """After a step: take the time, store a checkpoint if it is due, report progress."""
+        self.wall[production] += time.perf_counter() - began
         if not trouble and self.step % self.settings.checkpoint_every == 0:
             self.checkpoint()
         self.report_progress()
-        return trouble
+
+    def advance_block(self) -> int:
+        """Steps done by the compiled loop, up to the next checkpoint; 0 leaves the step to ASE's.
+
+        That happens where there is no such loop, and for a step that looks like a blow-up.
+        """
+        if self.blocks is None:
+            return 0
+        settings, atoms = self.settings, self.atoms
+        every = settings.checkpoint_every
+        steps = min(settings.steps - self.step, every - self.step % every)
+        if self.forces is None:
+            self.forces = atoms.get_forces()
+        block = self.blocks.advance(atoms.positions, atoms.get_momenta(), self.forces, steps)
+        if not len(block):
+            return 0
+        numbers = self.step + 1 + np.arange(len(block))
+        self.rows.record_steps(
+            numbers, atoms, block.energies, block.positions, block.momenta, self.n_dof
+        )
+        self.step = int(numbers[-1])
+        self.forces = block.forces
+        self.energies = (float(block.energies[-1, 0]), float(block.energies[-1, 1]))
+        atoms.set_positions(block.positions[-1])
+        atoms.set_momenta(block.momenta[-1])
+        self.last_good = (block.positions[-1], block.momenta[-1])
+        return len(block)
 
     def move(self) -> None:
         """One step of the integrator.
@@ -396,9 +446,10 @@ class Simulation:
     def reset_calculator(self) -> None:
         """Let the calculator compute the next step as if it were its first."""
         self.forces = None
-        reset = getattr(self.atoms.calc, "reset", None)
-        if reset is not None:
-            reset()
+        calculator: Any = self.atoms.calc
+        forget = getattr(calculator, "forget", None) or getattr(calculator, "reset", None)
+        if forget is not None:
+            forget()
 
     def report_progress(self) -> None:
         """Call ``progress``, but not so often that it costs anything."""

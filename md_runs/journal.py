@@ -45,9 +45,9 @@ class Journal:
         except OSError as error:
             raise DcaseError(f"cannot write {path}: {error.strerror or error}") from error
 
-    def append(self, row: np.ndarray) -> None:
-        """Remember ``(width,)`` numbers; they reach the disk with the next ``flush``."""
-        self._pending.append(np.asarray(row, dtype="<f8"))
+    def append(self, rows: np.ndarray) -> None:
+        """Remember ``(width,)`` or ``(n, width)`` numbers until the next ``flush`` writes them."""
+        self._pending.append(np.array(rows, dtype="<f8").reshape(-1, self.width))
 
     def flush(self) -> int:
         """Write and sync what is pending.
@@ -62,8 +62,6 @@ class Journal:
         """
         if self._pending:
             block = np.concatenate(self._pending)
-            if block.size != len(self._pending) * self.width:
-                raise ValueError(f"rows of {self.path.name} have {self.width} numbers")
             try:
                 self._file.seek(self.rows * self._row_bytes)
                 self._file.write(block.tobytes())
@@ -71,7 +69,7 @@ class Journal:
                 os.fsync(self._file.fileno())
             except OSError as error:
                 raise DcaseError(f"cannot write {self.path}: {error.strerror or error}") from error
-            self.rows += len(self._pending)
+            self.rows += len(block)
             self._pending.clear()
         return self.rows
 

@@ -54,11 +54,23 @@ def inertia(positions: np.ndarray, masses: np.ndarray) -> np.ndarray:
 
 
 def angular_momentum(positions: np.ndarray, momenta: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """Angular momentum about the centre of mass, ``(3,)``, units of ``momenta`` times A."""
-    r = positions - masses @ positions / masses.sum()
+    """Angular momentum about the centre of mass.
+
+    Args:
+        positions: A, shape [..., N, 3].
+        momenta: Shape [..., N, 3].
+        masses: amu, shape [N].
+
+    Returns:
+        Shape [..., 3], units of ``momenta`` times A.
+    """
+    r = positions - (masses @ positions / masses.sum())[..., None, :]
     # (sum_i r_i x p_i) from the 3x3 moment sum r p^T: np.cross is slow for a few atoms
-    m = r.T @ momenta
-    return np.array([m[1, 2] - m[2, 1], m[2, 0] - m[0, 2], m[0, 1] - m[1, 0]])
+    m = np.swapaxes(r, -1, -2) @ momenta
+    return np.stack(
+        [m[..., 1, 2] - m[..., 2, 1], m[..., 2, 0] - m[..., 0, 2], m[..., 0, 1] - m[..., 1, 0]],
+        axis=-1,
+    )
 
 
 def remove_translation(atoms: Atoms) -> None:
@@ -107,19 +119,29 @@ def draw_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -
         ase_velocities.MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
 
 
-def temperature(kinetic_energy: float, n_dof: int) -> float:
-    """Kinetic temperature ``2 K / (n_dof k)`` in K; 0 where nothing can move."""
-    return 2.0 * kinetic_energy / (n_dof * KB) if n_dof > 0 else 0.0
+def temperature(kinetic_energy: Any, n_dof: int) -> Any:
+    """Kinetic temperature ``2 K / (n_dof k)`` in K, of one energy or many; 0 if nothing moves."""
+    return 2.0 * kinetic_energy / (n_dof * KB) if n_dof > 0 else 0.0 * kinetic_energy
 
 
-def momentum_norms(atoms: Atoms) -> tuple[float, float]:
+def momentum_norms(
+    positions: np.ndarray, momenta: np.ndarray, masses: np.ndarray, *, periodic: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """|momentum of the centre of mass| in amu A/fs and |angular momentum| in amu A^2/fs.
 
     The angular momentum is NaN with periodic boundaries, where it is not conserved.
+
+    Args:
+        positions: A, shape [..., N, 3].
+        momenta: ASE's units, shape [..., N, 3].
+        masses: amu, shape [N].
+        periodic: Whether any direction is.
+
+    Returns:
+        Two arrays, shape [...].
     """
-    momenta = atoms.get_momenta() * FS
-    linear = float(np.linalg.norm(momenta.sum(axis=0)))
-    if bool(np.any(atoms.pbc)):
-        return linear, float("nan")
-    turn = angular_momentum(atoms.get_positions(), momenta, atoms.get_masses())
-    return linear, float(np.linalg.norm(turn))
+    momenta = momenta * FS
+    linear = np.linalg.norm(momenta.sum(axis=-2), axis=-1)
+    if periodic:
+        return linear, np.full_like(linear, np.nan)
+    return linear, np.linalg.norm(angular_momentum(positions, momenta, masses), axis=-1)

@@ -88,29 +88,70 @@ class Recorder:
             uncertainty: Of an ensemble's forces, eV/A.
             always: Record it in any case (the last step of a run that blew up).
         """
-        due_series = always or step % self.log_every == 0
-        due_frame = always or step % self.traj_every == 0
-        if not (due_series or due_frame) or self._journals is None:
+        if not (always or step % self.log_every == 0 or step % self.traj_every == 0):
+            return
+        self.record_steps(
+            np.array([step]),
+            atoms,
+            np.array([energies]),
+            atoms.get_positions()[None],
+            atoms.get_momenta()[None],
+            n_dof,
+            conserved=conserved_energy(dynamics, sum(energies)),
+            uncertainty=uncertainty,
+            always=always,
+        )
+
+    def record_steps(
+        self,
+        steps: np.ndarray,
+        atoms: Atoms,
+        energies: np.ndarray,
+        positions: np.ndarray,
+        momenta: np.ndarray,
+        n_dof: int,
+        *,
+        conserved: float | None = None,
+        uncertainty: float = float("nan"),
+        always: bool = False,
+    ) -> None:
+        """Add those of several steps that are due.
+
+        Args:
+            steps: Numbers of the steps, shape [k].
+            atoms: For the masses and the boundaries.
+            energies: Potential and kinetic energies, eV, shape [k, 2].
+            positions: A, shape [k, n_atoms, 3].
+            momenta: ASE's units, shape [k, n_atoms, 3].
+            n_dof: Degrees of freedom, for the temperature.
+            conserved: What the integrator conserves, eV; None: the total energy.
+            uncertainty: Of an ensemble's forces, eV/A.
+            always: Record all.
+        """
+        if self._journals is None:
             return
         series, frames = self._journals
-        potential, kinetic = energies
-        heat = kinetic_temperature(kinetic, n_dof)
-        if due_series:
-            total = potential + kinetic
-            conserved = conserved_energy(dynamics, total)
-            linear, turn = momentum_norms(atoms)
-            row = (step, potential, kinetic, total, conserved, heat, linear, turn)
-            series.append(np.array((*row, uncertainty) if self.ensemble else row))
-        if due_frame:
-            frames.append(
-                np.concatenate(
-                    [
-                        (step, potential, kinetic, heat),
-                        atoms.get_positions().ravel(),
-                        (atoms.get_velocities() * FS).ravel(),
-                    ]
-                )
+        masses = atoms.get_masses()
+        due = always | (steps % self.log_every == 0)
+        if due.any():
+            e, k = energies[due], steps[due]
+            total = e.sum(axis=1)
+            linear, turn = momentum_norms(
+                positions[due], momenta[due], masses, periodic=bool(atoms.pbc.any())
             )
+            columns = [k, e[:, 0], e[:, 1], total]
+            columns += [total if conserved is None else np.full_like(total, conserved)]
+            columns += [kinetic_temperature(e[:, 1], n_dof), linear, turn]
+            if self.ensemble:
+                columns.append(np.full_like(total, uncertainty))
+            series.append(np.stack(columns, axis=1))
+        due = always | (steps % self.traj_every == 0)
+        if due.any():
+            e, k = energies[due], steps[due]
+            velocities = momenta[due] / masses[:, None] * FS
+            head = np.stack([k, e[:, 0], e[:, 1], kinetic_temperature(e[:, 1], n_dof)], axis=1)
+            rows = [head, positions[due].reshape(len(k), -1), velocities.reshape(len(k), -1)]
+            frames.append(np.concatenate(rows, axis=1))
 
     def flush(self) -> tuple[int, int]:
         """Write what is pending; returns the rows of the series and of the trajectory."""

@@ -59,13 +59,32 @@ def test_nothing_is_left_of_translation_and_rotation(name):
     assert ours == pytest.approx(atoms.get_angular_momentum())
     remove_translation(atoms)
     remove_rotation(atoms)
-    linear, turn = momentum_norms(atoms)
+    linear, turn = norms(atoms)
     assert linear < 1e-13
     assert turn < 1e-12
 
 
+def norms(atoms):
+    periodic = bool(atoms.pbc.any())
+    return momentum_norms(
+        atoms.positions, atoms.get_momenta(), atoms.get_masses(), periodic=periodic
+    )
+
+
+def test_momenta_of_many_steps():
+    atoms = molecule("CH3CH2OH")
+    rng = np.random.default_rng(0)
+    x, p = rng.normal(size=(2, 4, len(atoms), 3))
+    linear, turn = momentum_norms(x, p, atoms.get_masses(), periodic=False)
+    for k in range(4):
+        atoms.positions, momenta = x[k], p[k]
+        atoms.set_momenta(momenta)
+        assert linear[k] == pytest.approx(np.linalg.norm(momenta.sum(axis=0)) * FS)
+        assert turn[k] == pytest.approx(np.linalg.norm(atoms.get_angular_momentum()) * FS)
+
+
 def test_angular_momentum_is_not_asked_of_a_crystal():
-    linear, turn = momentum_norms(bulk("Cu", cubic=True))
+    linear, turn = norms(bulk("Cu", cubic=True))
     assert linear == 0.0
     assert np.isnan(turn)
 

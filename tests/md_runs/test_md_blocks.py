@@ -1,0 +1,212 @@
+"""The compiled loop: ASE's trajectory to the last bit, and ASE's loop wherever it cannot go on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+from ase.md.verlet import VelocityVerlet
+from potential_models import crystal, ethanol, lively
+
+from dcase import DCCalculator
+from dcase.md_runs import blocks
+from dcase.md_runs.blocks import verlet_blocks
+from dcase.md_runs.mechanics import draw_momenta
+from dcase.md_runs.settings import MDSettings
+from dcase.md_runs.simulate import run_md
+from dcase.md_runs.trajectory import read_series
+from dcase.md_runs.watch import BlowUpWatch
+from dcase.potentials.ensemble import Ensemble
+from dcase.potentials.kernels.schnet import available
+from dcase.units import FS
+
+pytestmark = pytest.mark.skipif(
+    not available(torch.float64), reason="no C compiler works here: there is no compiled loop"
+)
+ANY = {"bond_stretch_A": None, "max_temperature_K": 1e9}  # untrained potentials blow up
+
+
+def simulated(atoms: Atoms, *, dtype="float64", skin=0.3, kelvin=300.0, **options) -> Atoms:
+    potential = lively(filter_knots=48, dtype=torch.float64, **options)
+    atoms.calc = DCCalculator(potential, dtype=dtype, skin=skin, allow_isolated=True)
+    draw_momenta(atoms, kelvin, np.random.default_rng(1))
+    return atoms
+
+
+def loop(atoms, timestep_fs=0.5, **settings):
+    chosen = MDSettings(timestep_fs=timestep_fs, **{**ANY, **settings})
+    watch = BlowUpWatch(atoms, chosen.bond_stretch_A, chosen.temperature_limit_K)
+    found = verlet_blocks(atoms, chosen, watch, 3 * len(atoms))
+    assert found is not None
+    return found
+
+
+def ase_trajectory(atoms, steps, timestep_fs=0.5):
+    atoms = with_own_calculator(atoms)
+    dynamics, forces, states = VelocityVerlet(atoms, timestep=timestep_fs * FS), None, []
+    for _ in range(steps):
+        forces = dynamics.step(forces)
+        states.append(
+            (
+                atoms.positions.copy(),
+                atoms.get_momenta(),
+                (atoms.get_potential_energy(), atoms.get_kinetic_energy()),
+            )
+        )
+    return [np.array(column) for column in zip(*states, strict=True)]
+
+
+def with_own_calculator(atoms):
+    copy = atoms.copy()
+    copy.calc = atoms.calc.copy()
+    return copy
+
+
+def follow(atoms, compiled, steps):
+    """All steps in blocks, each begun where the last one ended."""
+    x, p, f = atoms.positions, atoms.get_momenta(), atoms.get_forces()
+    found = []
+    while sum(map(len, found)) < steps:
+        block = compiled.advance(x, p, f, min(37, steps - sum(map(len, found))))
+        assert len(block) > 0
+        x, p, f = block.positions[-1], block.momenta[-1], block.forces
+        found.append(block)
+    return [
+        np.concatenate([getattr(b, name) for b in found])
+        for name in ("positions", "momenta", "energies")
+    ]
+
+
+@pytest.mark.physics
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_the_trajectory_is_that_of_ase_to_the_last_bit(make, dtype):
+    atoms = simulated(make(), dtype=dtype)
+    wanted = ase_trajectory(atoms, 300)
+    compiled = loop(atoms)
+    found = follow(atoms, compiled, 300)
+    assert compiled.searches > 5  # the list has been left behind more than once
+    assert np.ptp(found[0], axis=0).max() > 1.0
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+    np.testing.assert_allclose(found[2], wanted[2], rtol=1e-12, atol=1e-12)
+
+
+def test_an_image_of_an_atom_stays_in_reach():
+    """A fast atom crosses a cell that is hardly longer than the cutoff."""
+    atoms = Atoms("CH", [(0, 0, 0), (2.0, 2.0, 2.0)], cell=[4.5, 4.4, 4.3], pbc=True)
+    atoms = simulated(atoms, skin=0.2, kelvin=3000.0)
+    wanted = ase_trajectory(atoms, 200)
+    found = follow(atoms, loop(atoms), 200)
+    assert np.ptp(found[0][:, 1], axis=0).max() > 4.5
+    np.testing.assert_array_equal(found[0], wanted[0])
+
+
+def test_atoms_of_other_masses():
+    atoms = ethanol()
+    atoms.set_masses(np.linspace(1.0, 40.0, len(atoms)))
+    atoms = simulated(atoms)
+    np.testing.assert_array_equal(follow(atoms, loop(atoms), 50)[0], ase_trajectory(atoms, 50)[0])
+
+
+def without_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "verlet_blocks", lambda *arguments: None)
+
+
+def runs(atoms, settings, tmp_path, monkeypatch):
+    """The same run with and without the compiled loop."""
+    ours = run_md(with_own_calculator(atoms), settings, tmp_path / "compiled")
+    without_blocks(monkeypatch)
+    theirs = run_md(with_own_calculator(atoms), settings, tmp_path / "ase")
+    return ours, theirs
+
+
+def test_a_run_is_the_same_run(tmp_path, monkeypatch):
+    """Series, frames, checkpoints: also with numbers that do not divide one another."""
+    atoms = simulated(ethanol())
+    settings = MDSettings(
+        steps=95, equilibrate=20, log_every=3, traj_every=7, checkpoint_every=30, **ANY
+    )
+    used = []
+    advance = blocks.VerletBlocks.advance
+
+    def counted(self, *arguments):
+        used.append(arguments[-1])
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(blocks.VerletBlocks, "advance", counted)
+    ours, theirs = runs(atoms, settings, tmp_path, monkeypatch)
+    assert used == [30, 30, 30, 5]
+    assert ours.status == theirs.status == "finished"
+    np.testing.assert_array_equal(ours.atoms.positions, theirs.atoms.positions)
+    np.testing.assert_array_equal(ours.atoms.get_momenta(), theirs.atoms.get_momenta())
+    a, b = read_series(ours.out), read_series(theirs.out)
+    assert a["step"].tolist() == list(range(0, 96, 3))
+    for name, values in b.items():
+        np.testing.assert_allclose(a[name], values, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_run_is_resumed_exactly(tmp_path):
+    atoms = simulated(crystal())
+    settings = {"equilibrate": 0, "checkpoint_every": 25, **ANY}
+    whole = run_md(with_own_calculator(atoms), MDSettings(steps=100, **settings), tmp_path / "a")
+    run_md(with_own_calculator(atoms), MDSettings(steps=50, **settings), tmp_path / "b")
+    parts = run_md(
+        with_own_calculator(atoms), MDSettings(steps=100, **settings), tmp_path / "b", resume=True
+    )
+    np.testing.assert_array_equal(parts.atoms.positions, whole.atoms.positions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"timestep_fs": 6.0, "force_timestep": True}, "stopped early"),
+        ({"max_temperature_K": 300.0}, "the temperature rose"),
+        ({"bond_stretch_A": 0.02, "max_temperature_K": 1e9}, "broke"),
+    ],
+)
+def test_a_blow_up_is_noticed_at_the_same_step(settings, words, tmp_path, monkeypatch):
+    atoms = simulated(ethanol())
+    ours, theirs = runs(
+        atoms, MDSettings(steps=2000, equilibrate=0, **settings), tmp_path, monkeypatch
+    )
+    assert words in ours.status
+    assert ours.status == theirs.status
+    assert ours.steps == theirs.steps
+    np.testing.assert_array_equal(ours.atoms.positions, theirs.atoms.positions)
+
+
+def test_an_atom_that_flies_away(tmp_path, monkeypatch):
+    atoms = Atoms("CHO", [(0, 0, 0), (1.1, 0, 0), (0, 3.9, 0)])
+    atoms = simulated(atoms, kelvin=0.0)
+    atoms.set_momenta([(0, 0, 0), (0, 0, 0), (0, 60.0, 0)])
+    atoms.calc.allow_isolated = False
+    settings = MDSettings(steps=500, equilibrate=0, keep_momenta=True, **ANY)
+    ours, theirs = runs(atoms, settings, tmp_path, monkeypatch)
+    assert "no neighbour within the cutoff" in ours.status
+    assert (ours.status, ours.steps) == (theirs.status, theirs.steps)
+
+
+def test_where_there_is_no_compiled_loop(monkeypatch):
+    atoms = simulated(ethanol())
+    watch = BlowUpWatch(atoms, None, 1e9)
+
+    def there_is(atoms=atoms, **settings):
+        return verlet_blocks(atoms, MDSettings(**{**ANY, **settings}), watch, 27) is not None
+
+    assert there_is()
+    assert not there_is(ensemble="langevin")
+    held = with_own_calculator(atoms)
+    held.set_constraint(FixAtoms([0]))
+    assert not there_is(held)
+    for options in ({"skin": 0.0}, {"optimize": False}):
+        plain = atoms.copy()
+        plain.calc = DCCalculator(atoms.calc.potential, **options)
+        assert not there_is(plain)
+    members = atoms.copy()
+    members.calc = DCCalculator(Ensemble([atoms.calc.potential, lively(filter_knots=48)]))
+    assert not there_is(members)
+    monkeypatch.setattr(blocks, "load_library", lambda *names, **options: None)
+    assert not there_is()
