@@ -22,7 +22,7 @@ from ase import Atoms
 from dcase.errors import DcaseError
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.watch import BlowUpWatch
-from dcase.potentials.calculator import DCCalculator
+from dcase.potentials.calculator import DCCalculator, NeighbourList
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.schnet import Prepared, integer_result, pointer
 from dcase.units import FS, KB
@@ -81,14 +81,24 @@ class VerletBlocks:
         timestep_fs: fs.
         watch: What counts as a blow-up.
         n_dof: Degrees of freedom, for the temperature.
+        shared: Use the calculator's list of pairs and room; else have both for oneself, to run
+            beside others in a thread.
 
     Attributes:
         searches: How often neighbours have been searched for.
     """
 
     def __init__(
-        self, library: Any, atoms: Atoms, timestep_fs: float, watch: BlowUpWatch, n_dof: int
+        self,
+        library: Any,
+        atoms: Atoms,
+        timestep_fs: float,
+        watch: BlowUpWatch,
+        n_dof: int,
+        *,
+        shared: bool = True,
     ):
+        self._shared = shared
         self._verlet = library.verlet
         self._verlet.restype = ctypes.c_int64
         assert int(integer_result(library.size_of_run)()) == ctypes.sizeof(_Run)
@@ -123,13 +133,17 @@ class VerletBlocks:
             lonely=self.calculator.allow_isolated,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
-        self._listed: Any = None  # the list that the arguments are made for
+        self._listed: NeighbourList | None = None  # the list that the arguments are made for
         self._prepared: Prepared | None = None
 
     @property
     def most_steps(self) -> int:
         """Of one block: few where steps are long or their numbers are many."""
         return max(1, min(MOST_STEPS, MOST_VALUES // (6 * len(self._atoms))))
+
+    def forget(self) -> None:
+        """Drop the pairs, so that what follows does not depend on what went before."""
+        self._listed = self._prepared = None
 
     @property
     def model_seconds(self) -> float:
@@ -180,12 +194,18 @@ class VerletBlocks:
         """With pairs that hold at ``positions``; None where the calculator refuses these."""
         self._atoms.positions[:] = positions
         try:
-            listed = self.calculator.neighbour_list(self._atoms)
+            if self._shared:
+                listed = self.calculator.neighbour_list(self._atoms)
+            else:
+                listed = self.calculator.search(self._atoms, self._listed)
         except DcaseError:
             return None
         if self._prepared is None or listed is not self._listed:
             self._listed, self._prepared = listed, None  # room for one at a time
-            prepared = self._kernel.prepare(self._species, listed.pairs, listed.offsets)
+            if self._shared:
+                prepared = self._kernel.prepared(self._species, listed.pairs, listed.offsets)
+            else:
+                prepared = self._kernel.prepare(self._species, listed.pairs, listed.offsets, 1)
             self._prepared = prepared
             self.searches += 1
             result = prepared.result
@@ -204,12 +224,12 @@ class VerletBlocks:
 
 
 def verlet_blocks(
-    atoms: Atoms, settings: MDSettings, watch: BlowUpWatch, n_dof: int
+    atoms: Atoms, settings: MDSettings, watch: BlowUpWatch, n_dof: int, *, shared: bool = True
 ) -> VerletBlocks | None:
     """The compiled loop for a run, or None where ASE's loop has to do.
 
     It is for NVE without constraints, with a calculator of dcase that has a compiled form of a
-    single potential (:mod:`dcase.potentials.deployed`).
+    single potential (:mod:`dcase.potentials.deployed`). Arguments as of :class:`VerletBlocks`.
     """
     calculator = atoms.calc
     if settings.ensemble != "nve" or atoms.constraints:
@@ -221,4 +241,4 @@ def verlet_blocks(
     library = load_library("verlet", "double", sources=Path(__file__).parent, exact=True)
     if library is None:
         return None
-    return VerletBlocks(library, atoms, settings.timestep_fs, watch, n_dof)
+    return VerletBlocks(library, atoms, settings.timestep_fs, watch, n_dof, shared=shared)

@@ -446,6 +446,8 @@ class Simulation:
     def reset_calculator(self) -> None:
         """Let the calculator compute the next step as if it were its first."""
         self.forces = None
+        if self.blocks is not None:
+            self.blocks.forget()
         calculator: Any = self.atoms.calc
         forget = getattr(calculator, "forget", None) or getattr(calculator, "reset", None)
         if forget is not None:

@@ -17,7 +17,7 @@ from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.drift import analyse, plus_minus
 from dcase.md_runs.journal import read_rows
-from dcase.md_runs.replicas import FINISHED, ReplicaFolder
+from dcase.md_runs.replica_batch import FINISHED, ReplicaFolder
 from dcase.plotting import BLUE, GREY, RED, new_figure, save
 from dcase.units import KB
 

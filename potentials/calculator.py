@@ -247,6 +247,11 @@ class DCCalculator(Calculator):
             DCCalculatorError: Without atoms, with positions that are no numbers, or with elements
                 that the potential does not know.
         """
+        self._list = self.search(atoms, self._list)
+        return self._list
+
+    def search(self, atoms: Atoms, known: NeighbourList | None = None) -> NeighbourList:
+        """As :meth:`neighbour_list`, but ``known`` is the list that may still hold."""
         if len(atoms) == 0:
             raise DCCalculatorError("there are no atoms")
         finite = np.isfinite(atoms.positions).all(axis=1)
@@ -254,10 +259,10 @@ class DCCalculator(Calculator):
             raise DCCalculatorError(
                 f"the position of atom {int(np.argmin(finite))} is NaN or infinite"
             )
-        if self._list is None or not self._list.covers(atoms):
-            self._check_elements(atoms)
-            self._list = NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
-        return self._list
+        if known is not None and known.covers(atoms):
+            return known
+        self._check_elements(atoms)
+        return NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
 
     def _plain(self, atoms: Atoms, neighbours: NeighbourList, stress: bool) -> dict[str, Any]:
         """Results by name, by PyTorch and autograd."""

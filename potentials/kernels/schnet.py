@@ -157,16 +157,16 @@ class SchNetKernel:
         """
         if np.shape(positions) != (len(species), 3):
             raise ValueError("positions and species do not fit together")
-        prepared = self._prepared(species, pairs, offsets)
+        prepared = self.prepared(species, pairs, offsets)
         prepared.positions[:] = positions
         prepared.evaluate()
         r = prepared.result
         return Evaluation(r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy())
 
-    def _prepared(
-        self, species: np.ndarray, pairs: np.ndarray, offsets: np.ndarray | None
+    def prepared(
+        self, species: np.ndarray, pairs: np.ndarray, offsets: np.ndarray | None = None
     ) -> Prepared:
-        """What the last call has prepared, if these are the same arrays."""
+        """As :meth:`prepare`, or what the last call has made, if these are the same arrays."""
         threads = self._threads(len(species), pairs.shape[1])
         if self._last is not None:
             known, prepared = self._last

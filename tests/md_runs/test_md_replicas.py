@@ -18,9 +18,11 @@ from dcase.data.molecules import structure
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.batch_forces import BatchForces
 from dcase.md_runs.drift import analyse
+from dcase.md_runs.replica_batch import ReplicaFolder
 from dcase.md_runs.replica_report import print_replica_summary, write_replica_report
-from dcase.md_runs.replicas import ReplicaFolder, run_replicas
+from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.settings import MDSettings
+from dcase.potentials.kernels.schnet import available
 from dcase.potentials.registry import create_potential
 from dcase.units import FS
 
@@ -129,7 +131,7 @@ def test_replicas_that_were_killed_go_on(aspirin, tmp_path):
 
 @pytest.fixture(autouse=True)
 def report_every_step(monkeypatch):
-    monkeypatch.setattr("dcase.md_runs.replicas.PROGRESS_SECONDS", -1.0)
+    monkeypatch.setattr("dcase.md_runs.replica_batch.PROGRESS_SECONDS", -1.0)
 
 
 def test_a_replica_that_blows_up_does_not_stop_the_others(aspirin, tmp_path):
@@ -146,6 +148,33 @@ def test_a_replica_that_blows_up_does_not_stop_the_others(aspirin, tmp_path):
     dead = np.array([e["replica"] - 1 for e in stopped])
     assert np.isnan(kept[-1, dead]).all()
     assert np.isfinite(np.delete(kept[-1], dead)).all()
+
+
+@pytest.mark.skipif(not available(torch.float64), reason="no C compiler: there are no blocks")
+def test_blocks_in_threads_are_the_steps_of_all_together(aspirin, tmp_path, monkeypatch):
+    """Also of replicas that stop, at steps that blocks do not end on."""
+    settings = MDSettings(
+        steps=97, equilibrate=8, log_every=3, traj_every=7, checkpoint_every=40,
+        bond_stretch_A=0.1,
+    )  # fmt: skip
+    kept, told = [], []
+    threads = torch.get_num_threads()
+    for name in ("blocks", "steps"):
+        torch.set_num_threads(3 if name == "blocks" else 1)
+        try:
+            run_replicas(aspirin, settings, 12, tmp_path / name, notify=told.append)
+        finally:
+            torch.set_num_threads(threads)
+        write_replica_report(tmp_path / name, "finished")
+        kept.append(series(tmp_path / name))
+        monkeypatch.setattr("dcase.md_runs.replica_batch.replica_blocks", lambda *arguments: None)
+    assert len(told) % 2 == 0
+    assert 0 < len(told) // 2 < 12
+    assert sorted(told[: len(told) // 2]) == sorted(told[len(told) // 2 :])
+    blocks, steps = kept
+    assert blocks.keys() == steps.keys()
+    for name, values in steps.items():
+        np.testing.assert_allclose(blocks[name], values, atol=1e-6, rtol=1e-6, err_msg=name)
 
 
 def test_report_of_replicas(aspirin, tmp_path, capsys):
