@@ -1,9 +1,10 @@
-"""Velocity Verlet without ASE in between: many steps a call, for compiled potentials.
+"""Time steps without ASE in between: many steps a call, for compiled potentials.
 
 A step of ASE's loop costs a few tenths of a millisecond in Python, several times what a compiled
 potential needs for a small molecule. Here the loop itself is compiled (``verlet.c``): the same
-operations in the same order as ASE's :class:`~ase.md.verlet.VelocityVerlet`, each rounded by
-itself, so that positions and momenta are those of ASE to the last bit (which the tests check).
+operations in the same order as ASE's :class:`~ase.md.verlet.VelocityVerlet` and
+:class:`~ase.md.langevin.Langevin`, each rounded by itself, and the same random numbers, so that
+positions and momenta are those of ASE to the last bit (which the tests check).
 
 Whatever is not plain sailing is left to ASE's loop: a block of steps ends before a step that looks
 like a blow-up, and the caller does that one as usual and finds out what is the matter.
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.md.langevin import Langevin
+from ase.md.verlet import VelocityVerlet
 
 from dcase.errors import DcaseError
-from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.watch import BlowUpWatch
 from dcase.potentials.calculator import DCCalculator, NeighbourList
 from dcase.potentials.kernels.build import load_library
@@ -34,8 +36,7 @@ MOST_VALUES = 2_000_000
 
 _DONE, _NEW_PAIRS, _UNPHYSICAL = range(3)
 _POINTERS = (
-    "masses", "listed", "bond", "shift", "lengths", "x", "p", "f", "energies", "forces",
-    "neighbours", "evaluate", "potential",
+    "c3", "c4", "c5", "x", "p", "f", "energies", "forces", "neighbours", "evaluate", "potential",
 )  # fmt: skip
 
 
@@ -47,6 +48,9 @@ class _Run(ctypes.Structure):
         ("bonds", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("dt", "scale", "offset", "skin", "stretch", "heat")),
         ("lonely", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("masses", "listed", "bond", "shift", "lengths")),
+        ("c1", ctypes.c_double),
+        ("c2", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("seconds", ctypes.c_double),
     )
@@ -73,7 +77,7 @@ class Block:
 
 
 class VerletBlocks:
-    """Blocks of NVE steps of one structure; made by :func:`verlet_blocks`.
+    """Blocks of NVE or Langevin steps of one structure; made by :func:`verlet_blocks`.
 
     Args:
         library: The compiled loop.
@@ -81,6 +85,7 @@ class VerletBlocks:
         timestep_fs: fs.
         watch: What counts as a blow-up.
         n_dof: Degrees of freedom, for the temperature.
+        langevin: Whose constants and random numbers to use; None: NVE.
         shared: Use the calculator's list of pairs and room; else have both for oneself, to run
             beside others in a thread.
 
@@ -96,9 +101,11 @@ class VerletBlocks:
         watch: BlowUpWatch,
         n_dof: int,
         *,
+        langevin: Langevin | None = None,
         shared: bool = True,
     ):
         self._shared = shared
+        self._rng = None if langevin is None else langevin.rng
         self._verlet = library.verlet
         self._verlet.restype = ctypes.c_int64
         assert int(integer_result(library.size_of_run)()) == ctypes.sizeof(_Run)
@@ -120,7 +127,13 @@ class VerletBlocks:
             "p": np.empty((n, 3)),
             "f": np.empty((n, 3)),
         }
-        self._before = np.empty((3, n, 3))
+        constants = {}
+        if langevin is not None:
+            constants = {"c1": langevin.c1, "c2": langevin.c2}
+            for name in ("c3", "c4", "c5"):
+                self._arrays[name] = np.array(getattr(langevin, name), dtype=np.float64).ravel()
+                assert self._arrays[name].shape == (n,)
+        self._before, self._next = np.empty((3, n, 3)), np.empty((n, 3))
         self._run = _Run(
             atoms=n,
             bonds=len(watch.lengths),
@@ -131,6 +144,7 @@ class VerletBlocks:
             stretch=float(watch.bond_stretch_A or 0.0) if look else -1.0,
             heat=0.5 * watch.max_temperature_K * n_dof * KB,
             lonely=self.calculator.allow_isolated,
+            **constants,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
         self._listed: NeighbourList | None = None  # the list that the arguments are made for
@@ -166,6 +180,8 @@ class VerletBlocks:
         energies = np.empty((steps, 2))
         xs, ps = np.empty((steps, n, 3)), np.empty((steps, n, 3))
         self._arrays["p"][:], self._arrays["f"][:] = momenta, forces
+        random = None if self._rng is None else self._rng.bit_generator.state
+        noise = np.empty(0) if self._rng is None else self._rng.standard_normal((steps, 2, n, 3))
         here = to = np.array(positions)
         why, done = ctypes.c_int(_DONE), 0
         while done < steps:
@@ -177,17 +193,22 @@ class VerletBlocks:
                 self._verlet(
                     ctypes.byref(self._run),
                     ctypes.c_int64(steps - done),
+                    pointer(noise[done:]),
                     pointer(energies[done:]),
                     pointer(xs[done:]),
                     pointer(ps[done:]),
                     pointer(self._before),
+                    pointer(self._next),
                     ctypes.byref(why),
                 )
             )
             if why.value != _NEW_PAIRS:
                 break
             # The next step leads out of the list's reach: list the pairs where it leads, and do it.
-            here, to = self._before[0].copy(), prepared.positions.copy()
+            here, to = prepared.positions.copy(), self._next
+        if self._rng is not None and done < steps:  # as if only these steps had drawn
+            self._rng.bit_generator.state = random
+            self._rng.standard_normal((done, 2, n, 3))
         return Block(energies[:done], xs[:done], ps[:done], self._arrays["f"].copy())
 
     def _prepare(self, positions: np.ndarray) -> Prepared | None:
@@ -224,15 +245,30 @@ class VerletBlocks:
 
 
 def verlet_blocks(
-    atoms: Atoms, settings: MDSettings, watch: BlowUpWatch, n_dof: int, *, shared: bool = True
+    atoms: Atoms,
+    timestep_fs: float,
+    watch: BlowUpWatch,
+    n_dof: int,
+    *,
+    dynamics: Any = None,
+    shared: bool = True,
 ) -> VerletBlocks | None:
     """The compiled loop for a run, or None where ASE's loop has to do.
 
-    It is for NVE without constraints, with a calculator of dcase that has a compiled form of a
-    single potential (:mod:`dcase.potentials.deployed`). Arguments as of :class:`VerletBlocks`.
+    It is for NVE and Langevin dynamics without constraints, with a calculator of dcase that has a
+    compiled form of a single potential (:mod:`dcase.potentials.deployed`).
+
+    Args:
+        atoms: As of :class:`VerletBlocks`, with any calculator.
+        timestep_fs: fs.
+        watch: What counts as a blow-up.
+        n_dof: Degrees of freedom, for the temperature.
+        dynamics: The integrator of ASE whose place the loop takes; None: velocity Verlet.
+        shared: As of :class:`VerletBlocks`.
     """
     calculator = atoms.calc
-    if settings.ensemble != "nve" or atoms.constraints:
+    langevin = dynamics if type(dynamics) is Langevin and not dynamics.fix_com else None
+    if atoms.constraints or not (langevin or dynamics is None or type(dynamics) is VelocityVerlet):
         return None
     if not isinstance(calculator, DCCalculator) or calculator.deployed is None:
         return None
@@ -241,4 +277,4 @@ def verlet_blocks(
     library = load_library("verlet", "double", sources=Path(__file__).parent, exact=True)
     if library is None:
         return None
-    return VerletBlocks(library, atoms, settings.timestep_fs, watch, n_dof, shared=shared)
+    return VerletBlocks(library, atoms, timestep_fs, watch, n_dof, langevin=langevin, shared=shared)

@@ -165,7 +165,7 @@ class Simulation:
             draw_momenta(atoms, settings.temperature_K, self.rng)
         if settings.equilibrate and settings.temperature_K > 0:
             self.step = -settings.equilibrate
-            self.dynamics = make_dynamics(atoms, settings, self.rng, ensemble="langevin")
+            self.begin_phase("langevin")
             self.checkpoint()
         else:
             self.enter_production()
@@ -175,21 +175,27 @@ class Simulation:
         if not (self.settings.keep_momenta and self.settings.equilibrate == 0):
             still(self.atoms, self.settings.ensemble)
         self.step, self.production = 0, True
-        self.dynamics = make_dynamics(self.atoms, self.settings, self.rng)
-        self.blocks = self.compiled_loop()
+        self.begin_phase(self.settings.ensemble)
         self.measure()
         self.look_at_uncertainty()
         self.record()
         self.checkpoint()
 
-    def compiled_loop(self) -> VerletBlocks | None:
-        """For calculators with a compiled form of their potential."""
-        if getattr(self.atoms.calc, "deployed", None) is None:
-            return None
-        # It imports torch, which simulations with other calculators do without.
-        from dcase.md_runs.blocks import verlet_blocks
+    def begin_phase(self, ensemble: str) -> None:
+        """The integrator, and the compiled loop for calculators with a compiled potential."""
+        self.dynamics = make_dynamics(self.atoms, self.settings, self.rng, ensemble=ensemble)
+        self.blocks = None
+        if getattr(self.atoms.calc, "deployed", None) is not None:
+            # It imports torch, which simulations with other calculators do without.
+            from dcase.md_runs.blocks import verlet_blocks
 
-        return verlet_blocks(self.atoms, self.settings, self.watch, self.n_dof)
+            self.blocks = verlet_blocks(
+                self.atoms,
+                self.settings.timestep_fs,
+                self.watch,
+                self.n_dof if self.production else 3 * len(self.atoms),
+                dynamics=self.dynamics,
+            )
 
     def watch_uncertainty(self) -> None:
         """From now on look at the spread of an ensemble's forces."""
@@ -230,15 +236,8 @@ class Simulation:
         self.last_good = (saved.positions.copy(), saved.momenta.copy())
         self.rng = restore_rng(str(saved.dynamics["rng"]))
         self.check_potential(saved.potential_energy)
-        self.dynamics = make_dynamics(
-            self.atoms,
-            self.settings,
-            self.rng,
-            ensemble=self.settings.ensemble if self.production else "langevin",
-        )
+        self.begin_phase(self.settings.ensemble if self.production else "langevin")
         restore_thermostat(self.dynamics, saved.dynamics)
-        if self.production:
-            self.blocks = self.compiled_loop()
         self.run_facts = facts
         if saved.uncertainty:
             self.watch_uncertainty()
@@ -294,9 +293,18 @@ class Simulation:
         """One step, or a block of them; returns what went wrong, or ""."""
         began = time.perf_counter()
         phase = self.production
-        if self.advance_block():
-            self.conclude(phase, began)
-            return ""
+        trouble = "" if self.advance_block() else self.advance_one()
+        self.wall[phase] += time.perf_counter() - began
+        if not phase and self.step == 0 and not trouble:
+            self.enter_production()
+            return self.uncertainty.trouble if self.uncertainty is not None else ""
+        if not trouble and self.step % self.settings.checkpoint_every == 0:
+            self.checkpoint()
+        self.report_progress()
+        return trouble
+
+    def advance_one(self) -> str:
+        """One step of ASE's integrator; returns what went wrong, or ""."""
         try:
             # Overflow is what a blow-up looks like; it is noticed and named below.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -312,42 +320,36 @@ class Simulation:
                 raise
             self.step += 1
             return "positions are not finite numbers"
-        if not phase:
-            if not trouble and self.step == 0:
-                self.wall[False] += time.perf_counter() - began
-                self.enter_production()
-                return self.uncertainty.trouble if self.uncertainty is not None else ""
-        else:
+        if self.production:
             self.record(always=bool(trouble))
-        self.conclude(phase, began, trouble)
         return trouble
-
-    def conclude(self, production: bool, began: float, trouble: str = "") -> None:
-        """After a step: take the time, store a checkpoint if it is due, report progress."""
-        self.wall[production] += time.perf_counter() - began
-        if not trouble and self.step % self.settings.checkpoint_every == 0:
-            self.checkpoint()
-        self.report_progress()
 
     def advance_block(self) -> int:
         """Steps done by the compiled loop, up to the next checkpoint; 0 leaves the step to ASE's.
 
-        That happens where there is no such loop, and for a step that looks like a blow-up.
+        That happens where there is no such loop, for the first step after a checkpoint, before
+        which no forces are known, and for a step that looks like a blow-up.
         """
-        if self.blocks is None:
+        if self.blocks is None or self.forces is None:
             return 0
         settings, atoms = self.settings, self.atoms
         every = settings.checkpoint_every
-        steps = min(settings.steps - self.step, every - self.step % every)
-        if self.forces is None:
-            self.forces = atoms.get_forces()
+        end = settings.steps if self.production else 0
+        steps = min(end - self.step, every - self.step % every)
         block = self.blocks.advance(atoms.positions, atoms.get_momenta(), self.forces, steps)
         if not len(block):
             return 0
         numbers = self.step + 1 + np.arange(len(block))
-        self.rows.record_steps(
-            numbers, atoms, block.energies, block.positions, block.momenta, self.n_dof
-        )
+        if self.production:
+            self.rows.record_steps(
+                numbers,
+                atoms,
+                block.energies,
+                block.positions,
+                block.momenta,
+                self.dynamics,
+                self.n_dof,
+            )
         self.step = int(numbers[-1])
         self.forces = block.forces
         self.energies = (float(block.energies[-1, 0]), float(block.energies[-1, 1]))

@@ -81,8 +81,8 @@ def make_dynamics(
     return chain
 
 
-def conserved_energy(dynamics: Any, total_energy: float) -> float:
-    """The quantity the integrator conserves, eV; NaN under Langevin, which conserves nothing.
+def conserved_energy(dynamics: Any, total_energy: Any) -> Any:
+    """What the integrator conserves, of one total energy or several, eV; NaN under Langevin.
 
     Bussi: total energy minus the heat put in (J. Chem. Phys. 126, 014101, eq. 15). Nose-Hoover:
     total energy plus that of the chain.

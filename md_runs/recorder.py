@@ -96,8 +96,8 @@ class Recorder:
             np.array([energies]),
             atoms.get_positions()[None],
             atoms.get_momenta()[None],
+            dynamics,
             n_dof,
-            conserved=conserved_energy(dynamics, sum(energies)),
             uncertainty=uncertainty,
             always=always,
         )
@@ -109,9 +109,9 @@ class Recorder:
         energies: np.ndarray,
         positions: np.ndarray,
         momenta: np.ndarray,
+        dynamics: Any,
         n_dof: int,
         *,
-        conserved: float | None = None,
         uncertainty: float = float("nan"),
         always: bool = False,
     ) -> None:
@@ -123,8 +123,8 @@ class Recorder:
             energies: Potential and kinetic energies, eV, shape [k, 2].
             positions: A, shape [k, n_atoms, 3].
             momenta: ASE's units, shape [k, n_atoms, 3].
+            dynamics: The integrator, for the conserved energy.
             n_dof: Degrees of freedom, for the temperature.
-            conserved: What the integrator conserves, eV; None: the total energy.
             uncertainty: Of an ensemble's forces, eV/A.
             always: Record all.
         """
@@ -140,7 +140,7 @@ class Recorder:
                 positions[due], momenta[due], masses, periodic=bool(atoms.pbc.any())
             )
             columns = [k, e[:, 0], e[:, 1], total]
-            columns += [total if conserved is None else np.full_like(total, conserved)]
+            columns += [np.broadcast_to(conserved_energy(dynamics, total), total.shape)]
             columns += [kinetic_temperature(e[:, 1], n_dof), linear, turn]
             if self.ensemble:
                 columns.append(np.full_like(total, uncertainty))

@@ -83,7 +83,7 @@ class ReplicaBatch:
         self.dt = settings.timestep_fs * FS
         self.forces_of = BatchForces(atoms.calc, atoms.numbers, atoms.cell.array, atoms.pbc)
         self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
-        self.blocks = replica_blocks(atoms, settings, self.watch, self.n_dof, replicas)
+        self.blocks = replica_blocks(atoms, settings.timestep_fs, self.watch, self.n_dof, replicas)
         self.rngs = [np.random.default_rng([settings.seed, r]) for r in range(replicas)]
         self.x = np.repeat(atoms.get_positions()[None], replicas, axis=0)
         self.p = np.zeros_like(self.x)

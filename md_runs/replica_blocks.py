@@ -17,7 +17,6 @@ import torch
 from ase import Atoms
 
 from dcase.md_runs.blocks import VerletBlocks, verlet_blocks
-from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.watch import BlowUpWatch
 
 STEPS_OF_ALL = 16_384
@@ -94,10 +93,10 @@ class ReplicaBlocks:
 
 
 def replica_blocks(
-    atoms: Atoms, settings: MDSettings, watch: BlowUpWatch, n_dof: int, count: int
+    atoms: Atoms, timestep_fs: float, watch: BlowUpWatch, n_dof: int, count: int
 ) -> ReplicaBlocks | None:
     """Compiled loops for ``count`` replicas, or None where there is none for a single copy."""
     loops: list[Any] = [
-        verlet_blocks(atoms, settings, watch, n_dof, shared=False) for _ in range(count)
+        verlet_blocks(atoms, timestep_fs, watch, n_dof, shared=False) for _ in range(count)
     ]
     return None if any(loop is None for loop in loops) else ReplicaBlocks(loops)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.constraints import FixAtoms
+from ase.md.bussi import Bussi
+from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from potential_models import crystal, ethanol, lively
 
@@ -35,17 +37,23 @@ def simulated(atoms: Atoms, *, dtype="float64", skin=0.3, kelvin=300.0, **option
     return atoms
 
 
-def loop(atoms, timestep_fs=0.5, **settings):
-    chosen = MDSettings(timestep_fs=timestep_fs, **{**ANY, **settings})
-    watch = BlowUpWatch(atoms, chosen.bond_stretch_A, chosen.temperature_limit_K)
-    found = verlet_blocks(atoms, chosen, watch, 3 * len(atoms))
+def langevin(atoms, seed=5):
+    return Langevin(
+        atoms, timestep=0.5 * FS, temperature_K=500.0, friction=0.02 / FS, fixcm=False,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+
+
+def loop(atoms, dynamics=None):
+    watch = BlowUpWatch(atoms, None, 1e9)
+    found = verlet_blocks(atoms, 0.5, watch, 3 * len(atoms), dynamics=dynamics)
     assert found is not None
     return found
 
 
-def ase_trajectory(atoms, steps, timestep_fs=0.5):
+def ase_trajectory(atoms, steps, make=lambda atoms: VelocityVerlet(atoms, timestep=0.5 * FS)):
     atoms = with_own_calculator(atoms)
-    dynamics, forces, states = VelocityVerlet(atoms, timestep=timestep_fs * FS), None, []
+    dynamics, forces, states = make(atoms), None, []
     for _ in range(steps):
         forces = dynamics.step(forces)
         states.append(
@@ -94,6 +102,42 @@ def test_the_trajectory_is_that_of_ase_to_the_last_bit(make, dtype):
     np.testing.assert_allclose(found[2], wanted[2], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.physics
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_langevin_dynamics_is_that_of_ase_to_the_last_bit(make):
+    atoms = simulated(make())
+    wanted = ase_trajectory(atoms, 200, langevin)
+    dynamics = langevin(atoms)
+    compiled = loop(atoms, dynamics)
+    found = follow(atoms, compiled, 200)
+    assert compiled.searches > 3
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_random_numbers_are_those_of_the_steps_done():
+    """A block that ends early leaves the generator as if no more had been asked for."""
+    atoms = simulated(ethanol(), kelvin=0.0)
+    dynamics, alone = langevin(atoms), langevin(atoms)
+    hottest = BlowUpWatch(atoms, None, 30.0)
+    compiled = verlet_blocks(atoms, 0.5, hottest, 3 * len(atoms), dynamics=dynamics)
+    state = atoms.positions, atoms.get_momenta(), atoms.get_forces()
+    block = compiled.advance(*state, 200)
+    assert 0 < len(block) < 200
+    alone.rng.standard_normal((len(block), 2, len(atoms), 3))
+    assert dynamics.rng.standard_normal() == alone.rng.standard_normal()
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+def test_an_ensemble_is_the_same_in_both_loops(ensemble, tmp_path, monkeypatch):
+    atoms = simulated(ethanol())
+    settings = MDSettings(steps=60, equilibrate=33, checkpoint_every=25, ensemble=ensemble, **ANY)
+    ours, theirs = runs(atoms, settings, tmp_path, monkeypatch)
+    np.testing.assert_array_equal(ours.atoms.positions, theirs.atoms.positions)
+    a, b = read_series(ours.out), read_series(theirs.out)
+    np.testing.assert_allclose(a["conserved_energy"], b["conserved_energy"], rtol=1e-12)
+
+
 def test_an_image_of_an_atom_stays_in_reach():
     """A fast atom crosses a cell that is hardly longer than the cutoff."""
     atoms = Atoms("CH", [(0, 0, 0), (2.0, 2.0, 2.0)], cell=[4.5, 4.4, 4.3], pbc=True)
@@ -112,7 +156,7 @@ def test_atoms_of_other_masses():
 
 
 def without_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "verlet_blocks", lambda *arguments: None)
+    monkeypatch.setattr(blocks, "verlet_blocks", lambda *arguments, **options: None)
 
 
 def runs(atoms, settings, tmp_path, monkeypatch):
@@ -138,7 +182,7 @@ def test_a_run_is_the_same_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(blocks.VerletBlocks, "advance", counted)
     ours, theirs = runs(atoms, settings, tmp_path, monkeypatch)
-    assert used == [30, 30, 30, 5]
+    assert used == [19, 29, 29, 29, 4]  # of equilibration, and between checkpoints
     assert ours.status == theirs.status == "finished"
     np.testing.assert_array_equal(ours.atoms.positions, theirs.atoms.positions)
     np.testing.assert_array_equal(ours.atoms.get_momenta(), theirs.atoms.get_momenta())
@@ -193,11 +237,12 @@ def test_where_there_is_no_compiled_loop(monkeypatch):
     atoms = simulated(ethanol())
     watch = BlowUpWatch(atoms, None, 1e9)
 
-    def there_is(atoms=atoms, **settings):
-        return verlet_blocks(atoms, MDSettings(**{**ANY, **settings}), watch, 27) is not None
+    def there_is(atoms=atoms, dynamics=None):
+        return verlet_blocks(atoms, 0.5, watch, 27, dynamics=dynamics) is not None
 
     assert there_is()
-    assert not there_is(ensemble="langevin")
+    assert there_is(dynamics=langevin(atoms))
+    assert not there_is(dynamics=Bussi(atoms, 0.5 * FS, temperature_K=300.0, taut=50 * FS))
     held = with_own_calculator(atoms)
     held.set_constraint(FixAtoms([0]))
     assert not there_is(held)

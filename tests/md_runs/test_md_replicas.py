@@ -154,8 +154,8 @@ def test_a_replica_that_blows_up_does_not_stop_the_others(aspirin, tmp_path):
 def test_blocks_in_threads_are_the_steps_of_all_together(aspirin, tmp_path, monkeypatch):
     """Also of replicas that stop, at steps that blocks do not end on."""
     settings = MDSettings(
-        steps=97, equilibrate=8, log_every=3, traj_every=7, checkpoint_every=40,
-        bond_stretch_A=0.1,
+        steps=97, equilibrate=0, log_every=3, traj_every=7, checkpoint_every=40,
+        bond_stretch_A=0.075,
     )  # fmt: skip
     kept, told = [], []
     threads = torch.get_num_threads()
