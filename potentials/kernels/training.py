@@ -11,6 +11,9 @@ their table only, are left to autograd.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,9 @@ from dcase.potentials.kernels.schnet import (
 )
 from dcase.potentials.potential import Potential
 from dcase.potentials.schnet import SchNet
+
+WORTH_A_THREAD = 5e7
+"""Floating point operations of a step for which starting one more thread pays."""
 
 
 class TrainingKernel:
@@ -73,6 +79,13 @@ class TrainingKernel:
         head, out = net.out_in, net.out
         return [*found, head.weight, head.bias, out.weight, out.bias]
 
+    def worth_threads(self, n_atoms: int, n_pairs: int) -> int:
+        """Up to how many threads save time with a batch of this size."""
+        hidden, filters, layers, _, _ = self.shape
+        node = 2 * hidden * filters + hidden**2
+        work = layers * (16.0 * n_atoms * node + 150.0 * n_pairs * filters)
+        return max(1, int(work / WORTH_A_THREAD))
+
     def __call__(
         self, species: Tensor, graph: AtomicGraph, *, forces: bool
     ) -> tuple[Tensor, Tensor]:
@@ -100,6 +113,62 @@ def training_kernel(potential: Potential) -> TrainingKernel | None:
     return TrainingKernel(network, activation)
 
 
+@dataclass
+class _Share:
+    """Whole systems of a batch, for one thread: its own atoms, pairs and scratch."""
+
+    sizes: np.ndarray
+    pairs: Tensor
+    species: Tensor
+    vectors: Tensor
+    work: Tensor
+    room: np.ndarray
+    atoms: slice
+
+
+def _shares(kernel: TrainingKernel, species: Tensor, graph: AtomicGraph) -> list[_Share]:
+    """The batch in as many parts as there are threads for it, cut between systems."""
+    n, count = len(species), graph.pairs.shape[1]
+    threads = min(torch.get_num_threads(), graph.n_systems, kernel.worth_threads(n, count))
+    atoms, pairs = [0, n], [0, count]
+    if threads > 1:
+        system = graph.system
+        of_pair = system[graph.pairs[0]]
+        ordered = bool((system.diff() >= 0).all()) and bool((of_pair.diff() >= 0).all())
+        cuts = [system[n * t // threads] for t in range(1, threads)]
+        if ordered and cuts:
+            at = torch.stack(cuts)
+            atoms = [0, *torch.searchsorted(system, at).tolist(), n]
+            pairs = [0, *torch.searchsorted(of_pair, at).tolist(), count]
+    vectors = graph.vectors().detach().contiguous()
+    species = species.contiguous()
+    shares = []
+    for a0, a1, p0, p1 in zip(atoms, atoms[1:], pairs, pairs[1:], strict=False):
+        if a1 == a0:
+            continue
+        sizes = np.array([a1 - a0, p1 - p0, *kernel.shape])
+        shares.append(
+            _Share(
+                sizes,
+                (graph.pairs[:, p0:p1] - a0).contiguous(),
+                species[a0:a1],
+                vectors[p0:p1],
+                torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype),
+                np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8),
+                slice(a0, a1),
+            )
+        )
+    return shares
+
+
+def _for_each(work: Callable[[_Share], Any], shares: list[_Share]) -> list[Any]:
+    """``work`` of every share; the compiled functions let other threads run beside them."""
+    if len(shares) == 1:
+        return [work(shares[0])]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(work, shares))
+
+
 class _EnergiesForces(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -111,23 +180,23 @@ class _EnergiesForces(torch.autograd.Function):
         table: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        n, count = len(species), graph.pairs.shape[1]
-        sizes = np.array([n, count, *kernel.shape])
         packed = packed_weights(kernel.network, copy=False)
         table = table.detach().contiguous()
-        work = torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype)
-        room = np.empty(max(count, 1) * kernel.pair_bytes, dtype=np.uint8)
-        vectors = graph.vectors().detach().contiguous()
-        pairs, species = graph.pairs.contiguous(), species.contiguous()
-        energy = torch.empty(n, dtype=torch.float64)
-        force = torch.zeros(n, 3, dtype=torch.float64)
-        kernel.forward(
-            pointer(sizes), kernel.spacing, kernel.kind, _of(vectors), _of(pairs), _of(species),
-            pointers(packed), _of(table), _of(work), pointer(room), _of(energy),
-            _of(force) if forces else None,
-        )  # fmt: skip
-        ctx.kernel, ctx.forces, ctx.sizes, ctx.room = kernel, forces, sizes, room
-        ctx.packed, ctx.table, ctx.work, ctx.species = packed, table, work, species
+        energy = torch.empty(len(species), dtype=torch.float64)
+        force = torch.zeros(len(species), 3, dtype=torch.float64)
+
+        def evaluate(share: _Share) -> None:
+            kernel.forward(
+                pointer(share.sizes), kernel.spacing, kernel.kind, _of(share.vectors),
+                _of(share.pairs), _of(share.species), pointers(packed), _of(table),
+                _of(share.work), pointer(share.room), _of(energy[share.atoms]),
+                _of(force[share.atoms]) if forces else None,
+            )  # fmt: skip
+
+        shares = _shares(kernel, species, graph)
+        _for_each(evaluate, shares)
+        ctx.kernel, ctx.forces, ctx.shares = kernel, forces, shares
+        ctx.packed, ctx.table, ctx.n_atoms = packed, table, len(species)
         ctx.set_materialize_grads(False)
         return energy, force
 
@@ -136,18 +205,25 @@ class _EnergiesForces(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         by_energy, by_force = grads
         kernel, packed = ctx.kernel, ctx.packed
-        n = len(ctx.species)
-        by_energy = torch.zeros(n, dtype=torch.float64) if by_energy is None else by_energy
+        by_energy = torch.zeros(ctx.n_atoms) if by_energy is None else by_energy
         by_energy = by_energy.double().contiguous()
-        if by_force is not None:
-            by_force = by_force.double().contiguous() if ctx.forces else None
-        found = [torch.zeros_like(w) for w in _by_matrix(packed, kernel.shape[2])]
-        table = torch.zeros_like(ctx.table)
-        kernel.backward(
-            pointer(ctx.sizes), kernel.kind, _of(ctx.species), pointers(packed), _of(ctx.table),
-            _of(ctx.work), pointer(ctx.room), _of(by_energy),
-            None if by_force is None else _of(by_force), pointers(found), _of(table),
-        )  # fmt: skip
+        by_force = None if by_force is None or not ctx.forces else by_force.double().contiguous()
+
+        def gradient(share: _Share) -> list[Tensor]:
+            found = [torch.zeros_like(w) for w in _by_matrix(packed, kernel.shape[2])]
+            table = torch.zeros_like(ctx.table)
+            kernel.backward(
+                pointer(share.sizes), kernel.kind, _of(share.species), pointers(packed),
+                _of(ctx.table), _of(share.work), pointer(share.room), _of(by_energy[share.atoms]),
+                None if by_force is None else _of(by_force[share.atoms]), pointers(found),
+                _of(table),
+            )  # fmt: skip
+            return [table, *found]
+
+        first, *others = _for_each(gradient, ctx.shares)
+        for other in others:
+            torch._foreach_add_(first, other)
+        table, *found = first
         # Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row.
         results = [found[0], *(g.T if g.ndim == 2 else g for g in found[1:])]
         results[-2] = results[-2].reshape(1, -1)

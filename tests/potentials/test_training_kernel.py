@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from potential_models import crystal, ethanol, lively
 
 from dcase.data.dataset import AtomicDataset
 from dcase.potentials.batching import FrameBatches
+from dcase.potentials.kernels import training
 from dcase.potentials.kernels.schnet import ACTIVATIONS, available
 from dcase.potentials.kernels.training import TrainingKernel
 from dcase.rescaling import LabelScale
@@ -186,3 +188,33 @@ def test_networks_without_a_compiled_form():
         TrainingKernel(lively().network, "irelu")
     with pytest.raises(ValueError, match="no compiled form"):
         TrainingKernel(lively(activation="isilu", filter_knots=32).network, "isilu")
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Three threads, and any batch worth them; how many shares each call was cut into."""
+    before, shares = torch.get_num_threads(), []
+    monkeypatch.setattr(training, "WORTH_A_THREAD", 1.0)
+    for_each = training._for_each
+    monkeypatch.setattr(
+        training, "_for_each", lambda work, all_: shares.append(len(all_)) or for_each(work, all_)
+    )
+    torch.set_num_threads(3)
+    yield shares
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_threads_share_the_systems_of_a_batch(make, threads):
+    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32, cutoff=5.3)
+    frames = [make(seed=1), make(seed=2), make(seed=3)[:5], make(seed=4), make(seed=5)[:1]]
+    compare(potential, batch_of(frames, potential))
+    assert threads == [3, 3]
+
+
+def test_a_batch_whose_pairs_are_in_any_order_is_not_cut(threads):
+    potential = lively(dtype=torch.float64, filter_knots=32)
+    graph = batch_of([ethanol(seed=n) for n in range(3)], potential)
+    order = torch.randperm(graph.pairs.shape[1], generator=torch.Generator().manual_seed(0))
+    compare(potential, replace(graph, pairs=graph.pairs[:, order]))
+    assert threads == [1, 1]
