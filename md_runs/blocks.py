@@ -224,9 +224,13 @@ class VerletBlocks:
         if self._prepared is None or listed is not self._listed:
             self._listed, self._prepared = listed, None  # room for one at a time
             if self._shared:
-                prepared = self._kernel.prepared(self._species, listed.pairs, listed.offsets)
+                prepared = self._kernel.prepared(
+                    listed.positions, self._species, listed.pairs, listed.offsets
+                )
             else:
-                prepared = self._kernel.prepare(self._species, listed.pairs, listed.offsets, 1)
+                prepared = self._kernel.prepare(
+                    listed.positions, self._species, listed.pairs, listed.offsets, 1
+                )
             self._prepared = prepared
             self.searches += 1
             result = prepared.result

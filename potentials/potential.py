@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ase.data import chemical_symbols
@@ -18,6 +18,9 @@ from dcase.potentials.exact import ExactBuffers
 from dcase.potentials.graph import AtomicGraph
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
+
+if TYPE_CHECKING:
+    from dcase.potentials.deployed import Deployed
 
 FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
 SHIPPED_DIR = Path(__file__).parent / "shipped"
@@ -126,6 +129,12 @@ class Potential(ExactBuffers):
             energies = self.energies(graph)
             gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
             return energies, -gradient
+
+    def deploy(self, *, tabulate: bool = False) -> Deployed:
+        """The compiled form that simulations use; see :func:`dcase.potentials.deployed.deploy`."""
+        from dcase.potentials.deployed import deploy
+
+        return deploy(self, tabulate=tabulate)
 
     def forward(
         self, graph: AtomicGraph, *, stress: bool = False, forces: bool = True

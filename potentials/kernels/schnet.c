@@ -25,6 +25,8 @@ typedef struct {
     integer threads;
     double cutoff, spacing;          /* A */
     const double *positions;         /* A, [atoms, 3] */
+    const integer *atom_of;          /* rows of features are atoms in an order that keeps neighbours
+                                      * close together in memory, [atoms]; the list is of rows */
     const integer *list;             /* [2, listed] */
     const double *offsets;           /* cell vectors between the atoms of a pair, A, or NULL */
     const integer *species;          /* [atoms] */
@@ -61,12 +63,13 @@ static void measure(const system_call *c, integer begin, integer end, integer *s
     integer count = 0, first = c->atoms, last = -1;
     for (integer q = begin; q < end; q++) {
         pair *p = c->pairs + begin + count;
-        const integer i = c->list[q], j = c->list[c->listed + q];
+        const integer i = c->list[q], j = c->list[c->listed + q], a = c->atom_of[i],
+                      b = c->atom_of[j];
         p->i = i;
         p->j = j;
         double square = 0;
         for (int e = 0; e < 3; e++) {
-            p->r[e] = c->positions[3 * j + e] - c->positions[3 * i + e];
+            p->r[e] = c->positions[3 * b + e] - c->positions[3 * a + e];
             if (c->offsets)
                 p->r[e] += c->offsets[3 * q + e];
             square += p->r[e] * p->r[e];
@@ -79,11 +82,11 @@ static void measure(const system_call *c, integer begin, integer end, integer *s
 #ifdef _OPENMP
 #pragma omp atomic
 #endif
-        c->neighbours[i]++;
+        c->neighbours[a]++;
 #ifdef _OPENMP
 #pragma omp atomic
 #endif
-        c->neighbours[j]++;
+        c->neighbours[b]++;
         first = i < first ? i : first;
         first = j < first ? j : first;
         last = i > last ? i : last;
@@ -131,7 +134,7 @@ static void evaluate(const system_call *c, integer thread)
     const integer rows = a1 > a0 ? a1 - a0 : 0, h0 = a0 * hidden, f0 = a0 * filters;
 
     for (integer a = a0; a < a1; a++)
-        c->neighbours[a] = 0;
+        c->neighbours[c->atom_of[a]] = 0;
     BARRIER
     integer *stretch = c->stretch + 3 * thread;
     const integer p0 = c->listed * thread / c->threads,
@@ -145,7 +148,7 @@ static void evaluate(const system_call *c, integer thread)
                *const head_bent = head + n * half, *const sent = head_bent + n * half,
                *const mine = sent + thread * nf;
     for (integer a = a0; a < a1; a++)
-        memcpy(h + a * hidden, c->weights[0] + c->species[a] * hidden,
+        memcpy(h + a * hidden, c->weights[0] + c->species[c->atom_of[a]] * hidden,
                (size_t)hidden * sizeof(REAL));
     for (integer l = 0; l < layers; l++) {
         const REAL *const *w = c->weights + 1 + 8 * l;
@@ -171,7 +174,7 @@ static void evaluate(const system_call *c, integer thread)
             sum += (double)(head[q] * out[3][q - a * half]);
             head_bent[q] *= out[3][q - a * half];
         }
-        c->energy[a] = sum;
+        c->energy[c->atom_of[a]] = sum;
     }
 
     REAL *const g = h; /* from here on dE/dh */
@@ -208,11 +211,13 @@ static void evaluate(const system_call *c, integer thread)
         }
     }
     BARRIER
-    for (integer q = 3 * a0; q < 3 * (a0 + rows); q++) {
-        c->force[q] = c->sums[q];
-        for (integer t = 1; t < c->threads; t++)
-            c->force[q] += c->sums[t * (3 * n + 9) + q];
-    }
+    for (integer a = a0; a < a1; a++)
+        for (int e = 0; e < 3; e++) {
+            double sum = 0;
+            for (integer t = 0; t < c->threads; t++)
+                sum += c->sums[t * (3 * n + 9) + 3 * a + e];
+            c->force[3 * c->atom_of[a] + e] = sum;
+        }
     if (thread == 0)
         for (integer q = 0; q < 9; q++) {
             c->virial[q] = 0;

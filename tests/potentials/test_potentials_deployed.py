@@ -21,7 +21,7 @@ from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graph import build_graph
 from dcase.potentials.kernels import build
 from dcase.potentials.kernels.curve import fit_curve
-from dcase.potentials.kernels.schnet import SchNetKernel, available
+from dcase.potentials.kernels.schnet import SchNetKernel, available, spatial_order
 
 KNOWN = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
 
@@ -40,7 +40,7 @@ def predictions(potential, atoms, skin=0.7):
         atoms.numbers, atoms.positions, potential.cutoff + skin, atoms.cell.array, atoms.pbc
     )
     offsets = None if graph.shifts is None else graph.shifts.numpy() @ atoms.cell.array
-    return deploy(potential)(atoms.numbers, atoms.positions, graph.pairs.numpy(), offsets)
+    return potential.deploy()(atoms.numbers, atoms.positions, graph.pairs.numpy(), offsets)
 
 
 def assert_same(potential, atoms, relative=1e-12):
@@ -97,7 +97,7 @@ def test_threads_share_the_work(make, threads):
     species = potential.species_of[graph.numbers].numpy()
     results = []
     for count in (1, threads, threads):
-        prepared = kernel.prepare(species, graph.pairs.numpy(), offsets, count)
+        prepared = kernel.prepare(atoms.positions, species, graph.pairs.numpy(), offsets, count)
         prepared.positions[:] = atoms.positions
         prepared.evaluate()
         prepared.evaluate()  # nothing is left over from the first time
@@ -106,6 +106,30 @@ def test_threads_share_the_work(make, threads):
         one, some, again = (getattr(result, name) for result in results)
         np.testing.assert_allclose(some, one, rtol=1e-11, atol=1e-12 * np.abs(one).max())
         np.testing.assert_array_equal(again, some)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("make", [ethanol, crystal])
+def test_the_order_of_atoms_in_memory_does_not_matter(make, threads, monkeypatch):
+    monkeypatch.setattr("dcase.potentials.kernels.schnet.WORTH_SORTING", 2)
+    monkeypatch.setattr("dcase.potentials.kernels.schnet.SchNetKernel._threads",
+                        lambda *sizes: threads)  # fmt: skip
+    orders = []
+    monkeypatch.setattr("dcase.potentials.kernels.schnet.spatial_order",
+                        lambda *where: orders.append(spatial_order(*where)) or orders[-1])  # fmt: skip
+    assert_same(splined(cutoff=2.3), make())
+    assert sorted(orders[0]) != orders[0].tolist()
+
+
+def test_spatial_order_keeps_neighbours_together():
+    grid = np.stack(np.meshgrid(*[np.arange(16.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    shuffled = grid[np.random.default_rng(0).permutation(len(grid))] - 40.0
+    order = spatial_order(shuffled, 1.0)
+    assert sorted(order) == list(range(len(grid)))
+    steps = np.linalg.norm(np.diff(shuffled[order], axis=0), axis=1)
+    assert np.mean(steps) < 2.0  # of 7.6 on average in any order
+    assert np.mean(np.linalg.norm(np.diff(shuffled, axis=0), axis=1)) > 5.0
 
 
 @needs_compiler
