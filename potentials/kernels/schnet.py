@@ -27,8 +27,8 @@ _INTEGERS = (
     "atoms", "listed", "hidden", "filters", "layers", "half", "intervals", "kind", "threads",
 )  # fmt: skip
 _POINTERS = (
-    "positions", "atom_of", "list", "offsets", "species", "weights", "table", "bend", "work", "pairs", "sums",
-    "stretch", "energy", "force", "virial", "neighbours",
+    "positions", "atom_of", "list", "offsets", "species", "weights", "table", "bend", "work",
+    "pairs", "sums", "stretch", "energy", "force", "virial", "neighbours",
 )  # fmt: skip
 
 

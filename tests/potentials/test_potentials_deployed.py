@@ -20,6 +20,7 @@ from dcase.potentials.deployed import deploy
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graph import build_graph
 from dcase.potentials.kernels import build
+from dcase.potentials.kernels import schnet as schnet_kernel
 from dcase.potentials.kernels.curve import fit_curve
 from dcase.potentials.kernels.schnet import SchNetKernel, available, spatial_order
 
@@ -112,12 +113,15 @@ def test_threads_share_the_work(make, threads):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("make", [ethanol, crystal])
 def test_the_order_of_atoms_in_memory_does_not_matter(make, threads, monkeypatch):
-    monkeypatch.setattr("dcase.potentials.kernels.schnet.WORTH_SORTING", 2)
-    monkeypatch.setattr("dcase.potentials.kernels.schnet.SchNetKernel._threads",
-                        lambda *sizes: threads)  # fmt: skip
     orders = []
-    monkeypatch.setattr("dcase.potentials.kernels.schnet.spatial_order",
-                        lambda *where: orders.append(spatial_order(*where)) or orders[-1])  # fmt: skip
+
+    def ordered(positions, length):
+        orders.append(spatial_order(positions, length))
+        return orders[-1]
+
+    monkeypatch.setattr(schnet_kernel, "WORTH_SORTING", 2)
+    monkeypatch.setattr(schnet_kernel, "spatial_order", ordered)
+    monkeypatch.setattr(SchNetKernel, "_threads", lambda *sizes: threads)
     assert_same(splined(cutoff=2.3), make())
     assert sorted(orders[0]) != orders[0].tolist()
 
