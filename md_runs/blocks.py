@@ -140,7 +140,6 @@ class VerletBlocks:
             dt=timestep_fs * FS,
             scale=parts.scale,
             offset=parts.offset,
-            skin=(0.5 * self.calculator.skin) ** 2,
             stretch=float(watch.bond_stretch_A or 0.0) if look else -1.0,
             heat=0.5 * watch.max_temperature_K * n_dof * KB,
             lonely=self.calculator.allow_isolated,
@@ -245,6 +244,7 @@ class VerletBlocks:
             }
             for name, address in addresses.items():
                 setattr(self._run, name, address)
+            self._run.skin = listed.limit
         return self._prepared
 
 

@@ -31,6 +31,8 @@ from dcase.potentials.potential import Potential, find_checkpoint
 from dcase.potentials.registry import potential_caveats
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FEW_ATOMS = 64
+"""Of a molecule, up to which listing all pairs costs less than searching again and again."""
 SPREAD = ("energy_std", "forces_std")  # results of an ensemble, besides ASE's own
 PER_ATOM = ("energies", "forces", "forces_std")
 
@@ -319,10 +321,11 @@ class NeighbourList:
 
     Valid as long as every atom is within skin/2 of where it was *as given* (a wrapped atom has
     moved by a lattice vector and triggers a rebuild), and species, cell and pbc are the same.
+    Of a small molecule all pairs are listed, and valid wherever its atoms go.
 
     Attributes:
         positions: At which the pairs were searched for, A, shape [n_atoms, 3].
-        limit: (skin/2)^2, A^2.
+        limit: (skin/2)^2, A^2; infinite where all pairs are listed.
         pairs: Half list, int64, shape [2, n_pairs].
         offsets: Vectors between the cells of a pair's atoms, A, shape [n_pairs, 3], or None.
     """
@@ -332,8 +335,10 @@ class NeighbourList:
         self.positions = atoms.positions.copy()
         self.cell = atoms.cell.array.copy()
         self.pbc = atoms.pbc.copy()
-        self.cutoff, self.limit = cutoff, (0.5 * skin) ** 2
-        wide = build_graph(atoms.numbers, atoms.positions, cutoff + skin, self.cell, self.pbc)
+        everything = len(atoms) <= FEW_ATOMS and not self.pbc.any()
+        self.cutoff, self.limit = cutoff, np.inf if everything else (0.5 * skin) ** 2
+        reach = np.inf if everything else cutoff + skin
+        wide = build_graph(atoms.numbers, atoms.positions, reach, self.cell, self.pbc)
         self.pairs = wide.pairs.numpy()
         self.offsets = None if wide.shifts is None else wide.shifts.numpy() @ self.cell
         self.wide = wide.to(device)

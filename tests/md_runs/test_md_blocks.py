@@ -95,7 +95,8 @@ def test_the_trajectory_is_that_of_ase_to_the_last_bit(make, dtype):
     wanted = ase_trajectory(atoms, 300)
     compiled = loop(atoms)
     found = follow(atoms, compiled, 300)
-    assert compiled.searches > 5  # the list has been left behind more than once
+    # Of a molecule all pairs are listed; the crystal's list is left behind again and again.
+    assert compiled.searches == 1 if make is ethanol else compiled.searches > 5
     assert np.ptp(found[0], axis=0).max() > 1.0
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
@@ -110,7 +111,7 @@ def test_langevin_dynamics_is_that_of_ase_to_the_last_bit(make):
     dynamics = langevin(atoms)
     compiled = loop(atoms, dynamics)
     found = follow(atoms, compiled, 200)
-    assert compiled.searches > 3
+    assert compiled.searches == 1 if make is ethanol else compiled.searches > 3
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
 

@@ -162,6 +162,21 @@ def test_potentials_calculator_keeps_its_list_only_within_the_skin(potential):
     assert calc._list is not kept
 
 
+def test_potentials_calculator_lists_all_pairs_of_a_small_molecule(potential):
+    """Atoms that come from beyond the cutoff and the skin are seen all the same."""
+    calc = DCCalculator(potential, dtype="float64", skin=0.1)
+    atoms = _with(ethanol(), calc)
+    far = atoms.copy()
+    far.positions[-1] += 50.0
+    calc.allow_isolated = True
+    calc.calculate(far)
+    kept = calc._list
+    energy = atoms.get_potential_energy()
+    assert calc._list is kept
+    fresh = _with(ethanol(), DCCalculator(potential, dtype="float64", skin=0.1))
+    assert energy == pytest.approx(fresh.get_potential_energy(), abs=1e-12)
+
+
 def test_potentials_calculator_results_are_copies(calc):
     atoms = _with(crystal(), calc)
     for get in (atoms.get_forces, atoms.get_stress, atoms.get_potential_energies):

@@ -266,13 +266,13 @@ def test_potentials_checks_catch_a_stale_neighbour_list(monkeypatch):
 
     only = [c for c in checks._CHECKS if c.name == "kept neighbour list"]
     monkeypatch.setattr(checks, "_CHECKS", only)
-    assert checks.run_checks(lively(), ethanol())[0].passed
+    assert checks.run_checks(lively(), crystal())[0].passed
     monkeypatch.setattr(
         calculator.NeighbourList,
         "covers",
         lambda self, atoms: bool(self.numbers.tolist() == atoms.numbers.tolist()),
     )
-    assert not checks.run_checks(lively(), ethanol())[0].passed
+    assert not checks.run_checks(lively(), crystal())[0].passed
 
 
 def test_potentials_checks_report_a_crash_as_a_failure(monkeypatch):
