@@ -29,6 +29,7 @@ COMMANDS = {
         "Sample with an ensemble, label what it is least sure of, retrain.",
     ),
     "relax": ("dcase.cli.relax", "relax", "Relax a structure."),
+    "bench": ("dcase.cli.bench", "bench", "Time simulations on this machine, part by part."),
     "evaluate": ("dcase.cli.evaluate", "evaluate", "Errors of a potential on labelled frames."),
     "baseline": ("dcase.cli.baseline", "baseline", "Errors of the simplest models, to beat."),
     "check": ("dcase.cli.check", "check", "Check that a potential obeys the physics it should."),

@@ -93,7 +93,7 @@ class SectionedCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 heading = getattr(parameter, "section", "Options")
                 groups.setdefault(heading, []).append(record)
         for heading, records in groups.items():

@@ -45,6 +45,8 @@ STOPPED = "stopped early"
 
 PROGRESS_SECONDS = 0.1
 """Least time between two calls of ``progress``."""
+SAVE_SECONDS = 1.0
+"""Least time between two checkpoints on the disk: waiting for it takes longer than 100 steps can."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Simulation:
         self.forces: np.ndarray | None = None  # at the current positions, if known
         self.energies = (np.nan, np.nan)  # potential and kinetic, of the current step
         self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
-        self._reported = 0.0
+        self.unsaved: Checkpoint | None = None
+        self._reported, self._saved = 0.0, -np.inf
 
     # --- beginning -------------------------------------------------------------------------
 
@@ -425,10 +428,14 @@ class Simulation:
         )
 
     def checkpoint(self) -> None:
-        """Rows to the disk, then the state that counts them, then forget the calculator's past."""
+        """Take down the state, save it unless that was just done, forget the calculator's past.
+
+        What is forgotten must not depend on the time a step takes, so that the same run takes the
+        same steps; what reaches the disk may.
+        """
         energy = self.potential_energy()
-        series_rows, frame_rows = self.rows.flush()
-        Checkpoint(
+        series_rows, frame_rows = self.rows.counts()
+        self.unsaved = Checkpoint(
             step=self.step,
             production=self.production,
             positions=self.atoms.get_positions(),
@@ -441,9 +448,19 @@ class Simulation:
             equilibration_s=self.wall[False],
             dynamics=get_state(self.dynamics, self.rng),
             uncertainty={} if self.uncertainty is None else self.uncertainty.state(),
-        ).save(self.folder.checkpoint)
+        )
+        # An uncertainty's state goes on changing.
+        if self.uncertainty is not None or time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.save()
         self.reset_calculator()
         self.log.step(self.step, self.settings.steps, energy, self.atoms)
+
+    def save(self) -> None:
+        """Rows to the disk, then the checkpoint that counts them, if there is one to save."""
+        self.rows.flush()
+        if self.unsaved is not None:
+            self.unsaved.save(self.folder.checkpoint)
+            self.unsaved, self._saved = None, time.monotonic()
 
     def reset_calculator(self) -> None:
         """Let the calculator compute the next step as if it were its first."""
@@ -475,7 +492,7 @@ class Simulation:
 
     def finish(self, status: str) -> MDResult:
         """Write trajectory, final structure and status."""
-        self.rows.flush()
+        self.save()
         facts = self.run_facts
         facts.update(
             status=status,

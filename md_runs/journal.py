@@ -49,6 +49,10 @@ class Journal:
         """Remember ``(width,)`` or ``(n, width)`` numbers until the next ``flush`` writes them."""
         self._pending.append(np.array(rows, dtype="<f8").reshape(-1, self.width))
 
+    def __len__(self) -> int:
+        """Rows so far, pending ones included."""
+        return self.rows + sum(len(rows) for rows in self._pending)
+
     def flush(self) -> int:
         """Write and sync what is pending.
 

@@ -153,12 +153,17 @@ class Recorder:
             rows = [head, positions[due].reshape(len(k), -1), velocities.reshape(len(k), -1)]
             frames.append(np.concatenate(rows, axis=1))
 
-    def flush(self) -> tuple[int, int]:
-        """Write what is pending; returns the rows of the series and of the trajectory."""
+    def counts(self) -> tuple[int, int]:
+        """Rows of the series and of the trajectory so far."""
         if self._journals is None:
             return 0, 0
         series, frames = self._journals
-        return series.flush(), frames.flush()
+        return len(series), len(frames)
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        for journal in self._journals or ():
+            journal.flush()
 
     def close(self) -> None:
         """Close both journals."""

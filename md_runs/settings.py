@@ -37,7 +37,8 @@ class MDSettings:
         seed: Of everything random.
         log_every: Steps between rows of the energy series.
         traj_every: Steps between frames of the trajectory.
-        checkpoint_every: Steps between checkpoints, from which a killed or interrupted run resumes.
+        checkpoint_every: Steps between checkpoints, from which a killed or interrupted run resumes;
+            they reach the disk at most once a second.
         constrain: ``bonds-to-hydrogen`` or ``all-bonds`` keep their lengths of the starting
             structure (RATTLE), so that a longer time step is stable; ``none`` holds nothing.
         keep_momenta: Start from the momenta of the structure instead of drawing them.

@@ -34,7 +34,7 @@ def test_all_commands_are_there():
             for group in ("train", "cross-validate")
             for name in ("", " md17", " xyz", " oc22", " qm9", " iso17")
         ),
-        "md", "active-learn", "relax", "evaluate", "baseline", "check",
+        "md", "active-learn", "relax", "bench", "evaluate", "baseline", "check",
         "info", "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
         *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
         "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
