@@ -22,11 +22,8 @@ A new architecture takes part by its registry name; a new peer is one function i
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import Peer, write_results
 from torch import Tensor, nn
 
 from dcase.data.dataset import AtomicDataset
@@ -214,14 +212,8 @@ def _pyg_schnet(h: dict[str, Any], batch: LabelledGraph) -> nn.Module:
     return model
 
 
-PEERS = Path(__file__).resolve().parent / "peers"
-
-
 def _schnetpack_schnet(setting: Setting) -> Contestant:
     """SchNetPack's SchNet, in a process of its own environment (peers/schnetpack_step.py)."""
-    python = PEERS / ".venv-schnetpack" / "bin" / "python"
-    if not (PEERS / ".venv-schnetpack" / ".installed").exists():
-        raise SystemExit("schnetpack:schnet needs its own environment: make peer-schnetpack")
     h = resolve_hyper_parameters("schnet", setting.size, {"activation": setting.activation})
     batch = setting.frames(h["cutoff"]).batch(setting.chosen())
     assert batch.energies is not None
@@ -240,26 +232,15 @@ def _schnetpack_schnet(setting: Setting) -> Contestant:
             energies=batch.energies.float().numpy(),
             forces=batch.forces.float().numpy(),
         )
-        # It ends when this program, and with it its standard input, does.
-        worker = subprocess.Popen(
-            [python, "-W", "ignore", PEERS / "schnetpack_step.py", path, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        peer = Peer(
+            "schnetpack:schnet", "schnetpack", "schnetpack_step.py", path, json.dumps(options)
         )
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        requests, replies = worker.stdin, worker.stdout
-        first = replies.readline().split()
-    if first[:1] != ["ready"]:
-        raise SystemExit("schnetpack:schnet did not start; make peer-schnetpack makes it anew")
 
     def step() -> tuple[float, float]:
-        print("step", file=requests, flush=True)
-        cpu, wall, _ = map(float, replies.readline().split())
+        cpu, wall, _ = peer.ask("step")
         return cpu, wall
 
-    return Contestant(int(first[1]), step)
+    return Contestant(int(peer.first[0]), step)
 
 
 CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
@@ -349,32 +330,8 @@ def main() -> None:
             f"  {'-' if share is None else f'{share:.1f} %'}"
         )
     if options.out:
-        _write(options, rows)
-
-
-def _write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "training_step.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    about = {
-        "machine": platform.platform(),
-        "processor": _processor(),
-        "torch": torch.__version__,
-        **{k: str(v) for k, v in vars(options).items() if k != "out"},
-        "results": rows,
-    }
-    (options.out / "training_step.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        about = {k: str(v) for k, v in vars(options).items() if k != "out"}
+        write_results(options.out, "training_step", rows, about)
 
 
 if __name__ == "__main__":
