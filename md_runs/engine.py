@@ -302,7 +302,9 @@ class Simulation:
             self.enter_production()
             return self.uncertainty.trouble if self.uncertainty is not None else ""
         if not trouble and self.step % self.settings.checkpoint_every == 0:
+            began = time.perf_counter()
             self.checkpoint()
+            self.wall[phase] += time.perf_counter() - began
         self.report_progress()
         return trouble
 

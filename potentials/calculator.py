@@ -64,9 +64,10 @@ class DCCalculator(Calculator):
         allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
         use_cache: As in ASE.
         optimize: Use the compiled form of the potential (:mod:`dcase.potentials.deployed`). None:
-            where there is one that is the same function up to rounding (SchNet with
-            ``filter_knots``, on the CPU). True: also where filters have to be tabulated for it,
-            which changes them by at most 1e-5; an error where there is none. False: never.
+            where there is one that is the same function up to rounding (on the CPU). True: also
+            where a function of the distances has to be tabulated for it, which makes SchNets
+            without ``filter_knots`` faster and changes their filters by at most 1e-5, and other
+            architectures fast in float64; an error where there is none. False: never.
 
     Raises:
         CheckpointError: If the file is missing, damaged or foreign.

@@ -1,9 +1,10 @@
-/* SchNet with tabulated filters: atom energies, forces and virial of one system.
+/* SchNet: atom energies, forces and virial of one system.
  *
  * Compiled at run time, once for float and once for double (REAL), see build.py. The arithmetic is
- * that of potentials/schnet.py with filter_knots; names are the same. A half list of pairs is
- * gone through twice a layer, forwards and backwards, and the filters of a pair are made from four
- * rows of the table on the way, so that nothing of the size pairs x filters is ever stored.
+ * that of potentials/schnet.py; names are the same. A half list of pairs is gone through twice a
+ * layer, forwards and backwards, and the filters of a pair are made on the way, from four rows of
+ * the table (filter_knots) or by the filter network for some pairs at a time, so that nothing of
+ * the size pairs x filters is ever stored.
  *
  * Threads share out rows of atoms and, apart from that, stretches of the list. Each adds what its
  * pairs send into an array of its own; these are summed in a fixed order, so that a given number of
@@ -22,8 +23,8 @@
 typedef struct {
     integer atoms, listed;                                  /* pairs listed: a half list */
     integer hidden, filters, layers, half, intervals, kind; /* half: of the read-out */
-    integer threads;
-    double cutoff, spacing;          /* A */
+    integer threads, gaussians, kept; /* kept: filters of the networks are made once, and stored */
+    double cutoff, spacing, width;   /* A; of the table's knots and of the Gaussians */
     const double *positions;         /* A, [atoms, 3] */
     const integer *atom_of;          /* rows of features are atoms in an order that keeps neighbours
                                       * close together in memory, [atoms]; the list is of rows */
@@ -33,10 +34,14 @@ typedef struct {
     const REAL *const *weights;      /* embedding; of each layer: atom_in, atom_out, its bias,
                                       * update, its bias (each [in, out]) and the three matrices
                                       * transposed; out_in, its bias, transposed, out, its bias */
-    const REAL *table;               /* [intervals + 3, layers, filters] */
+    const REAL *table;               /* [intervals + 3, layers, filters], or NULL: then by */
+    const REAL *const *networks;     /* of each layer: filter_in, its bias, filter_out, its bias */
+    const double *centres;           /* of the Gaussians, A, [gaussians] */
     const curve *bend;               /* the activation, where kind is TABULATED */
     REAL *work;                      /* [atoms, layers (filters + hidden) + 2 hidden + filters
-                                      *  + 2 half + threads filters] */
+                                      *  + 2 half + threads filters], and for each thread
+                                      * SOME_PAIRS (2 gaussians + 5 filters); if kept, another
+                                      * [2, layers, listed, filters] */
     pair *pairs;                     /* [listed] */
     double *sums;                    /* [threads, 3 atoms + 9] */
     integer *stretch;                /* [threads, 3]: pairs in the cutoff, first and last atom */
@@ -46,6 +51,10 @@ typedef struct {
 
 integer size_of_pair(void) { return (integer)sizeof(pair); }
 integer size_of_call(void) { return (integer)sizeof(system_call); }
+
+/* Pairs whose filters are made together; whole tiles of the matrix product. */
+#define SOME_PAIRS (8 * ROWS)
+integer pairs_at_a_time(void) { return SOME_PAIRS; }
 
 int most_threads(void)
 {
@@ -78,7 +87,8 @@ static void measure(const system_call *c, integer begin, integer end, integer *s
             continue;
         p->d = sqrt(square);
         p->pull = 0;
-        locate(p, c->intervals, c->spacing);
+        if (c->table)
+            locate(p, c->intervals, c->spacing);
 #ifdef _OPENMP
 #pragma omp atomic
 #endif
@@ -96,6 +106,107 @@ static void measure(const system_call *c, integer begin, integer end, integer *s
     stretch[0] = count;
     stretch[1] = first;
     stretch[2] = last;
+}
+
+/* W and, unless it is NULL, W' = dW/dd by the filter network of a layer, [count, filters] each */
+static void filters_of(const system_call *c, integer layer, const pair *pairs, integer count,
+                       REAL *room, REAL *W, REAL *slope)
+{
+    const integer g = c->gaussians, f = c->filters;
+    const REAL *const *w = c->networks + 4 * layer;
+    REAL *const e = room, *const de = e + SOME_PAIRS * g, *const z = de + SOME_PAIRS * g,
+               *const dz = z + SOME_PAIRS * f, *const bent = dz + SOME_PAIRS * f;
+    for (integer q = 0; q < count; q++)
+        for (integer k = 0; k < g; k++) {
+            const REAL s = (REAL)((pairs[q].d - c->centres[k]) / c->width);
+            e[q * g + k] = EXP((REAL)-0.5 * s * s);
+            de[q * g + k] = -s * e[q * g + k] / (REAL)c->width;
+        }
+    product(count, g, f, e, w[0], w[1], z, 0);
+    activate((int)c->kind, c->bend, count * f, z, z, bent, NULL);
+    product(count, f, f, z, w[2], w[3], W, 0);
+    if (slope) {
+        product(count, g, f, de, w[0], NULL, dz, 0);
+        for (integer q = 0; q < count * f; q++)
+            dz[q] *= bent[q];
+        product(count, f, f, dz, w[2], NULL, slope, 0);
+    }
+    for (integer q = 0; q < count; q++) {
+        const double turn = 3.14159265358979323846 / c->cutoff;
+        const REAL cut = (REAL)(0.5 * (cos(turn * pairs[q].d) + 1)),
+                   rate = (REAL)(-0.5 * turn * sin(turn * pairs[q].d));
+        for (integer k = q * f; k < (q + 1) * f; k++) {
+            if (slope)
+                slope[k] = cut * slope[k] + rate * W[k];
+            W[k] *= cut;
+        }
+    }
+}
+
+/* Where the filters of a stretch of pairs are made or kept: W, and W' behind it */
+typedef struct {
+    REAL *room, *W, *slope;
+} filter_room;
+
+static filter_room filters_at(const system_call *c, REAL *room, REAL *kept, integer layer,
+                              integer pair)
+{
+    const integer f = c->filters, all = c->layers * c->listed * f;
+    REAL *W = room + SOME_PAIRS * (2 * c->gaussians + 3 * f), *slope = W + SOME_PAIRS * f;
+    if (c->kept) {
+        W = kept + (layer * c->listed + pair) * f;
+        slope = W + all;
+    }
+    return (filter_room){room, W, slope};
+}
+
+/* message[i] += W x[j], message[j] += W x[i] for all pairs of a stretch, by the filter network */
+static void convolve_network(const system_call *c, integer layer, integer first, integer count,
+                             REAL *room, REAL *kept, const REAL *restrict x,
+                             REAL *restrict message)
+{
+    const integer f = c->filters;
+    for (integer begin = first; begin < first + count; begin += SOME_PAIRS) {
+        const pair *p = c->pairs + begin;
+        const integer left = first + count - begin, some = left < SOME_PAIRS ? left : SOME_PAIRS;
+        const filter_room at = filters_at(c, room, kept, layer, begin);
+        filters_of(c, layer, p, some, at.room, at.W, c->kept ? at.slope : NULL);
+        for (integer q = 0; q < some; q++) {
+            const REAL *W = at.W + q * f, *xi = x + p[q].i * f, *xj = x + p[q].j * f;
+            for (integer k = 0; k < f; k++)
+                message[p[q].i * f + k] += W[k] * xj[k];
+            for (integer k = 0; k < f; k++)
+                message[p[q].j * f + k] += W[k] * xi[k];
+        }
+    }
+}
+
+/* The same for the gradients, and the pairs' dE/dd; see transpose() */
+static void transpose_network(const system_call *c, integer layer, integer first, integer count,
+                              REAL *room, REAL *kept, const REAL *restrict x,
+                              const REAL *restrict g, REAL *restrict y)
+{
+    const integer f = c->filters;
+    for (integer begin = first; begin < first + count; begin += SOME_PAIRS) {
+        pair *p = c->pairs + begin;
+        const integer left = first + count - begin, some = left < SOME_PAIRS ? left : SOME_PAIRS;
+        const filter_room at = filters_at(c, room, kept, layer, begin);
+        if (!c->kept)
+            filters_of(c, layer, p, some, at.room, at.W, at.slope);
+        for (integer q = 0; q < some; q++) {
+            const REAL *W = at.W + q * f, *slope = at.slope + q * f;
+            const REAL *xi = x + p[q].i * f, *xj = x + p[q].j * f, *gi = g + p[q].i * f,
+                       *gj = g + p[q].j * f;
+            REAL sum = 0;
+            for (integer k = 0; k < f; k++) {
+                y[p[q].i * f + k] += W[k] * gj[k];
+                sum += slope[k] * (gi[k] * xj[k] + gj[k] * xi[k]);
+            }
+            for (integer k = 0; k < f; k++)
+                y[p[q].j * f + k] += W[k] * gi[k];
+            p[q].pull += (double)sum;
+        }
+    }
 }
 
 /* own += what the other threads' pairs have sent to these rows, in the order of the threads */
@@ -146,7 +257,10 @@ static void evaluate(const system_call *c, integer thread)
     REAL *const x = c->work, *const bent = x + layers * nf, *const h = bent + layers * nh,
                *const u = h + nh, *const message = u + nh, *const head = message + nf,
                *const head_bent = head + n * half, *const sent = head_bent + n * half,
-               *const mine = sent + thread * nf;
+               *const mine = sent + thread * nf,
+               *const rooms = sent + c->threads * nf;
+    const integer some = SOME_PAIRS * (2 * c->gaussians + 5 * filters);
+    REAL *const room = rooms + thread * some, *const kept = rooms + c->threads * some;
     for (integer a = a0; a < a1; a++)
         memcpy(h + a * hidden, c->weights[0] + c->species[c->atom_of[a]] * hidden,
                (size_t)hidden * sizeof(REAL));
@@ -155,8 +269,11 @@ static void evaluate(const system_call *c, integer thread)
         product(rows, hidden, filters, h + h0, w[0], NULL, x + l * nf + f0, 0);
         clear(c, sent, thread, a0, a1);
         BARRIER
-        for (integer q = 0; q < count; q++)
-            convolve(pairs + q, c->table + l * filters, columns, filters, x + l * nf, mine);
+        if (c->table)
+            for (integer q = 0; q < count; q++)
+                convolve(pairs + q, c->table + l * filters, columns, filters, x + l * nf, mine);
+        else
+            convolve_network(c, l, p0, count, room, kept, x + l * nf, mine);
         BARRIER
         gather(c, sent, a0, a1);
         product(rows, filters, hidden, sent + f0, w[1], w[2], u + h0, 0);
@@ -187,9 +304,12 @@ static void evaluate(const system_call *c, integer thread)
         product(rows, hidden, filters, u + h0, w[6], NULL, message + f0, 0);
         clear(c, sent, thread, a0, a1);
         BARRIER
-        for (integer q = 0; q < count; q++)
-            transpose(pairs + q, c->table + l * filters, columns, filters, x + l * nf, message,
-                      mine);
+        if (c->table)
+            for (integer q = 0; q < count; q++)
+                transpose(pairs + q, c->table + l * filters, columns, filters, x + l * nf, message,
+                          mine);
+        else
+            transpose_network(c, l, p0, count, room, kept, x + l * nf, message, mine);
         BARRIER
         if (l > 0) { /* the embedding does not depend on positions */
             gather(c, sent, a0, a1);

@@ -1,4 +1,4 @@
-"""SchNets with tabulated filters, evaluated by a small compiled kernel (``schnet.c``)."""
+"""SchNets evaluated by a small compiled kernel (``schnet.c``)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ ACTIVATIONS = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
 REAL = {torch.float32: "float", torch.float64: "double"}
 WORTH_SORTING = 500
 """Atoms from which on their order in memory matters: fewer stay in the cache in any order."""
+FILTERS_KEPT = 2_000_000
+"""Numbers up to which filters by networks are stored between the passes: more leave the cache."""
 WORTH_THREADS = 2e7
 """Floating point operations of a call from which on more than one thread saves time."""
 
 _INTEGERS = (
     "atoms", "listed", "hidden", "filters", "layers", "half", "intervals", "kind", "threads",
+    "gaussians", "kept",
 )  # fmt: skip
 _POINTERS = (
-    "positions", "atom_of", "list", "offsets", "species", "weights", "table", "bend", "work",
-    "pairs", "sums", "stretch", "energy", "force", "virial", "neighbours",
+    "positions", "atom_of", "list", "offsets", "species", "weights", "table",
+    "networks", "centres", "bend", "work", "pairs", "sums", "stretch", "energy", "force", "virial",
+    "neighbours",
 )  # fmt: skip
 
 
@@ -37,8 +41,7 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _INTEGERS),
-        ("cutoff", ctypes.c_double),
-        ("spacing", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("cutoff", "spacing", "width")),
         *((name, ctypes.c_void_p) for name in _POINTERS),
     )
 
@@ -90,11 +93,11 @@ class Prepared:
 class SchNetKernel:
     """One SchNet, ready to be evaluated on the CPU without autograd.
 
-    The filters are those of the network's own table (``filter_knots``), so that this is the same
-    function of the positions up to rounding. Weights are copied.
+    The filters are those of the network, from its table (``filter_knots``) or by its filter
+    networks, so that this is the same function of the positions up to rounding. Weights are copied.
 
     Args:
-        network: With ``filter_knots``, on the CPU, float32 or float64.
+        network: On the CPU, float32 or float64.
         activation: Its activation; any of the registry.
         table: Filters to use instead of the network's own: spline and coefficients of shape
             [n_intervals + 3, layers * filters].
@@ -120,13 +123,20 @@ class SchNetKernel:
         self.function = library.schnet
         self.function.restype, self.function.argtypes = None, [ctypes.c_void_p]
         self._pair_bytes = int(integer_result(library.size_of_pair)())
+        self._pairs_at_a_time = int(integer_result(library.pairs_at_a_time)())
         assert int(integer_result(library.size_of_call)()) == ctypes.sizeof(_Call)
         self._most_threads = int(library.most_threads())
-        spline, coefficients = own_table(network) if table is None else table
+        if table is None and network.table is not None:
+            table = own_table(network)
         hidden, filters, layers, half = network_shape(network)
         self._weights = packed_weights(network, copy=True)
         self._pointers = pointers(self._weights)
-        self._table = coefficients.detach().to(self.dtype).cpu().contiguous().clone()
+        self._centres = network.basis.centres.numpy().astype(np.float64)
+        filter_networks = _filter_weights(network)
+        self._networks = filter_networks, pointers(filter_networks)
+        self._table: torch.Tensor | None = None
+        if table is not None:
+            self._table = table[1].detach().to(self.dtype).cpu().contiguous().clone()
         self._curve: Curve | None = None
         if activation in ACTIVATIONS:
             kind = ACTIVATIONS.index(activation)
@@ -134,8 +144,9 @@ class SchNetKernel:
             kind, self._curve = len(ACTIVATIONS), fit_curve(activation)
         self._shape: dict[str, Any] = {
             "hidden": hidden, "filters": filters, "layers": layers, "half": half,
-            "intervals": spline.n_intervals, "kind": kind, "cutoff": network.cutoff,
-            "spacing": spline.spacing,
+            "intervals": 0 if table is None else table[0].n_intervals, "kind": kind,
+            "spacing": 0.0 if table is None else table[0].spacing, "cutoff": network.cutoff,
+            "gaussians": len(self._centres), "width": network.basis.width,
         }  # fmt: skip
         # REALs of scratch for each atom, and more for each thread
         self._scratch = layers * (filters + hidden) + 2 * hidden + filters + 2 * half
@@ -210,12 +221,19 @@ class SchNetKernel:
         if n >= WORTH_SORTING:
             atom_of = spatial_order(positions, self._shape["cutoff"])
             pairs, offsets = _reordered(pairs, offsets, atom_of)
+        filters = self._shape["filters"]
+        room, kept = n * (self._scratch + threads * filters), False
+        if self._table is None:
+            room += threads * self._pairs_at_a_time * (2 * self._shape["gaussians"] + 5 * filters)
+            every = 2 * self._shape["layers"] * listed * filters
+            kept = every <= FILTERS_KEPT
+            room += every * kept
         arrays: dict[str, np.ndarray] = {
             "positions": np.array(positions, dtype=np.float64),
             "atom_of": atom_of,
             "list": np.ascontiguousarray(pairs, dtype=np.int64),
             "species": np.ascontiguousarray(species, dtype=np.int64),
-            "work": np.empty(n * (self._scratch + threads * self._shape["filters"]), self._numpy),
+            "work": np.empty(room, self._numpy),
             "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
             "sums": np.empty(threads * (3 * n + 9)),
             "stretch": np.empty((threads, 3), dtype=np.int64),
@@ -232,8 +250,11 @@ class SchNetKernel:
             atoms=n,
             listed=listed,
             threads=threads,
+            kept=kept,
             weights=ctypes.cast(self._pointers, ctypes.c_void_p),
-            table=self._table.data_ptr(),
+            table=None if self._table is None else self._table.data_ptr(),
+            networks=ctypes.cast(self._networks[1], ctypes.c_void_p),
+            centres=self._centres.ctypes.data,
             bend=None if self._curve is None else self._curve.address,
             **self._shape,
             **{name: array.ctypes.data for name, array in arrays.items()},
@@ -244,7 +265,8 @@ class SchNetKernel:
         """Threads that are worth their while for a system of this size."""
         s = self._shape
         node = 2 * s["hidden"] * s["filters"] + s["hidden"] ** 2
-        work = s["layers"] * (4.0 * n_atoms * node + 40.0 * n_pairs * s["filters"])
+        pair = 40.0 if self._table is not None else 6.0 * (s["gaussians"] + s["filters"])
+        work = s["layers"] * (4.0 * n_atoms * node + n_pairs * pair * s["filters"])
         if work < WORTH_THREADS:
             return 1
         wanted = self.threads or torch.get_num_threads()
@@ -305,6 +327,16 @@ def packed_weights(network: SchNet, *, copy: bool) -> list[torch.Tensor]:
     weights += [head.weight.T, head.bias, head.weight, out.weight.reshape(-1), out.bias]
     contiguous = [w.detach().cpu().contiguous() for w in weights]
     return [w.clone() for w in contiguous] if copy else contiguous
+
+
+@torch.no_grad()
+def _filter_weights(network: SchNet) -> list[torch.Tensor]:
+    """The weights of the filter networks in the kernel's order, [in, out], copied."""
+    weights: list[torch.Tensor] = []
+    for block in network.interactions:
+        first, last = block.filter_in, block.filter_out  # type: ignore[union-attr]
+        weights += [first.weight.T, first.bias, last.weight.T, last.bias]  # type: ignore[union-attr, list-item]
+    return [w.detach().cpu().contiguous().clone() for w in weights]
 
 
 def own_table(network: SchNet) -> tuple[UniformSpline, torch.Tensor]:
