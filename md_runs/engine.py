@@ -46,7 +46,7 @@ STOPPED = "stopped early"
 PROGRESS_SECONDS = 0.1
 """Least time between two calls of ``progress``."""
 SAVE_SECONDS = 1.0
-"""Least time between two checkpoints on the disk: waiting for it takes longer than 100 steps can."""
+"""Least time between two checkpoints on the disk, which can take as long as 100 steps."""
 
 
 @dataclass(frozen=True)
