@@ -75,7 +75,7 @@ class Prepared:
         argument: Address of what it is to be called with.
     """
 
-    def __init__(self, kernel: SchNetKernel, call: _Call, arrays: dict[str, np.ndarray]):
+    def __init__(self, kernel: Any, call: ctypes.Structure, arrays: dict[str, np.ndarray]):
         self._kernel, self._call, self._arrays = kernel, call, arrays  # kept alive
         self.positions = arrays["positions"]
         self.result = Evaluation(

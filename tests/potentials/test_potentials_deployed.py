@@ -16,7 +16,7 @@ from potential_models import crystal, ethanol, graph_of, lively
 from dcase import DCCalculator
 from dcase.activations.registry import ACTIVATIONS
 from dcase.errors import OptionError
-from dcase.potentials.deployed import deploy
+from dcase.potentials.deployed import FILTER_ERROR, deploy
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graph import build_graph
 from dcase.potentials.kernels import build
@@ -184,10 +184,13 @@ def test_deployed_in_single_precision():
 
 @needs_compiler
 @pytest.mark.physics
-@pytest.mark.parametrize("knots", [48, 0], ids=["its own splines", "tabulated"])
-def test_deployed_forces_are_derivatives(knots):
+@pytest.mark.parametrize("optimize", [True, None])
+@pytest.mark.parametrize("knots", [48, 0], ids=["its own splines", "networks or tabulated"])
+def test_deployed_forces_are_derivatives(knots, optimize):
     atoms = crystal()
-    atoms.calc = DCCalculator(splined("silu", filter_knots=knots), dtype="float64", optimize=True)
+    atoms.calc = DCCalculator(
+        splined("silu", filter_knots=knots), dtype="float64", optimize=optimize
+    )
     assert atoms.calc.deployed is not None
     numerical = calculate_numerical_forces(atoms, eps=1e-4)
     np.testing.assert_allclose(atoms.get_forces(), numerical, atol=1e-6)
@@ -216,9 +219,11 @@ def test_calculator_chooses_the_compiled_form_where_it_is_exact():
     exact = splined()
     assert DCCalculator(exact).deployed is not None
     assert DCCalculator(exact, optimize=False).deployed is None
-    assert DCCalculator(splined(filter_knots=0)).deployed is None
-    with pytest.raises(OptionError, match="dimenet"):
-        DCCalculator(lively("dimenet++"), optimize=True)
+    networks = DCCalculator(splined(filter_knots=0))  # filters by their networks: exact as well
+    assert networks.deployed is not None
+    assert networks.deployed.kernels[0]._table is None
+    with pytest.raises(OptionError, match="optimize=True: .* basis 'gauss'"):
+        DCCalculator(lively("forcenet", basis="gauss"), optimize=True)
     again = pickle.loads(pickle.dumps(DCCalculator(exact)))
     assert again.deployed is not None
     assert DCCalculator(exact, optimize=False).copy().deployed is None
@@ -244,21 +249,47 @@ def test_calculator_gives_the_same_with_and_without(count):
 
 
 @needs_compiler
-def test_tabulated_filters_are_within_the_error_that_was_asked_for():
-    potential = splined("ssp", filter_knots=0)
+@pytest.mark.parametrize("activation", ["ssp", "silu"])
+def test_tabulated_filters_change_forces_as_little_as_was_asked_for(activation):
+    potential = splined(activation, filter_knots=0)
     atoms = ethanol()
-    exact = potential(graph_of(potential, atoms))
+    exact = potential(graph_of(potential, atoms))["forces"].numpy()
     graph = graph_of(potential, atoms)
     errors = []
-    for wanted in (1e-3, 1e-7):
-        found = deploy(potential, tabulate=True, filter_error=wanted)(
-            atoms.numbers, atoms.positions, graph.pairs.numpy()
-        )
-        errors.append(np.abs(found.forces[0] - exact["forces"].numpy()).max())
-    assert errors[1] < 1e-4
+    for wanted in (1e-3, FILTER_ERROR):
+        deployed = deploy(potential, tabulate=True, filter_error=wanted)
+        assert deployed.kernels[0]._table is not None
+        found = deployed(atoms.numbers, atoms.positions, graph.pairs.numpy())
+        errors.append(np.abs(found.forces[0] - exact).max() / np.abs(exact).max())
+    assert 1e-12 < errors[1] < 1e-4
     assert errors[1] < errors[0]
-    with pytest.raises(OptionError, match="do not reproduce the filters"):
-        deploy(splined("irelu", filter_knots=0), tabulate=True, filter_error=1e-14)
+
+
+@needs_compiler
+def test_filters_that_no_table_reproduces_are_evaluated_by_their_networks():
+    """IReLU's kinks: a table right to 1e-5 in value has slopes, and so forces, that are not."""
+    potential = splined("irelu", filter_knots=0)
+    deployed = deploy(potential, tabulate=True)
+    assert deployed.kernels[0]._table is None
+    atoms, graph = ethanol(), graph_of(potential, ethanol())
+    exact = potential(graph)["forces"].numpy()
+    found = deployed(atoms.numbers, atoms.positions, graph.pairs.numpy()).forces[0]
+    np.testing.assert_allclose(found, exact, atol=1e-12 * np.abs(exact).max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("kept", [0, 10**9])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("activation", ["irelu", "isilu"])
+def test_filter_networks(activation, threads, kept, monkeypatch):
+    """In shares of pairs, stored between the passes or not."""
+    monkeypatch.setattr(schnet_kernel, "FILTERS_KEPT", kept)
+    monkeypatch.setattr(SchNetKernel, "_threads", lambda *sizes: threads)
+    relative = 1e-12 if activation in KNOWN else 1e-7
+    for atoms in (ethanol(), crystal()):
+        potential = splined(activation, filter_knots=0, cutoff=5.3, num_gaussians=9)
+        assert_same(potential, atoms, relative)
+        assert_same(splined(activation, filter_knots=0, num_filters=7, cutoff=3.1), atoms, relative)
 
 
 def test_calculator_without_a_compiler(monkeypatch):

@@ -1,0 +1,214 @@
+"""Networks of atoms, pairs and edges, evaluated by a small compiled kernel (``edge_network.c``)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.layout import OPERATIONS
+from dcase.potentials.kernels.networks import write
+from dcase.potentials.kernels.schnet import REAL, Evaluation, Prepared, integer_result
+
+_VECTOR = 16  # numbers; no kernel's vectors are longer
+_CHUNK = 24  # the kernel's
+WORTH_THREADS = 2e9
+"""Floating point operations of a call from which on more than one thread saves time."""
+_THREADS_ROOM = 64 * 2**20
+"""Bytes: a system that needs more has memory of its own, others share what a thread keeps."""
+
+_INTEGERS = ("atoms", "listed", "steps", "slots", "intervals", "threads", "orders")
+_LENGTHS = ("cutoff", "spacing")
+_GIVEN = ("positions", "offsets", "list", "species", "program", "layout", "norms", "base")
+_ROOM = (
+    "room", "angular", "angular_gradient", "scratch", "first", "into", "place", "pairs", "energy",
+    "force", "virial", "neighbours",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """The kernel's ``evaluation``: the same fields in the same order."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        *((name, ctypes.c_double) for name in _LENGTHS),
+        *((name, ctypes.c_void_p) for name in _GIVEN),
+        ("parts", ctypes.c_int64 * 3),
+        *((name, ctypes.c_void_p) for name in _ROOM),
+    )
+
+
+class EdgeNetworkKernel:
+    """A CGCNN, DimeNet++, ForceNet or GemNet-T, ready to be evaluated on the CPU without autograd.
+
+    The same function of the positions as the network's own, but for rounding and for radial
+    functions that are splines of an error of 1e-8 (:mod:`dcase.potentials.kernels.tables`). Weights
+    are copied.
+
+    Args:
+        network: In evaluation mode, on the CPU, float32 or float64.
+
+    Raises:
+        RuntimeError: If there is no compiled kernel here; see
+            :func:`dcase.potentials.kernels.schnet.available`.
+        OptionError: If this network has no compiled form, saying why.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.dtype = next(network.parameters()).dtype
+        library = load_library("edge_network", REAL[self.dtype])
+        if library is None:
+            raise RuntimeError("there is no compiled kernel here")
+        self.function = library.edge_network
+        self.function.restype, self.function.argtypes = None, [ctypes.c_void_p]
+        self._most_threads = int(library.most_threads())
+        self._pair_bytes = int(integer_result(library.size_of_pair)())
+        assert int(integer_result(library.size_of_call)()) == ctypes.sizeof(_Call)
+        self._vector = int(integer_result(library.width_of_vector)())
+        self._written = write(network, self.dtype, self._vector)
+        step = self._written.program.steps
+        assert int(integer_result(library.size_of_step)()) * len(step) == ctypes.sizeof(step)
+        self._cutoff = float(network.cutoff)  # type: ignore[arg-type]
+        self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
+        self._last: tuple[tuple[Any, ...], Prepared] | None = None
+
+    def __call__(
+        self,
+        positions: np.ndarray,
+        species: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+    ) -> Evaluation:
+        """Evaluate one system.
+
+        Args:
+            positions: A, shape [n_atoms, 3].
+            species: Index of each atom's element, int64, shape [n_atoms].
+            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff are left out.
+            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
+        """
+        if np.shape(positions) != (len(species), 3):
+            raise ValueError("positions and species do not fit together")
+        prepared = self.prepared(positions, species, pairs, offsets)
+        prepared.positions[:] = positions
+        prepared.evaluate()
+        r = prepared.result
+        return Evaluation(r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy())
+
+    def prepared(
+        self,
+        positions: np.ndarray,
+        species: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+    ) -> Prepared:
+        """As :meth:`prepare`, or what the last call has made, if these are the same arrays."""
+        threads = self._threads(len(species), pairs.shape[1])
+        if self._last is not None:
+            known, prepared = self._last
+            if (
+                known[1] is pairs
+                and known[2] is offsets
+                and known[3] == threads
+                and np.array_equal(known[0], species)
+            ):
+                return prepared
+        prepared = self.prepare(positions, species, pairs, offsets, threads)
+        self._last = (np.array(species), pairs, offsets, threads), prepared
+        return prepared
+
+    def prepare(
+        self,
+        positions: np.ndarray,
+        species: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> Prepared:
+        """Room and arguments for evaluations with one list of pairs.
+
+        Args:
+            positions: Where the atoms are now; those of evaluations may differ.
+            species: As of :meth:`__call__`, and not to be changed afterwards.
+            pairs: Likewise.
+            offsets: Likewise.
+            threads: How many; None: as many as are worth their while.
+        """
+        n, listed = len(species), pairs.shape[1]
+        threads = threads or self._threads(n, listed)
+        program, orders = self._written.program, len(self._written.norms)
+        counts = np.bincount(pairs.ravel(), minlength=n)
+        rows = np.array([n, listed, 2 * listed])[program.layout[:, 0]]
+        parts = [
+            _up(int((rows * program.layout[:, 1] + _VECTOR).sum())),
+            int((counts * orders * _up(counts)).sum()),
+            self._scratch(int(counts.max(initial=0))),
+        ]
+        arrays: dict[str, np.ndarray] = {
+            "positions": np.array(positions, dtype=np.float64),
+            "list": np.ascontiguousarray(pairs, dtype=np.int64),
+            "species": np.ascontiguousarray(species, dtype=np.int64),
+            "layout": program.layout,
+            "norms": self._written.norms,
+            "base": np.empty(len(program.layout), dtype=np.uintp),
+            "first": np.empty(n + 1, dtype=np.int64),
+            "into": np.empty(max(2 * listed, 1), dtype=np.int64),
+            "place": np.empty(n + 1, dtype=np.int64),
+            "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
+            "energy": np.empty(n),
+            "force": np.empty((n, 3)),
+            "virial": np.empty((3, 3)),
+            "neighbours": np.empty(n, dtype=np.int64),
+        }
+        numbers = parts[0] + 2 * parts[1] + threads * parts[2]
+        if numbers * self.dtype.itemsize > _THREADS_ROOM:
+            arrays["room"] = np.empty(numbers, dtype=self._numpy)
+        if offsets is not None:
+            arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
+            if arrays["offsets"].shape != (listed, 3):
+                raise ValueError("pairs and offsets do not fit together")
+        call = _Call(
+            atoms=n,
+            listed=listed,
+            steps=len(program.steps),
+            slots=len(program.layout),
+            intervals=self._written.intervals,
+            threads=threads,
+            orders=orders,
+            cutoff=self._cutoff,
+            spacing=self._cutoff / self._written.intervals,
+            program=ctypes.addressof(program.steps),
+            parts=(ctypes.c_int64 * 3)(*parts),
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        return Prepared(self, call, arrays)
+
+    def _threads(self, n_atoms: int, n_pairs: int) -> int:
+        """Threads that are worth their while for a system of this size."""
+        rows = (n_atoms, n_pairs, 2 * n_pairs)
+        work = sum(
+            4.0 * rows[step.rows] * step.k * step.m / step.number[0]
+            for step in self._written.program.steps
+            if OPERATIONS[step.code] == "dense"
+        )
+        if work < WORTH_THREADS:
+            return 1
+        return max(1, min(torch.get_num_threads(), self._most_threads))
+
+    def _scratch(self, neighbours: int) -> int:
+        """Numbers of room for what one instruction works on: a chunk of rows, or an atom's edges.
+
+        ``neighbours`` is the largest number of them.
+        """
+        layout, orders = self._written.program.layout, len(self._written.norms)
+        widest = int(layout[:, 1].max(initial=1))
+        return widest * (6 * _CHUNK + (2 * orders + 3) * _up(neighbours) + 4 * _VECTOR)
+
+
+def _up(count: Any) -> Any:
+    """The next multiple of the vectors' length."""
+    return -(-count // _VECTOR) * _VECTOR
