@@ -38,6 +38,7 @@ from dcase.md_runs.watch import BlowUpWatch
 
 if TYPE_CHECKING:
     from dcase.md_runs.blocks import VerletBlocks
+    from dcase.md_runs.graph_blocks import GraphBlocks
 
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
@@ -119,7 +120,7 @@ class Simulation:
         self.uncertainty: UncertaintyWatch | None = None  # of an ensemble
         self.rows = Recorder(folder, len(atoms), settings.log_every, settings.traj_every)
         self.dynamics: Any = None
-        self.blocks: VerletBlocks | None = None  # a compiled loop, where there is one
+        self.blocks: VerletBlocks | GraphBlocks | None = None  # a loop of ours, where there is one
         self.forces: np.ndarray | None = None  # at the current positions, if known
         self.energies = (np.nan, np.nan)  # potential and kinetic, of the current step
         self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
@@ -188,16 +189,15 @@ class Simulation:
         """The integrator, and the compiled loop for calculators with a compiled potential."""
         self.dynamics = make_dynamics(self.atoms, self.settings, self.rng, ensemble=ensemble)
         self.blocks = None
-        if getattr(self.atoms.calc, "deployed", None) is not None:
-            # It imports torch, which simulations with other calculators do without.
+        if hasattr(self.atoms.calc, "deployed"):
+            # They import torch, which simulations with other calculators do without.
             from dcase.md_runs.blocks import verlet_blocks
+            from dcase.md_runs.graph_blocks import graph_blocks
 
-            self.blocks = verlet_blocks(
-                self.atoms,
-                self.settings.timestep_fs,
-                self.watch,
-                self.n_dof if self.production else 3 * len(self.atoms),
-                dynamics=self.dynamics,
+            n_dof = self.n_dof if self.production else 3 * len(self.atoms)
+            what = (self.atoms, self.settings.timestep_fs, self.watch, n_dof)
+            self.blocks = verlet_blocks(*what, dynamics=self.dynamics) or graph_blocks(
+                *what, dynamics=self.dynamics
             )
 
     def watch_uncertainty(self) -> None:

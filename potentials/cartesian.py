@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dcase.potentials.exact import ExactBuffers
 
-class SineBasis(nn.Module):
+
+class SineBasis(ExactBuffers):
     """``sin(1.1^k x)`` for k = 0 ... num_freqs - 1 ("powersine").
 
     Source: ForceNet (arXiv:2103.01436), appendix; Open Catalyst's form.
@@ -17,13 +19,16 @@ class SineBasis(nn.Module):
         num_freqs: Number of frequencies.
     """
 
+    frequencies: Tensor
+
     def __init__(self, num_freqs: int):
         super().__init__()
-        self.frequencies = [1.1**k for k in range(num_freqs)]
+        frequencies = torch.tensor([1.1**k for k in range(num_freqs)], dtype=torch.float64)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Map [...] to [..., num_freqs] of type ``dtype``; the product is taken in x's own."""
-        scaled = x.unsqueeze(-1) * x.new_tensor(self.frequencies)
+        scaled = x.unsqueeze(-1) * self.frequencies.to(x.dtype)
         return torch.sin(scaled.to(dtype or x.dtype))
 
 

@@ -8,8 +8,7 @@ exact derivative, so an energy from the spline is conserved as well as any other
 The B-spline form is used: ``W(d) = sum_k B_k(d) c_k`` with four non-zero ``B_k`` at each ``d``, so
 an evaluation is a weighted sum of four rows. Coefficients follow from the values at the knots by a
 fixed linear map, through which training gradients pass. End conditions: no curvature at 0, and no
-slope at the cutoff, as for everything multiplied by a smooth cutoff; beyond it the last value
-holds.
+slope at the cutoff, as for everything multiplied by a smooth cutoff; beyond it all is exactly zero.
 """
 
 from __future__ import annotations
@@ -50,11 +49,12 @@ class Located:
         distances: A, shape [n].
         rows: The four coefficients of each distance, int64, shape [n, 4].
         t: Place inside the interval, in [0, 1], shape [n].
+        inside: Which are not beyond the grid, bool, shape [n].
         spacing: Of the knots, A.
     """
 
-    def __init__(self, distances: Tensor, row: Tensor, t: Tensor, spacing: float):
-        self.distances, self.t, self.spacing = distances, t, spacing
+    def __init__(self, distances: Tensor, row: Tensor, t: Tensor, inside: Tensor, spacing: float):
+        self.distances, self.t, self.inside, self.spacing = distances, t, inside, spacing
         self.rows = row.unsqueeze(-1) + torch.arange(4, device=row.device)
         self._weights: dict[tuple[int, torch.dtype], Tensor] = {}
 
@@ -62,7 +62,9 @@ class Located:
         """The weights' derivatives of ``order``, shape [n, 4]."""
         key = (order, dtype)
         if key not in self._weights:
-            self._weights[key] = _weights(self.t, order, self.spacing).to(dtype)
+            # End conditions hold up to rounding, but pairs beyond the cutoff must do nothing at all
+            weights = _weights(self.t, order, self.spacing) * self.inside.unsqueeze(-1)
+            self._weights[key] = weights.to(dtype)
         return self._weights[key]
 
 
@@ -162,7 +164,8 @@ class UniformSpline(ExactBuffers):
         with torch.no_grad():
             scaled = (distances / self.spacing).clamp(0, self.n_intervals)
             row = scaled.floor().clamp(max=self.n_intervals - 1)
-            return Located(distances, row.to(torch.int64), scaled - row, self.spacing)
+            inside = distances <= self.cutoff
+            return Located(distances, row.to(torch.int64), scaled - row, inside, self.spacing)
 
     def forward(self, coefficients: Tensor, where: Located) -> Tensor:
         """Evaluate splines (coefficients [n_intervals + 3, n]) at located points: [n_pairs, n]."""
