@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -69,13 +70,19 @@ def short_scan(monkeypatch):
 
 
 @pytest.fixture
-def press_ctrl_c():
+def ctrl_c_interrupts():
+    """Also where the tests run as a background job, to which SIGINT means nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def press_ctrl_c(ctrl_c_interrupts):
     """``press_ctrl_c(when)``: send this process SIGINT as soon as ``when()`` is true."""
     threads, over = [], threading.Event()
 
     def press(when):
-        import signal
-
         def wait():
             while not over.is_set():
                 if when():

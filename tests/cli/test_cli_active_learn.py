@@ -1,7 +1,6 @@
 """``dcase active-learn``, with a labeller that costs nothing."""
 
 import json
-import signal
 
 import ase.io
 import numpy as np
@@ -85,14 +84,6 @@ def test_labelled_frames_a_test_set_and_a_second_curve(dcase, command, empty_fol
     assert [row["labels"] for row in curve["rounds"]] == [6]
     assert curve["rounds"][0]["errors"]["n_frames"] == 7
     assert (empty_folder / "other" / "learning_curve.png").exists()
-
-
-@pytest.fixture
-def ctrl_c_interrupts():
-    """Also where the tests run as a background job, to which SIGINT means nothing."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
