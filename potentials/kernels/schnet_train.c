@@ -71,30 +71,50 @@ integer size_of_work(const integer *sizes)
     return lay_out(sizes, NULL, &p);
 }
 
-/* Arguments as those of schnet() in schnet.c; r [pairs, 3] in A is x_j - x_i with cell vectors.
- * All pairs given are used. force may be NULL: then energies alone. */
-void forward(const integer *sizes, double spacing, int kind, const double *restrict r,
-             const integer *restrict list, const integer *restrict species,
-             const REAL *const *weights, const REAL *restrict table, REAL *restrict work,
-             pair *restrict pairs, double *restrict energy, double *restrict force)
+/* Some systems of a batch, which a thread evaluates; the same fields as in training.py. */
+typedef struct {
+    const integer *sizes;    /* atoms, pairs, hidden, filters, layers, half, intervals */
+    double spacing;          /* of the table, A */
+    integer kind;            /* of activation */
+    const double *r;         /* x_j - x_i with cell vectors, A, [pairs, 3] */
+    const integer *list;     /* [2, pairs]; all of them are used */
+    const integer *species;  /* [atoms] */
+    const REAL *const *weights; /* as in schnet.c */
+    const REAL *table;
+    REAL *work;              /* size_of_work() */
+    pair *pairs;             /* [pairs] */
+    double *energy, *force;  /* results of forward(); force may be NULL: then energies alone */
+    const double *gE, *gF;   /* for backward(): [atoms], [atoms, 3]; gF may be NULL */
+    REAL *const *gradients;  /* results of backward(), added to */
+    REAL *table_gradient;
+} share;
+
+integer size_of_share(void) { return (integer)sizeof(share); }
+
+static void forward(const share *c)
 {
+    const integer *sizes = c->sizes, *species = c->species;
+    const REAL *const *weights = c->weights;
+    const REAL *restrict table = c->table;
+    pair *const pairs = c->pairs;
+    double *const energy = c->energy, *const force = c->force;
     const integer n = sizes[0], count = sizes[1], hidden = sizes[2], filters = sizes[3],
                   layers = sizes[4], half = sizes[5], intervals = sizes[6];
     const integer nh = n * hidden, nf = n * filters, columns = layers * filters;
     places s;
-    lay_out(sizes, work, &s);
+    lay_out(sizes, c->work, &s);
     for (integer q = 0; q < count; q++) {
         pair *p = pairs + q;
-        p->i = list[q];
-        p->j = list[count + q];
+        p->i = c->list[q];
+        p->j = c->list[count + q];
         double square = 0;
-        for (int c = 0; c < 3; c++) {
-            p->r[c] = r[3 * q + c];
-            square += p->r[c] * p->r[c];
+        for (int e = 0; e < 3; e++) {
+            p->r[e] = c->r[3 * q + e];
+            square += p->r[e] * p->r[e];
         }
         p->d = sqrt(square);
         p->pull = 0;
-        locate(p, intervals, spacing);
+        locate(p, intervals, c->spacing);
     }
     for (integer a = 0; a < n; a++)
         memcpy(s.h + a * hidden, weights[0] + species[a] * hidden, (size_t)hidden * sizeof(REAL));
@@ -106,13 +126,13 @@ void forward(const integer *sizes, double spacing, int kind, const double *restr
         for (integer q = 0; q < count; q++)
             convolve(pairs + q, table + l * filters, columns, filters, x, m);
         product(n, filters, hidden, m, w[1], w[2], u, 0);
-        activate(kind, NULL, nh, u, s.a, s.slope + l * nh, NULL);
+        activate((int)c->kind, NULL, nh, u, s.a, s.slope + l * nh, NULL);
         memcpy(h + nh, h, (size_t)nh * sizeof(REAL));
         product(n, hidden, hidden, s.a, w[3], w[4], h + nh, 1);
     }
     const REAL *const *out = weights + 1 + 8 * layers;
     product(n, hidden, half, s.h + layers * nh, out[0], out[1], s.q, 0);
-    activate(kind, NULL, n * half, s.q, s.a, s.q_slope, NULL);
+    activate((int)c->kind, NULL, n * half, s.q, s.a, s.q_slope, NULL);
     for (integer a = 0; a < n; a++) {
         double sum = (double)out[4][0];
         for (integer q = 0; q < half; q++)
@@ -256,18 +276,22 @@ static void convolve_back_energy(const pair *p, const REAL *restrict table,
  * every kind of weight, in the order embedding; for each layer atom_in, atom_out, its bias, update,
  * its bias; out_in, its bias, out, bias; added to. table_gradient [intervals + 3, layers, filters],
  * added to. */
-void backward(const integer *sizes, int kind, const integer *restrict species,
-              const REAL *const *weights, const REAL *restrict table, REAL *restrict work,
-              pair *restrict pairs, const double *restrict gE, const double *restrict gF,
-              REAL *const *gradients, REAL *restrict table_gradient)
+static void backward(const share *c)
 {
+    const integer *sizes = c->sizes, *species = c->species;
+    const REAL *const *weights = c->weights;
+    const REAL *restrict table = c->table;
+    pair *const pairs = c->pairs;
+    const double *const gE = c->gE, *const gF = c->gF;
+    REAL *const *const gradients = c->gradients;
+    REAL *restrict table_gradient = c->table_gradient;
     const integer n = sizes[0], count = sizes[1], hidden = sizes[2], filters = sizes[3],
                   layers = sizes[4], half = sizes[5];
     const integer nh = n * hidden, nf = n * filters, nq = n * half, columns = layers * filters;
     const REAL *const *out = weights + 1 + 8 * layers;
     REAL *const *to_out = gradients + 1 + 5 * layers;
     places s;
-    lay_out(sizes, work, &s);
+    lay_out(sizes, c->work, &s);
 
     /* Forward along the direction -gF. */
     if (gF) {
@@ -299,7 +323,7 @@ void backward(const integer *sizes, int kind, const integer *restrict species,
 
     /* Read-out: e = o . phi(q), de = o . (phi' dq) */
     REAL *dq = s.c, *curvature = s.b, *gq = s.d, *gdq = s.e, *activated = s.a;
-    activate(kind, NULL, nq, s.q, activated, s.q_slope, curvature);
+    activate((int)c->kind, NULL, nq, s.q, activated, s.q_slope, curvature);
     if (gF)
         product(n, hidden, half, s.dh + layers * nh, out[0], NULL, dq, 0);
     for (integer a = 0; a < n; a++) {
@@ -332,7 +356,7 @@ void backward(const integer *sizes, int kind, const integer *restrict species,
         const REAL *dh = s.dh + l * nh, *dx = s.dx + l * nf, *dm = s.dm + l * nf,
                    *du = s.du + l * nh;
         REAL *slope = s.slope + l * nh;
-        activate(kind, NULL, nh, u, s.a, slope, s.b); /* a: phi(u), b: phi''(u) */
+        activate((int)c->kind, NULL, nh, u, s.a, slope, s.b); /* a: phi(u), b: phi''(u) */
         outer(n, hidden, hidden, s.a, gh, to[3]);
         add_columns(n, hidden, gh, to[4]);
         product(n, hidden, hidden, gh, w[7], NULL, s.c, 0); /* c: gradient of phi(u), then of u */
@@ -372,4 +396,23 @@ void backward(const integer *sizes, int kind, const integer *restrict species,
     for (integer a = 0; a < n; a++)
         for (integer c = 0; c < hidden; c++)
             gradients[0][species[a] * hidden + c] += gh[a * hidden + c];
+}
+
+/* A thread for each share: those that torch has, where both use one OpenMP. */
+void forward_shares(integer count, const share *shares)
+{
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)
+#endif
+    for (integer q = 0; q < count; q++)
+        forward(shares + q);
+}
+
+void backward_shares(integer count, const share *shares)
+{
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)
+#endif
+    for (integer q = 0; q < count; q++)
+        backward(shares + q);
 }

@@ -11,9 +11,6 @@ their table only, are left to autograd.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,12 +57,12 @@ class TrainingKernel:
         library = load_library("schnet_train", REAL[dtype])
         if library is None:
             raise RuntimeError("there is no compiled kernel here")
-        self.forward, self.backward = library.forward, library.backward
+        self.forward, self.backward = library.forward_shares, library.backward_shares
         self.forward.restype = self.backward.restype = None
         self.pair_bytes = int(integer_result(library.size_of_pair)())
         self.size_of_work = integer_result(library.size_of_work)
-        self.kind = ctypes.c_int(ACTIVATIONS.index(activation))
-        self.spacing = ctypes.c_double(network.table.spacing)
+        assert int(integer_result(library.size_of_share)()) == ctypes.sizeof(_Share)
+        self.kind, self.spacing = ACTIVATIONS.index(activation), network.table.spacing
         self.shape = (*network_shape(network), network.table.n_intervals)
         self.dtype = dtype
 
@@ -113,60 +110,40 @@ def training_kernel(potential: Potential) -> TrainingKernel | None:
     return TrainingKernel(network, activation)
 
 
-@dataclass
-class _Share:
-    """Whole systems of a batch, for one thread: its own atoms, pairs and scratch."""
-
-    sizes: np.ndarray
-    pairs: Tensor
-    species: Tensor
-    vectors: Tensor
-    work: Tensor
-    room: np.ndarray
-    atoms: slice
+_POINTERS = (
+    "r", "list", "species", "weights", "table", "work", "pairs", "energy", "force", "by_energy",
+    "by_force", "gradients", "table_gradient",
+)  # fmt: skip
 
 
-def _shares(kernel: TrainingKernel, species: Tensor, graph: AtomicGraph) -> list[_Share]:
-    """The batch in as many parts as there are threads for it, cut between systems."""
-    n, count = len(species), graph.pairs.shape[1]
+class _Share(ctypes.Structure):
+    """The kernel's ``share``: whole systems of a batch, for one thread."""
+
+    _fields_ = (
+        ("sizes", ctypes.c_void_p),
+        ("spacing", ctypes.c_double),
+        ("kind", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    )
+
+
+def _cuts(kernel: TrainingKernel, graph: AtomicGraph) -> list[tuple[int, int, int, int]]:
+    """First and last atom, and pair, of as many shares as there are threads for the batch.
+
+    Cut between systems; one share where atoms or pairs are not in the order of systems.
+    """
+    n, count = graph.n_atoms, graph.pairs.shape[1]
     threads = min(torch.get_num_threads(), graph.n_systems, kernel.worth_threads(n, count))
     atoms, pairs = [0, n], [0, count]
     if threads > 1:
         system = graph.system
         of_pair = system[graph.pairs[0]]
-        ordered = bool((system.diff() >= 0).all()) and bool((of_pair.diff() >= 0).all())
-        cuts = [system[n * t // threads] for t in range(1, threads)]
-        if ordered and cuts:
-            at = torch.stack(cuts)
+        if bool((system.diff() >= 0).all()) and bool((of_pair.diff() >= 0).all()):
+            at = torch.stack([system[n * t // threads] for t in range(1, threads)])
             atoms = [0, *torch.searchsorted(system, at).tolist(), n]
             pairs = [0, *torch.searchsorted(of_pair, at).tolist(), count]
-    vectors = graph.vectors().detach().contiguous()
-    species = species.contiguous()
-    shares = []
-    for a0, a1, p0, p1 in zip(atoms, atoms[1:], pairs, pairs[1:], strict=False):
-        if a1 == a0:
-            continue
-        sizes = np.array([a1 - a0, p1 - p0, *kernel.shape])
-        shares.append(
-            _Share(
-                sizes,
-                (graph.pairs[:, p0:p1] - a0).contiguous(),
-                species[a0:a1],
-                vectors[p0:p1],
-                torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype),
-                np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8),
-                slice(a0, a1),
-            )
-        )
-    return shares
-
-
-def _for_each(work: Callable[[_Share], Any], shares: list[_Share]) -> list[Any]:
-    """``work`` of every share; the compiled functions let other threads run beside them."""
-    if len(shares) == 1:
-        return [work(shares[0])]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        return list(pool.map(work, shares))
+    cuts = zip(atoms, atoms[1:], pairs, pairs[1:], strict=False)
+    return [cut for cut in cuts if cut[1] > cut[0]]
 
 
 class _EnergiesForces(torch.autograd.Function):
@@ -181,22 +158,30 @@ class _EnergiesForces(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         packed = packed_weights(kernel.network, copy=False)
+        weights_at = pointers(packed)
         table = table.detach().contiguous()
         energy = torch.empty(len(species), dtype=torch.float64)
         force = torch.zeros(len(species), 3, dtype=torch.float64)
-
-        def evaluate(share: _Share) -> None:
-            kernel.forward(
-                pointer(share.sizes), kernel.spacing, kernel.kind, _of(share.vectors),
-                _of(share.pairs), _of(share.species), pointers(packed), _of(table),
-                _of(share.work), pointer(share.room), _of(energy[share.atoms]),
-                _of(force[share.atoms]) if forces else None,
-            )  # fmt: skip
-
-        shares = _shares(kernel, species, graph)
-        _for_each(evaluate, shares)
-        ctx.kernel, ctx.forces, ctx.shares = kernel, forces, shares
-        ctx.packed, ctx.table, ctx.n_atoms = packed, table, len(species)
+        vectors, species = graph.vectors().detach().contiguous(), species.contiguous()
+        cuts = _cuts(kernel, graph)
+        shares = (_Share * len(cuts))()
+        room: list[Any] = [packed, weights_at, table, vectors, species]  # kept alive by ctx
+        for share, (a0, a1, p0, p1) in zip(shares, cuts, strict=True):
+            sizes = np.array([a1 - a0, p1 - p0, *kernel.shape])
+            pairs = (graph.pairs[:, p0:p1] - a0).contiguous()
+            work = torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype)
+            pair_room = np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8)
+            room += [sizes, pairs, work, pair_room]
+            share.sizes, share.pairs = pointer(sizes), pointer(pair_room)
+            share.spacing, share.kind = kernel.spacing, kernel.kind
+            share.weights = ctypes.cast(weights_at, ctypes.c_void_p)
+            share.r, share.species = _of(vectors[p0:p1]), _of(species[a0:a1])
+            share.list, share.table, share.work = _of(pairs), _of(table), _of(work)
+            share.energy = _of(energy[a0:a1])
+            share.force = _of(force[a0:a1]) if forces else None
+        kernel.forward(ctypes.c_int64(len(shares)), shares)
+        ctx.kernel, ctx.forces, ctx.shares, ctx.cuts, ctx.room = kernel, forces, shares, cuts, room
+        ctx.packed, ctx.table = packed, table
         ctx.set_materialize_grads(False)
         return energy, force
 
@@ -204,28 +189,27 @@ class _EnergiesForces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         by_energy, by_force = grads
-        kernel, packed = ctx.kernel, ctx.packed
-        by_energy = torch.zeros(ctx.n_atoms) if by_energy is None else by_energy
+        kernel, shares = ctx.kernel, ctx.shares
+        by_energy = torch.zeros(ctx.cuts[-1][1]) if by_energy is None else by_energy
         by_energy = by_energy.double().contiguous()
         by_force = None if by_force is None or not ctx.forces else by_force.double().contiguous()
-
-        def gradient(share: _Share) -> list[Tensor]:
-            found = [torch.zeros_like(w) for w in _by_matrix(packed, kernel.shape[2])]
-            table = torch.zeros_like(ctx.table)
-            kernel.backward(
-                pointer(share.sizes), kernel.kind, _of(share.species), pointers(packed),
-                _of(ctx.table), _of(share.work), pointer(share.room), _of(by_energy[share.atoms]),
-                None if by_force is None else _of(by_force[share.atoms]), pointers(found),
-                _of(table),
-            )  # fmt: skip
-            return [table, *found]
-
-        first, *others = _for_each(gradient, ctx.shares)
+        found: list[list[Tensor]] = []  # of each share: the table's, and the weights'
+        kept = []
+        for share, (a0, a1, _, _) in zip(shares, ctx.cuts, strict=True):
+            gradients = [torch.zeros_like(w) for w in _by_matrix(ctx.packed, kernel.shape[2])]
+            found.append([torch.zeros_like(ctx.table), *gradients])
+            kept.append(pointers(gradients))
+            share.gradients = ctypes.cast(kept[-1], ctypes.c_void_p)
+            share.table_gradient = _of(found[-1][0])
+            share.by_energy = _of(by_energy[a0:a1])
+            share.by_force = None if by_force is None else _of(by_force[a0:a1])
+        kernel.backward(ctypes.c_int64(len(shares)), shares)
+        first, *others = found
         for other in others:
             torch._foreach_add_(first, other)
-        table, *found = first
+        table, *weights = first
         # Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row.
-        results = [found[0], *(g.T if g.ndim == 2 else g for g in found[1:])]
+        results = [weights[0], *(g.T if g.ndim == 2 else g for g in weights[1:])]
         results[-2] = results[-2].reshape(1, -1)
         return (None, None, None, None, table, *results)
 
