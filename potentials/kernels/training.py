@@ -5,7 +5,7 @@ positions already. Autograd builds the graph of the first gradient and goes thro
 Here the gradient of ``sum_i gE_i e_i + sum_i gF_i . F_i`` is written out (``schnet_train.c``): the
 second sum is a derivative along a known direction, so one forward pass that carries this derivative
 along, and one backward pass through it, are enough. The filter networks, which run on the knots of
-their table only, are left to autograd.
+their table only, have a gradient of their own (:mod:`dcase.potentials.kernels.filter_table`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from dcase.potentials.graph import AtomicGraph
 from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.filter_table import FilterTable
 from dcase.potentials.kernels.schnet import (
     ACTIVATIONS,
     REAL,
@@ -53,6 +54,7 @@ class TrainingKernel:
         if network.table is None or activation not in ACTIVATIONS:
             raise ValueError("the network has no compiled form")
         self.network = network
+        self.filter_table = FilterTable(network, activation)
         dtype = network.embedding.weight.dtype
         library = load_library("schnet_train", REAL[dtype])
         if library is None:
@@ -91,7 +93,7 @@ class TrainingKernel:
         Differentiable once in the network's weights (not in the positions). Without ``forces``
         these are zeros.
         """
-        table = self.network.filter_table()
+        table = self.filter_table() if self.shape[2] else self.network.filter_table()
         return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
 
 
@@ -105,6 +107,7 @@ def training_kernel(potential: Potential) -> TrainingKernel | None:
         or activation not in ACTIVATIONS
         or potential.device.type != "cpu"
         or not available(potential.dtype, "schnet_train")
+        or not available(potential.dtype, "filter_table")
     ):
         return None
     return TrainingKernel(network, activation)
