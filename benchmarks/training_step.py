@@ -9,8 +9,8 @@ hyper-parameters of dcase's preset; a peer has the same sizes and the same neigh
 Rounds of some steps are interleaved, so that a change of the machine's speed meets every contestant
 alike; the median of the rounds counts. "building" is what is done to find pairs, neighbourhoods or
 triplets of a batch, as a share of the step's processor time. For torch_geometric's DimeNet++ both
-lists are found by plain torch code outside the timed part (its own needs compiled extensions), to its
-advantage; so is SchNetPack's neighbour list. ":exact" is dcase without splines for the filters,
+lists are found by plain torch code outside the timed part (its own needs compiled extensions), to
+its advantage; so is SchNetPack's neighbour list. ":exact" is dcase without splines for the filters,
 ":autograd" with them but without the compiled gradient.
 
 SchNetPack has an environment of its own (``make peer-schnetpack``) and runs there as a process that
