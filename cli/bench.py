@@ -91,7 +91,7 @@ _PARTS = {"neighbours": "neighbours", "model": "model", "integrator": "integrato
         type=click.IntRange(min=1),
         default=None,
         metavar="N",
-        help="N independent copies in one batch, as in dcase md --replicas.",
+        help="N independent copies, as in dcase md --replicas.",
     ),
     click.option(
         "--seed",

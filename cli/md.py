@@ -191,7 +191,7 @@ _DEFAULT = MDSettings()
         type=click.IntRange(min=1),
         default=None,
         metavar="N",
-        help="Simulate N independent copies in one batch, each with momenta of its own; NVE only. "
+        help="Simulate N independent copies, each with momenta of its own; NVE only. "
         "The report is for each of them and for all.",
     ),
 )
@@ -232,7 +232,7 @@ def md(
 
     With no options: the shipped aspirin potential, NVE at 300 K, 0.5 fs, 10 000 steps. The folder
     gets report.html, report.json (keys with units), figures, the trajectory (H5MD) and what
-    --resume needs. Ctrl-C stops after a step and keeps everything; a run that blows up does the
+    --resume needs. Ctrl-C stops within a second or so and keeps everything; a run that blows up does the
     same and exits with 1. With an ensemble the report also says how far its members disagree.
     """
     refuse_both(resume, overwrite)

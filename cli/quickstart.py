@@ -109,16 +109,29 @@ def quickstart(
         step(3, "Relax", relax, model=str(model), out=str(folder / "relax"))
     except click.exceptions.Exit:  # not converged: good enough to start dynamics from
         console.print("going on from the last structure")
-    step(
-        4,
-        f"Dynamics, {steps} steps of 0.5 fs, and the drift report",
-        md,
-        model=str(model),
-        structure=str(folder / "relax" / "relaxed.extxyz"),
-        steps=steps,
-        scan=True,
-        out=str(folder / "md"),
-    )
+
+    def dynamics(**options: Any) -> None:
+        step(
+            4,
+            f"Dynamics, {steps} steps of 0.5 fs, and the drift report",
+            md,
+            model=str(model),
+            structure=str(folder / "relax" / "relaxed.extxyz"),
+            steps=steps,
+            scan=True,
+            out=str(folder / "md"),
+            **options,
+        )
+
+    try:
+        dynamics()
+    except click.exceptions.Exit:
+        # A bond that breaks: what is far from the frames is learned last.
+        console.print(
+            f"{train_seconds:g} s of training leave gaps between the frames, and this run found "
+            "one (the potential that ships was trained for longer): once more, with other momenta"
+        )
+        dynamics(seed=1, overwrite=True)
     console.rule("Done", align="left")
     errors = load_potential(model).metadata["metrics"]
     report = json.loads((folder / "md" / "report.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dcase.errors import OptionError
+from dcase.md_runs.blocks import evaluates_the_potential
 from dcase.potentials.calculator import DCCalculator
 from dcase.potentials.graph import AtomicGraph, half_neighbour_list
 
@@ -41,9 +42,9 @@ class BatchForces:
     def __init__(
         self, calculator: Any, numbers: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> None:
-        if not isinstance(calculator, DCCalculator):
-            raise OptionError("replicas need a potential of dcase (DCCalculator)")
-        self.calculator = calculator
+        if not evaluates_the_potential(calculator):
+            raise OptionError("replicas need a potential of dcase (DCCalculator, no subclass)")
+        self.calculator: DCCalculator = calculator
         self.numbers = np.asarray(numbers)
         self.cell, self.pbc = np.asarray(cell), np.asarray(pbc)
         self.lists: dict[int, _Pairs] = {}

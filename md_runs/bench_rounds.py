@@ -36,7 +36,7 @@ class WholeRun:
         steps: Of production.
         equilibrate: Steps before it, as many of them as by default in proportion.
         seconds: All of it: check of the time step, equilibration, production, files.
-        production_s: Of that, the steps of production without checkpoints.
+        production_s: Of that, the steps of production, checkpoints included.
         equilibration_s: Of that, the equilibration; None of replicas, where it is not kept apart.
     """
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from ase import Atoms
@@ -26,11 +26,14 @@ from dcase.errors import DcaseError
 from dcase.md_runs.watch import BlowUpWatch
 from dcase.potentials.calculator import DCCalculator, NeighbourList
 from dcase.potentials.kernels.build import load_library
-from dcase.potentials.kernels.schnet import Prepared, integer_result, pointer
+from dcase.potentials.kernels.compiled import Prepared
+from dcase.potentials.kernels.schnet import integer_result, pointer
 from dcase.units import FS, KB
 
 MOST_STEPS = 200
-"""Of a block: Ctrl-C waits for its end."""
+"""Of a block."""
+MOST_SECONDS = 0.5
+"""Of a block, by the steps so far: Ctrl-C and the progress bar wait for its end."""
 MOST_VALUES = 2_000_000
 """Numbers kept for the steps of a block."""
 
@@ -91,6 +94,7 @@ class VerletBlocks:
 
     Attributes:
         searches: How often neighbours have been searched for.
+        steps_done: So far.
     """
 
     def __init__(
@@ -146,13 +150,17 @@ class VerletBlocks:
             **constants,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
+        self.steps_done = 0
         self._listed: NeighbourList | None = None  # the list that the arguments are made for
         self._prepared: Prepared | None = None
 
     @property
     def most_steps(self) -> int:
         """Of one block: few where steps are long or their numbers are many."""
-        return max(1, min(MOST_STEPS, MOST_VALUES // (6 * len(self._atoms))))
+        most = min(MOST_STEPS, MOST_VALUES // (6 * len(self._atoms)))
+        if self.model_seconds > 0.0:
+            most = min(most, int(MOST_SECONDS * self.steps_done / self.model_seconds))
+        return max(1, most)
 
     def forget(self) -> None:
         """Drop the pairs, so that what follows does not depend on what went before."""
@@ -188,10 +196,12 @@ class VerletBlocks:
             if prepared is None:
                 break
             prepared.positions[:] = here
-            done += int(
+            # The first step tells how long one takes.
+            some = max(1, min(steps, self.most_steps) - done) if self.steps_done else 1
+            found = int(
                 self._verlet(
                     ctypes.byref(self._run),
-                    ctypes.c_int64(steps - done),
+                    ctypes.c_int64(some),
                     pointer(noise[done:]),
                     pointer(energies[done:]),
                     pointer(xs[done:]),
@@ -201,10 +211,15 @@ class VerletBlocks:
                     ctypes.byref(why),
                 )
             )
-            if why.value != _NEW_PAIRS:
+            done += found
+            self.steps_done += found
+            if why.value == _UNPHYSICAL:
                 break
-            # The next step leads out of the list's reach: list the pairs where it leads, and do it.
-            here, to = prepared.positions.copy(), self._next
+            # NEW_PAIRS: the next step leads out of the list's reach; list the pairs where it leads
+            here = prepared.positions.copy()
+            to = self._next if why.value == _NEW_PAIRS else here
+            if done >= self.most_steps:
+                break
         if self._rng is not None and done < steps:  # as if only these steps had drawn
             self._rng.bit_generator.state = random
             self._rng.standard_normal((done, 2, n, 3))
@@ -248,6 +263,20 @@ class VerletBlocks:
         return self._prepared
 
 
+def evaluates_the_potential(calculator: Any) -> TypeGuard[DCCalculator]:
+    """Whether forces are those of a potential alone: a subclass may add to them."""
+    return (
+        isinstance(calculator, DCCalculator)
+        and type(calculator).calculate is DCCalculator.calculate
+    )
+
+
+def _is_plain_langevin(dynamics: Any) -> bool:
+    """Whether this is an integrator whose constants ``verlet.c`` knows."""
+    known = all(hasattr(dynamics, name) for name in ("c1", "c2", "c3", "c4", "c5"))
+    return type(dynamics) is Langevin and known and not getattr(dynamics, "fix_com", False)
+
+
 def verlet_blocks(
     atoms: Atoms,
     timestep_fs: float,
@@ -271,10 +300,10 @@ def verlet_blocks(
         shared: As of :class:`VerletBlocks`.
     """
     calculator = atoms.calc
-    langevin = dynamics if type(dynamics) is Langevin and not dynamics.fix_com else None
+    langevin = dynamics if _is_plain_langevin(dynamics) else None
     if atoms.constraints or not (langevin or dynamics is None or type(dynamics) is VelocityVerlet):
         return None
-    if not isinstance(calculator, DCCalculator) or calculator.deployed is None:
+    if not evaluates_the_potential(calculator) or calculator.deployed is None:
         return None
     if not calculator.skin > 0 or calculator.deployed.loop_parts(atoms.numbers) is None:
         return None

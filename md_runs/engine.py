@@ -493,8 +493,8 @@ class Simulation:
     # --- end -------------------------------------------------------------------------------
 
     def finish(self, status: str) -> MDResult:
-        """Write trajectory, final structure and status."""
-        self.save()
+        """Write trajectory, final structure and status, and what is not saved yet."""
+        self.rows.flush()
         facts = self.run_facts
         facts.update(
             status=status,
@@ -515,6 +515,7 @@ class Simulation:
         write_final(self.folder, final, max(self.step, 0), self.settings.timestep_fs)
         final.calc = None
         self.folder.write_run(facts)
+        self.save()
         self.log.line(f"{status} after {max(self.step, 0)} steps, {self.wall[True]:.1f} s")
         return MDResult(
             out=self.folder.root,

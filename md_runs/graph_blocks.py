@@ -29,7 +29,7 @@ from ase import Atoms
 from ase.md.verlet import VelocityVerlet
 
 from dcase.errors import DcaseError
-from dcase.md_runs.blocks import MOST_STEPS, MOST_VALUES, Block
+from dcase.md_runs.blocks import MOST_STEPS, MOST_VALUES, Block, evaluates_the_potential
 from dcase.md_runs.capture import CudaGraphRunner, EagerRunner, Runner, needs_host
 from dcase.md_runs.device_steps import DeviceSteps, FixedGraph
 from dcase.md_runs.watch import BlowUpWatch
@@ -227,7 +227,7 @@ def graph_blocks(
     calculator = atoms.calc
     if atoms.constraints or not (dynamics is None or type(dynamics) is VelocityVerlet):
         return None
-    if not isinstance(calculator, DCCalculator) or not calculator.skin > 0 or not len(atoms):
+    if not evaluates_the_potential(calculator) or not calculator.skin > 0 or not len(atoms):
         return None
     potential = calculator.potential
     if not isinstance(potential, Potential):

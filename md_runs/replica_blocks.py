@@ -19,21 +19,22 @@ from ase import Atoms
 from dcase.md_runs.blocks import VerletBlocks, verlet_blocks
 from dcase.md_runs.watch import BlowUpWatch
 
-STEPS_OF_ALL = 16_384
-"""Steps of all replicas together between two looks at Ctrl-C, about a second."""
-FEWEST_STEPS = 16
-
 
 class ReplicaBlocks:
     """Compiled loops of all replicas; made by :func:`replica_blocks`."""
 
     def __init__(self, loops: list[VerletBlocks]):
         self.loops = loops
-        self.most_steps = max(
-            min(FEWEST_STEPS, loops[0].most_steps),
-            min(loops[0].most_steps, STEPS_OF_ALL // len(loops)),
-        )
         self._alone = threading.Lock()
+
+    @property
+    def most_steps(self) -> int:
+        """Of one block: few where steps are long or replicas are many."""
+        spent = sum(loop.model_seconds for loop in self.loops)
+        done = sum(loop.steps_done for loop in self.loops)
+        if not spent > 0.0:
+            return 1
+        return max(1, min(self.loops[0].most_steps, int(done / spent / len(self.loops))))
 
     def forget(self) -> None:
         """Drop all pairs, so that what follows does not depend on what went before."""

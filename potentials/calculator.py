@@ -44,9 +44,10 @@ class DCCalculatorError(CalculatorError, DcaseError):
 class DCCalculator(Calculator):
     """Energies, conservative forces and stress of a dcase potential, for ASE.
 
-    Forces are ``-dE/dx`` exactly, by autograd. Results: ``energy`` and ``free_energy`` (equal; eV),
-    ``energies`` (eV, shape [n_atoms]), ``forces`` (eV/A, shape [n_atoms, 3]) and, for systems that
-    are periodic in three directions, ``stress`` (eV/A^3, Voigt xx, yy, zz, yz, xz, xy).
+    Forces are ``-dE/dx`` exactly, by autograd or written out. Results: ``energy`` and
+    ``free_energy`` (equal; eV), ``energies`` (eV, shape [n_atoms]), ``forces`` (eV/A, shape
+    [n_atoms, 3]) and, for systems that are periodic in three directions, ``stress`` (eV/A^3, Voigt
+    xx, yy, zz, yz, xz, xy).
 
     Of an ensemble these are the means over its members, and there are the standard deviations over
     them besides: ``energy_std`` (eV) and ``forces_std`` (eV/A, shape [n_atoms, 3]).
@@ -60,7 +61,8 @@ class DCCalculator(Calculator):
         device: ``"cpu"``, ``"cuda"``, ...; None: the CPU, or a GPU if there is one.
         dtype: ``"float32"`` (geometry and energy sums in float64 all the same) or ``"float64"``.
         skin: A; neighbours are searched to cutoff + skin and the list is reused until an atom has
-            moved by half of it. Results do not depend on it.
+            moved by half of it; of a small molecule all pairs are listed once. Results do not
+            depend on it.
         allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
         use_cache: As in ASE.
         optimize: Use the compiled form of the potential (:mod:`dcase.potentials.deployed`). None:
@@ -177,9 +179,10 @@ class DCCalculator(Calculator):
                 atoms, neighbours, stress
             )
         energy = float(result.pop("energy"))
-        if not np.isfinite(energy):
+        if not (np.isfinite(energy) and np.isfinite(result["forces"]).all()):
             raise DCCalculatorError(
-                "the potential gave a NaN or infinite energy; are atoms on top of each other?"
+                "the potential gave a NaN or infinite energy or force; are atoms on top of each "
+                "other?"
             )
         self.results = {"energy": energy, "free_energy": energy, **result}
         if "energy_std" in result:

@@ -21,7 +21,7 @@ import torch
 from dcase.errors import OptionError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
-from dcase.potentials.kernels.schnet import SchNetKernel, available
+from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
 from dcase.potentials.potential import Potential
 from dcase.potentials.schnet import SchNet
 from dcase.potentials.spline import UniformSpline
@@ -92,9 +92,18 @@ class Deployed:
         Args:
             numbers: Atomic numbers that all members know, shape [n_atoms].
             positions: A, shape [n_atoms, 3].
-            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff do no harm.
-            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
+            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff do no harm. Not
+                to be changed in place between calls.
+            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule. Likewise.
+
+        Raises:
+            OptionError: For positions that are no numbers, and for unknown elements.
+            ValueError: If the arrays do not fit together.
         """
+        if not np.isfinite(positions).all():
+            raise OptionError("positions are NaN or infinite")
+        if any((species[numbers] < 0).any() for species in self._species):
+            raise OptionError("there are elements that a potential was not trained on")
         energies, forces, virials = [], [], []
         for kernel, scale, table, species in zip(
             self.kernels, self._scales, self._offsets, self._species, strict=True
@@ -132,6 +141,9 @@ def deploy(
     members: list[Potential] = (
         list(model.members) if isinstance(model, Ensemble) else [model]  # type: ignore[arg-type]
     )
+    for member in members:
+        if not member.quantity.is_energy:
+            raise OptionError(f"the potential predicts {member.quantity}, which has no forces")
     if any(member.cutoff != members[0].cutoff for member in members):
         raise OptionError("the members have different cutoffs")
     return Deployed(members, [_kernel(member, tabulate, filter_error) for member in members])
@@ -151,8 +163,11 @@ def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> Kernel
         return EdgeNetworkKernel(network)
     if not available(potential.dtype):
         raise OptionError("no C compiler works here, or the cache folder cannot be written")
+    activation = potential.hyper_parameters.get("activation", "")
+    if potential.dtype == torch.float64 and activation not in ACTIVATIONS and not tabulate:
+        raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")
     table = tabulated(network, filter_error) if tabulate and network.table is None else None
-    return SchNetKernel(network, potential.hyper_parameters.get("activation", ""), table)
+    return SchNetKernel(network, activation, table)
 
 
 @torch.no_grad()

@@ -58,9 +58,14 @@ def load_library(
         for extra in itertools.product((_native_flag(), ()), (("-fopenmp",), ())):
             flags = (*FLAGS, *arithmetic, *extra[0], *extra[1], f"-DREAL={real}")
             library = _folder() / f"{name}-{real}-{_digest(source, compiler, flags)}.so"
-            if library.exists() or _compile(source, compiler, flags, library):
-                return ctypes.CDLL(str(library))
-    except OSError:
+            for _ in range(2):
+                if not (library.exists() or _compile(source, compiler, flags, library)):
+                    break
+                try:
+                    return ctypes.CDLL(str(library))
+                except OSError:  # damaged, or without what it needs: once more, then otherwise
+                    library.unlink(missing_ok=True)
+    except (OSError, subprocess.SubprocessError):
         return None
     return None
 

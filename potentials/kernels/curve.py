@@ -45,7 +45,9 @@ class Curve:
 
     def __init__(self, lowest: float, spacing: float, coefficients: np.ndarray):
         self._coefficients = np.ascontiguousarray(coefficients)
-        self._struct = _Curve(len(coefficients) - 2, lowest, spacing, coefficients.ctypes.data)
+        self._struct = _Curve(
+            len(coefficients) - 2, lowest, spacing, self._coefficients.ctypes.data
+        )
 
     @property
     def address(self) -> int:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.layout import OPERATIONS
 from dcase.potentials.kernels.networks import write
-from dcase.potentials.kernels.schnet import REAL, Evaluation, Prepared, integer_result
+from dcase.potentials.kernels.schnet import REAL, integer_result
 
 _VECTOR = 16  # numbers; no kernel's vectors are longer
 _CHUNK = 24  # the kernel's
@@ -42,7 +43,7 @@ class _Call(ctypes.Structure):
     )
 
 
-class EdgeNetworkKernel:
+class EdgeNetworkKernel(CompiledKernel):
     """A CGCNN, DimeNet++, ForceNet or GemNet-T, ready to be evaluated on the CPU without autograd.
 
     The same function of the positions as the network's own, but for rounding and for radial
@@ -59,6 +60,7 @@ class EdgeNetworkKernel:
     """
 
     def __init__(self, network: nn.Module):
+        super().__init__()
         self.dtype = next(network.parameters()).dtype
         library = load_library("edge_network", REAL[self.dtype])
         if library is None:
@@ -74,72 +76,16 @@ class EdgeNetworkKernel:
         assert int(integer_result(library.size_of_step)()) * len(step) == ctypes.sizeof(step)
         self._cutoff = float(network.cutoff)  # type: ignore[arg-type]
         self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
-        self._last: tuple[tuple[Any, ...], Prepared] | None = None
 
-    def __call__(
+    def _make(
         self,
         positions: np.ndarray,
         species: np.ndarray,
         pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
-    ) -> Evaluation:
-        """Evaluate one system.
-
-        Args:
-            positions: A, shape [n_atoms, 3].
-            species: Index of each atom's element, int64, shape [n_atoms].
-            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff are left out.
-            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
-        """
-        if np.shape(positions) != (len(species), 3):
-            raise ValueError("positions and species do not fit together")
-        prepared = self.prepared(positions, species, pairs, offsets)
-        prepared.positions[:] = positions
-        prepared.evaluate()
-        r = prepared.result
-        return Evaluation(r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy())
-
-    def prepared(
-        self,
-        positions: np.ndarray,
-        species: np.ndarray,
-        pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
+        offsets: np.ndarray | None,
+        threads: int,
     ) -> Prepared:
-        """As :meth:`prepare`, or what the last call has made, if these are the same arrays."""
-        threads = self._threads(len(species), pairs.shape[1])
-        if self._last is not None:
-            known, prepared = self._last
-            if (
-                known[1] is pairs
-                and known[2] is offsets
-                and known[3] == threads
-                and np.array_equal(known[0], species)
-            ):
-                return prepared
-        prepared = self.prepare(positions, species, pairs, offsets, threads)
-        self._last = (np.array(species), pairs, offsets, threads), prepared
-        return prepared
-
-    def prepare(
-        self,
-        positions: np.ndarray,
-        species: np.ndarray,
-        pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
-        threads: int | None = None,
-    ) -> Prepared:
-        """Room and arguments for evaluations with one list of pairs.
-
-        Args:
-            positions: Where the atoms are now; those of evaluations may differ.
-            species: As of :meth:`__call__`, and not to be changed afterwards.
-            pairs: Likewise.
-            offsets: Likewise.
-            threads: How many; None: as many as are worth their while.
-        """
         n, listed = len(species), pairs.shape[1]
-        threads = threads or self._threads(n, listed)
         program, orders = self._written.program, len(self._written.norms)
         counts = np.bincount(pairs.ravel(), minlength=n)
         rows = np.array([n, listed, 2 * listed])[program.layout[:, 0]]
@@ -169,8 +115,6 @@ class EdgeNetworkKernel:
             arrays["room"] = np.empty(numbers, dtype=self._numpy)
         if offsets is not None:
             arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
-            if arrays["offsets"].shape != (listed, 3):
-                raise ValueError("pairs and offsets do not fit together")
         call = _Call(
             atoms=n,
             listed=listed,
@@ -188,7 +132,6 @@ class EdgeNetworkKernel:
         return Prepared(self, call, arrays)
 
     def _threads(self, n_atoms: int, n_pairs: int) -> int:
-        """Threads that are worth their while for a system of this size."""
         rows = (n_atoms, n_pairs, 2 * n_pairs)
         work = sum(
             4.0 * rows[step.rows] * step.k * step.m / step.number[0]
@@ -197,7 +140,7 @@ class EdgeNetworkKernel:
         )
         if work < WORTH_THREADS:
             return 1
-        return max(1, min(torch.get_num_threads(), self._most_threads))
+        return max(1, min(threads_at_hand(), self._most_threads))
 
     def _scratch(self, neighbours: int) -> int:
         """Numbers of room for what one instruction works on: a chunk of rows, or an atom's edges.

@@ -37,7 +37,6 @@ class Written:
         program: What to do.
         intervals: Of its tables.
         norms: Of the Legendre polynomials of the angles, shape [orders]; empty without angles.
-        feature_width: The most features that any triplet sum or gate has.
     """
 
     program: Program

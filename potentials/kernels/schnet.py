@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.curve import Curve, fit_curve
 from dcase.potentials.schnet import Interaction, SchNet
 from dcase.potentials.spline import UniformSpline
@@ -46,51 +46,7 @@ class _Call(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What the kernel computes, in the network's unit.
-
-    Attributes:
-        energies: Per atom, float64, shape [n_atoms].
-        forces: Per A, float64, shape [n_atoms, 3].
-        virial: dE/d strain, float64, shape [3, 3].
-        neighbours: Number of neighbours within the cutoff, int64, shape [n_atoms].
-    """
-
-    energies: np.ndarray
-    forces: np.ndarray
-    virial: np.ndarray
-    neighbours: np.ndarray
-
-
-class Prepared:
-    """One system with a list of pairs, ready to be evaluated at any positions.
-
-    Nothing is allocated by an evaluation.
-
-    Attributes:
-        positions: A, float64, shape [n_atoms, 3]; to be filled in before :meth:`evaluate`.
-        result: Overwritten by every evaluation.
-        function: Address of the compiled function.
-        argument: Address of what it is to be called with.
-    """
-
-    def __init__(self, kernel: Any, call: ctypes.Structure, arrays: dict[str, np.ndarray]):
-        self._kernel, self._call, self._arrays = kernel, call, arrays  # kept alive
-        self.positions = arrays["positions"]
-        self.result = Evaluation(
-            arrays["energy"], arrays["force"], arrays["virial"], arrays["neighbours"]
-        )
-        self._function = kernel.function
-        self.function = ctypes.cast(self._function, ctypes.c_void_p)
-        self.argument = ctypes.c_void_p(ctypes.addressof(call))
-
-    def evaluate(self) -> None:
-        """Compute :attr:`result` at :attr:`positions`."""
-        self._function(self.argument)
-
-
-class SchNetKernel:
+class SchNetKernel(CompiledKernel):
     """One SchNet, ready to be evaluated on the CPU without autograd.
 
     The filters are those of the network, from its table (``filter_knots``) or by its filter
@@ -115,6 +71,7 @@ class SchNetKernel:
         table: tuple[UniformSpline, torch.Tensor] | None = None,
         threads: int | None = None,
     ):
+        super().__init__()
         self.dtype = network.embedding.weight.dtype
         self.threads = threads
         library = load_library("schnet", REAL[self.dtype])
@@ -151,72 +108,16 @@ class SchNetKernel:
         # REALs of scratch for each atom, and more for each thread
         self._scratch = layers * (filters + hidden) + 2 * hidden + filters + 2 * half
         self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
-        self._last: tuple[tuple[Any, ...], Prepared] | None = None
 
-    def __call__(
+    def _make(
         self,
         positions: np.ndarray,
         species: np.ndarray,
         pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
-    ) -> Evaluation:
-        """Evaluate one system.
-
-        Args:
-            positions: A, shape [n_atoms, 3].
-            species: Index of each atom's element, int64, shape [n_atoms].
-            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff are left out.
-            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
-        """
-        if np.shape(positions) != (len(species), 3):
-            raise ValueError("positions and species do not fit together")
-        prepared = self.prepared(positions, species, pairs, offsets)
-        prepared.positions[:] = positions
-        prepared.evaluate()
-        r = prepared.result
-        return Evaluation(r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy())
-
-    def prepared(
-        self,
-        positions: np.ndarray,
-        species: np.ndarray,
-        pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
+        offsets: np.ndarray | None,
+        threads: int,
     ) -> Prepared:
-        """As :meth:`prepare`, or what the last call has made, if these are the same arrays."""
-        threads = self._threads(len(species), pairs.shape[1])
-        if self._last is not None:
-            known, prepared = self._last
-            if (
-                known[1] is pairs
-                and known[2] is offsets
-                and known[3] == threads
-                and np.array_equal(known[0], species)
-            ):
-                return prepared
-        prepared = self.prepare(positions, species, pairs, offsets, threads)
-        self._last = (np.array(species), pairs, offsets, threads), prepared
-        return prepared
-
-    def prepare(
-        self,
-        positions: np.ndarray,
-        species: np.ndarray,
-        pairs: np.ndarray,
-        offsets: np.ndarray | None = None,
-        threads: int | None = None,
-    ) -> Prepared:
-        """Room and arguments for evaluations with one list of pairs.
-
-        Args:
-            positions: Where the atoms are now; those of evaluations may differ.
-            species: As of :meth:`__call__`, and not to be changed afterwards.
-            pairs: Likewise.
-            offsets: Likewise.
-            threads: How many; None: as many as are worth their while.
-        """
         n, listed = len(species), pairs.shape[1]
-        threads = threads or self._threads(n, listed)
         atom_of = np.arange(n)
         if n >= WORTH_SORTING:
             atom_of = spatial_order(positions, self._shape["cutoff"])
@@ -244,8 +145,6 @@ class SchNetKernel:
         }
         if offsets is not None:
             arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
-            if arrays["offsets"].shape != (listed, 3):
-                raise ValueError("pairs and offsets do not fit together")
         call = _Call(
             atoms=n,
             listed=listed,
@@ -262,15 +161,13 @@ class SchNetKernel:
         return Prepared(self, call, arrays)
 
     def _threads(self, n_atoms: int, n_pairs: int) -> int:
-        """Threads that are worth their while for a system of this size."""
         s = self._shape
         node = 2 * s["hidden"] * s["filters"] + s["hidden"] ** 2
         pair = 40.0 if self._table is not None else 6.0 * (s["gaussians"] + s["filters"])
         work = s["layers"] * (4.0 * n_atoms * node + n_pairs * pair * s["filters"])
         if work < WORTH_THREADS:
             return 1
-        wanted = self.threads or torch.get_num_threads()
-        return max(1, min(wanted, self._most_threads, n_atoms))
+        return max(1, min(threads_at_hand(self.threads), self._most_threads, n_atoms))
 
 
 def spatial_order(positions: np.ndarray, length: float) -> np.ndarray:

@@ -13,7 +13,9 @@ from ase.md.verlet import VelocityVerlet
 from potential_models import crystal, ethanol, lively
 
 from dcase import DCCalculator
+from dcase.errors import OptionError
 from dcase.md_runs import blocks
+from dcase.md_runs.batch_forces import BatchForces
 from dcase.md_runs.blocks import verlet_blocks
 from dcase.md_runs.mechanics import draw_momenta
 from dcase.md_runs.settings import MDSettings
@@ -232,6 +234,45 @@ def test_an_atom_that_flies_away(tmp_path, monkeypatch):
     ours, theirs = runs(atoms, settings, tmp_path, monkeypatch)
     assert "no neighbour within the cutoff" in ours.status
     assert (ours.status, ours.steps) == (theirs.status, theirs.steps)
+
+
+class Restrained(DCCalculator):
+    """Springs to where the atoms were, beside the potential."""
+
+    home = ethanol(0.0).positions
+
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        away = self.atoms.positions - self.home
+        self.results["energy"] += 1.5 * (away**2).sum()
+        self.results["forces"] = self.results["forces"] - 3.0 * away
+        self.results["free_energy"] = self.results["energy"]
+
+
+def test_what_a_subclass_adds_to_the_forces_is_there(tmp_path):
+    atoms = simulated(ethanol(0.0))
+    ends = []
+    for optimize in (None, False):
+        copy = atoms.copy()
+        copy.calc = Restrained(atoms.calc.potential, dtype="float64", optimize=optimize)
+        settings = MDSettings(steps=100, equilibrate=0, keep_momenta=True, **ANY)
+        ends.append(run_md(copy, settings, tmp_path / str(optimize)).atoms.positions)
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-6)
+    with pytest.raises(OptionError, match="no subclass"):
+        BatchForces(copy.calc, atoms.numbers, atoms.cell.array, atoms.pbc)
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_step", "most"), [(1e-5, blocks.MOST_STEPS), (0.1, 5), (30.0, 1)]
+)
+def test_blocks_of_slow_potentials_are_short(seconds_a_step, most, monkeypatch):
+    atoms = simulated(ethanol())
+    compiled = loop(atoms)
+    spent = property(lambda self: seconds_a_step * self.steps_done)
+    monkeypatch.setattr(blocks.VerletBlocks, "model_seconds", spent)
+    for _ in range(2):  # also the first, before which nobody knows how long a step takes
+        block = compiled.advance(atoms.positions, atoms.get_momenta(), atoms.get_forces(), 500)
+        assert len(block) == most
 
 
 def test_where_there_is_no_compiled_loop(monkeypatch):

@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from potential_models import crystal, ethanol, graph_of, lively
 from dcase import DCCalculator
 from dcase.activations.registry import ACTIVATIONS
 from dcase.errors import OptionError
+from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.deployed import FILTER_ERROR, deploy
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graph import build_graph
@@ -35,18 +38,18 @@ def splined(activation="irelu", **options):
     return lively(activation=activation, dtype=torch.float64, **{"filter_knots": 48, **options})
 
 
-def predictions(potential, atoms, skin=0.7):
+def predictions(potential, atoms, skin=0.7, **options):
     """Of the compiled form, with pairs that reach beyond the cutoff."""
     graph = build_graph(
         atoms.numbers, atoms.positions, potential.cutoff + skin, atoms.cell.array, atoms.pbc
     )
     offsets = None if graph.shifts is None else graph.shifts.numpy() @ atoms.cell.array
-    return potential.deploy()(atoms.numbers, atoms.positions, graph.pairs.numpy(), offsets)
+    return potential.deploy(**options)(atoms.numbers, atoms.positions, graph.pairs.numpy(), offsets)
 
 
-def assert_same(potential, atoms, relative=1e-12):
+def assert_same(potential, atoms, relative=1e-12, **options):
     graph = graph_of(potential, atoms)
-    wanted, found = potential(graph), predictions(potential, atoms)
+    wanted, found = potential(graph), predictions(potential, atoms, **options)
     forces = wanted["forces"].numpy()
     size = np.abs(forces).max()
     assert size > 1e-3
@@ -61,12 +64,13 @@ def assert_same(potential, atoms, relative=1e-12):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_deployed_is_the_potential(activation):
     """Every activation of the registry; those that the kernel does not know are tabulated."""
-    relative = 1e-12 if activation in KNOWN else 1e-7
-    assert_same(splined(activation), ethanol(), relative)
+    known = activation in KNOWN
+    relative = 1e-12 if known else 1e-7
+    assert_same(splined(activation), ethanol(), relative, tabulate=not known)
     periodic = splined(activation, cutoff=5.3)
     pairs = graph_of(periodic, crystal()).pairs
     assert bool((pairs[0] == pairs[1]).any())  # atoms beside their own images
-    assert_same(periodic, crystal(), relative)
+    assert_same(periodic, crystal(), relative, tabulate=not known)
 
 
 @pytest.mark.physics
@@ -74,7 +78,10 @@ def test_deployed_is_the_potential(activation):
 @pytest.mark.parametrize("activation", ["isilu", "elu", "gelu"])
 def test_forces_with_a_tabulated_activation_are_the_derivatives(activation):
     atoms = ethanol()
-    atoms.calc = DCCalculator(splined(activation), dtype="float64")
+    potential = splined(activation)
+    assert DCCalculator(potential, dtype="float64").deployed is None  # right to 1e-8 only
+    assert DCCalculator(potential, dtype="float32").deployed is not None
+    atoms.calc = DCCalculator(potential, dtype="float64", optimize=True)
     assert atoms.calc.deployed is not None
     wanted = calculate_numerical_forces(atoms, eps=1e-4)
     np.testing.assert_allclose(atoms.get_forces(), wanted, atol=1e-6 * np.abs(wanted).max())
@@ -280,16 +287,97 @@ def test_filters_that_no_table_reproduces_are_evaluated_by_their_networks():
 @needs_compiler
 @pytest.mark.parametrize("kept", [0, 10**9])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("activation", ["irelu", "isilu"])
+@pytest.mark.parametrize("activation", ["irelu", "silu"])
 def test_filter_networks(activation, threads, kept, monkeypatch):
     """In shares of pairs, stored between the passes or not."""
     monkeypatch.setattr(schnet_kernel, "FILTERS_KEPT", kept)
     monkeypatch.setattr(SchNetKernel, "_threads", lambda *sizes: threads)
-    relative = 1e-12 if activation in KNOWN else 1e-7
     for atoms in (ethanol(), crystal()):
-        potential = splined(activation, filter_knots=0, cutoff=5.3, num_gaussians=9)
-        assert_same(potential, atoms, relative)
-        assert_same(splined(activation, filter_knots=0, num_filters=7, cutoff=3.1), atoms, relative)
+        assert_same(splined(activation, filter_knots=0, cutoff=5.3, num_gaussians=9), atoms)
+        assert_same(splined(activation, filter_knots=0, num_filters=7, cutoff=3.1), atoms)
+
+
+@needs_compiler
+def test_what_does_not_fit_is_refused():
+    """The C code indexes with what it is given."""
+    potential, atoms = splined(), ethanol()
+    pairs = graph_of(potential, atoms).pairs.numpy()
+    deployed = potential.deploy()
+    for wrong in (pairs + 3, pairs - 1):
+        with pytest.raises(ValueError, match="not there"):
+            deployed(atoms.numbers, atoms.positions, wrong)
+    with pytest.raises(ValueError, match="fit together"):
+        deployed(atoms.numbers, atoms.positions[:5], pairs)
+    with pytest.raises(OptionError, match="not trained on"):
+        deployed(np.full(len(atoms), 79), atoms.positions, pairs)
+    lost = atoms.positions.copy()
+    lost[3, 1] = np.nan
+    with pytest.raises(OptionError, match="NaN"):
+        deployed(atoms.numbers, lost, pairs)
+
+
+@needs_compiler
+def test_threads_of_python_do_not_mix_their_results():
+    potential, atoms = splined(), ethanol()
+    pairs = graph_of(potential, atoms).pairs.numpy()
+    deployed = potential.deploy()
+    places = [atoms.positions, atoms.positions * 1.05]
+    wanted = [deployed(atoms.numbers, x, pairs).energies.sum() for x in places]
+
+    def energies(which):
+        return {deployed(atoms.numbers, places[which], pairs).energies.sum() for _ in range(500)}
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(energies, (0, 1))) == [{wanted[0]}, {wanted[1]}]
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_does_not_wait_for_threads_it_has_not(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from ase.build import bulk
+from potential_models import lively
+from dcase import DCCalculator
+torch.set_num_threads(2)
+atoms = bulk("C", cubic=True) * (3, 3, 3)
+atoms.rattle(0.05, seed=0)
+atoms.calc = DCCalculator(lively(filter_knots=48, size="md17"))
+before = atoms.get_forces()
+assert atoms.calc.deployed.kernels[0]._last[1]._call.threads == 2
+child = os.fork()
+if child == 0:
+    atoms.positions[0, 0] += 1e-9
+    os._exit(int(abs(atoms.get_forces() - before).max() > 1e-3 * abs(before).max()))
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+@needs_compiler
+def test_a_damaged_library_is_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
+    load = build.load_library.__wrapped__
+    assert load("filter_table", "double") is not None
+    (made,) = (tmp_path / "kernels").iterdir()
+    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path / "other"))
+    (tmp_path / "other" / "kernels").mkdir(parents=True, mode=0o700)
+    library = tmp_path / "other" / "kernels" / made.name
+    library.write_bytes(b"")
+    assert load("filter_table", "double") is not None
+    assert library.stat().st_size > 0
+
+
+@needs_compiler
+def test_atoms_on_top_of_each_other_are_an_error():
+    atoms = ethanol()
+    atoms.positions[1] = atoms.positions[0]
+    atoms.calc = DCCalculator(splined())
+    with pytest.raises(DCCalculatorError, match="on top of each other"):
+        atoms.get_forces()
 
 
 def test_calculator_without_a_compiler(monkeypatch):
