@@ -232,8 +232,9 @@ def md(
 
     With no options: the shipped aspirin potential, NVE at 300 K, 0.5 fs, 10 000 steps. The folder
     gets report.html, report.json (keys with units), figures, the trajectory (H5MD) and what
-    --resume needs. Ctrl-C stops within a second or so and keeps everything; a run that blows up does the
-    same and exits with 1. With an ensemble the report also says how far its members disagree.
+    --resume needs. Ctrl-C stops within a second or so and keeps everything; a run that blows up
+    does the same and exits with 1. With an ensemble the report also says how far its members
+    disagree.
     """
     refuse_both(resume, overwrite)
     use_threads(threads)
