@@ -165,8 +165,15 @@ class GraphBlocks:
         replay = max(1, min(self._replay, self.most_steps, MOST_PAIR_STEPS // room))
         steps = DeviceSteps(self._atoms, self._watch, self._heat, self._dt, replay, room)
         steps.list_pairs(listed.pairs, listed.offsets, positions, listed.limit)
-        steps.start(np.stack([positions, 0.0 * positions, 0.0 * positions]))
+        start = np.stack([positions, 0.0 * positions, 0.0 * positions])
+        steps.start(start)
+        plain = steps.replay().state
         steps.run = self._runner(steps, self.calculator.device)
+        steps.rows.zero_()
+        steps.start(start)
+        # A recording that has missed something does other steps, and does not say so.
+        if not np.allclose(steps.replay().state, plain, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise RuntimeError("the recorded steps are not those that were to be recorded")
         self.recordings += 1
         self._steps = steps
         return steps

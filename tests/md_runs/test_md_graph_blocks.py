@@ -592,6 +592,15 @@ def test_a_recording_that_fails_is_told(monkeypatch):
         assert loop(aspirin(), Broken) is None
 
 
+def test_a_recording_that_does_something_else_is_not_used():
+    class Deaf(EagerRunner):
+        def __call__(self):
+            pass
+
+    with pytest.warns(UserWarning, match="recorded steps are not those"):
+        assert loop(aspirin(), Deaf) is None
+
+
 # --- with a GPU --------------------------------------------------------------------------------
 
 
