@@ -124,7 +124,7 @@ def quickstart(
         )
 
     try:
-        # Not seed 0: there the acid's O-H turns where the frames that ship never go.
+        # Not seed 0: its equilibration goes where no frame is, and the potential is wrong by eVs.
         dynamics(seed=1)
     except click.exceptions.Exit:
         # A bond that breaks: what is far from the frames is learned last.
