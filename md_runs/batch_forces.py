@@ -6,24 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 
 from dcase.errors import OptionError
 from dcase.md_runs.blocks import evaluates_the_potential
-from dcase.potentials.calculator import DCCalculator
-from dcase.potentials.graph import AtomicGraph, half_neighbour_list
+from dcase.potentials.calculator import DCCalculator, NeighbourList
+from dcase.potentials.graph import AtomicGraph
 
 SYSTEMS_AT_A_TIME = 8
 """Copies in one call of the compiled form: more amortise the call, fewer stay in the cache."""
-
-
-class _Pairs:
-    """The pairs of one copy within cutoff + skin, and where its atoms were then."""
-
-    def __init__(self, positions: np.ndarray, reach: float, cell: np.ndarray, pbc: np.ndarray):
-        self.positions = positions.copy()
-        self.pairs, shifts = half_neighbour_list(positions, reach, cell, pbc)
-        self.shifts = shifts
-        self.offsets = None if shifts is None else shifts @ cell
 
 
 class BatchForces:
@@ -45,9 +36,9 @@ class BatchForces:
         if not evaluates_the_potential(calculator):
             raise OptionError("replicas need a potential of dcase (DCCalculator, no subclass)")
         self.calculator: DCCalculator = calculator
-        self.numbers = np.asarray(numbers)
-        self.cell, self.pbc = np.asarray(cell), np.asarray(pbc)
-        self.lists: dict[int, _Pairs] = {}
+        self.numbers, self.cell = np.asarray(numbers), np.asarray(cell)
+        self._atoms = Atoms(self.numbers, cell=self.cell, pbc=pbc)  # to search for pairs with
+        self.lists: dict[int, NeighbourList] = {}
 
     def reset(self) -> None:
         """Forget all pairs, so that what follows does not depend on what went before."""
@@ -73,18 +64,13 @@ class BatchForces:
             energies[some], forces[some] = self._evaluate(positions[some], found)
         return energies, forces
 
-    def _pairs(self, copy: int, positions: np.ndarray) -> _Pairs:
-        known, skin = self.lists.get(copy), self.calculator.skin
-        if known is not None:
-            moved = ((positions - known.positions) ** 2).sum(axis=1).max()
-            if moved < (0.5 * skin) ** 2:
-                return known
-        reach = self.calculator.potential.cutoff + skin
-        self.lists[copy] = _Pairs(positions, reach, self.cell, self.pbc)
+    def _pairs(self, copy: int, positions: np.ndarray) -> NeighbourList:
+        self._atoms.positions[:] = positions
+        self.lists[copy] = self.calculator.search(self._atoms, self.lists.get(copy))
         return self.lists[copy]
 
     def _evaluate(
-        self, positions: np.ndarray, lists: list[_Pairs]
+        self, positions: np.ndarray, lists: list[NeighbourList]
     ) -> tuple[np.ndarray, np.ndarray]:
         count, n = positions.shape[:2]
         numbers = np.tile(self.numbers, count)
@@ -112,23 +98,21 @@ class BatchForces:
         numbers: np.ndarray,
         positions: np.ndarray,
         pairs: np.ndarray,
-        lists: list[_Pairs],
+        lists: list[NeighbourList],
         count: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By PyTorch, on the calculator's device."""
         potential, device = self.calculator.potential, self.calculator.device
         n = len(self.numbers)
-        periodic = lists[0].shifts is not None
+        shifts = [p.wide.shifts for p in lists if p.wide.shifts is not None]
         graph = AtomicGraph(
             numbers=torch.as_tensor(numbers, dtype=torch.int64),
             positions=torch.as_tensor(positions),
             system=torch.arange(count).repeat_interleave(n),
             n_systems=count,
             pairs=torch.as_tensor(pairs),
-            shifts=torch.as_tensor(np.concatenate([p.shifts for p in lists]))  # type: ignore[misc]
-            if periodic
-            else None,
-            cells=torch.as_tensor(self.cell).expand(count, 3, 3).clone() if periodic else None,
+            shifts=torch.cat(shifts) if shifts else None,
+            cells=torch.as_tensor(self.cell).expand(count, 3, 3).clone() if shifts else None,
         ).to(device)
         r = graph.vectors()
         inside = (r * r).sum(dim=1) < potential.cutoff**2
