@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dcase.files import write_text
+from dcase.md_runs.machine import processor
 
 PEERS = Path(__file__).resolve().parent / "peers"
 
@@ -80,16 +81,6 @@ def machine() -> dict[str, str]:
 def load() -> str:
     """Programs that wanted to run in the last minute, on average: an idle machine's is near 0."""
     return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def write_results(
