@@ -20,8 +20,10 @@ import torch
 
 from dcase.errors import OptionError
 from dcase.potentials.ensemble import Ensemble
+from dcase.potentials.kernels.compiled import CompiledKernel
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
 from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
+from dcase.potentials.kernels.tables import CLOSEST
 from dcase.potentials.potential import Potential
 from dcase.potentials.schnet import SchNet
 from dcase.potentials.spline import UniformSpline
@@ -29,11 +31,6 @@ from dcase.potentials.spline import UniformSpline
 FILTER_ERROR = 1e-5
 """Largest error of tabulated filters and of their slopes, relative to the largest of these."""
 MOST_INTERVALS = 1024
-CLOSEST = 0.25
-"""A; nearer than atoms come, and there the splines' end condition costs accuracy."""
-
-
-Kernel = SchNetKernel | EdgeNetworkKernel
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class LoopParts:
         offset: Energy beside the network's, of all atoms, eV.
     """
 
-    kernel: Kernel
+    kernel: CompiledKernel
     species: np.ndarray
     scale: float
     offset: float
@@ -73,7 +70,7 @@ class LoopParts:
 class Deployed:
     """A potential or an ensemble in its compiled form; see :func:`deploy`."""
 
-    def __init__(self, members: list[Potential], kernels: list[Kernel]):
+    def __init__(self, members: list[Potential], kernels: list[CompiledKernel]):
         self.members, self.kernels = members, kernels
         self.cutoff = max(member.cutoff for member in members)
         self._scales = [member.scale.constant for member in members]
@@ -149,7 +146,7 @@ def deploy(
     return Deployed(members, [_kernel(member, tabulate, filter_error) for member in members])
 
 
-def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> Kernel:
+def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> CompiledKernel:
     network = potential.network
     if potential.device.type != "cpu":
         raise OptionError(

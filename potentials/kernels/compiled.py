@@ -150,6 +150,25 @@ class CompiledKernel(ABC):
             raise ValueError("the network does not know all of the elements")
         return self._make(positions, species, pairs, offsets, threads or self._threads(n, listed))
 
+    @staticmethod
+    def _system(
+        positions: np.ndarray, species: np.ndarray, pairs: np.ndarray, offsets: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """What describes the system, and room for the results, by the names of the C structures."""
+        n = len(species)
+        arrays: dict[str, np.ndarray] = {
+            "positions": np.array(positions, dtype=np.float64),
+            "species": np.ascontiguousarray(species, dtype=np.int64),
+            "list": np.ascontiguousarray(pairs, dtype=np.int64),
+            "energy": np.empty(n),
+            "force": np.empty((n, 3)),
+            "virial": np.empty((3, 3)),
+            "neighbours": np.empty(n, dtype=np.int64),
+        }
+        if offsets is not None:
+            arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
+        return arrays
+
     @abstractmethod
     def _make(
         self,

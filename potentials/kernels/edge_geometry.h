@@ -25,18 +25,7 @@ static integer find_pairs(const evaluation *c)
             p->u[x] = p->r[x] / p->d;
             p->turn[x] = 0;
         }
-        /* cubic B-splines, as in potentials/spline.py */
-        const double s = p->d / c->spacing, h = c->spacing;
-        p->row = s < (double)c->intervals ? (integer)s : c->intervals - 1;
-        const double t = s - (double)p->row, o = 1 - t;
-        p->value[0] = o * o * o / 6;
-        p->value[1] = (3 * t * t * t - 6 * t * t + 4) / 6;
-        p->value[2] = (3 * o * o * o - 6 * o * o + 4) / 6;
-        p->value[3] = t * t * t / 6;
-        p->slope[0] = -o * o / 2 / h;
-        p->slope[1] = (3 * t * t - 4 * t) / 2 / h;
-        p->slope[2] = (4 * o - 3 * o * o) / 2 / h;
-        p->slope[3] = t * t / 2 / h;
+        p->row = spline_weights(p->d, c->intervals, c->spacing, p->value, p->slope);
         c->neighbours[p->i]++;
         c->neighbours[p->j]++;
         count++;

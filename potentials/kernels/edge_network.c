@@ -8,10 +8,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "edge_network.h"
 
 #include "edge_geometry.h"
@@ -30,15 +26,6 @@ integer size_of_step(void) { return (integer)sizeof(step); }
 integer size_of_pair(void) { return (integer)sizeof(edge_pair); }
 integer size_of_call(void) { return (integer)sizeof(evaluation); }
 integer width_of_vector(void) { return WIDTH; }
-
-int most_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_procs();
-#else
-    return 1;
-#endif
-}
 
 /* -------- the list of instructions */
 

@@ -95,9 +95,7 @@ class EdgeNetworkKernel(CompiledKernel):
             self._scratch(int(counts.max(initial=0))),
         ]
         arrays: dict[str, np.ndarray] = {
-            "positions": np.array(positions, dtype=np.float64),
-            "list": np.ascontiguousarray(pairs, dtype=np.int64),
-            "species": np.ascontiguousarray(species, dtype=np.int64),
+            **self._system(positions, species, pairs, offsets),
             "layout": program.layout,
             "norms": self._written.norms,
             "base": np.empty(len(program.layout), dtype=np.uintp),
@@ -105,16 +103,10 @@ class EdgeNetworkKernel(CompiledKernel):
             "into": np.empty(max(2 * listed, 1), dtype=np.int64),
             "place": np.empty(n + 1, dtype=np.int64),
             "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
-            "energy": np.empty(n),
-            "force": np.empty((n, 3)),
-            "virial": np.empty((3, 3)),
-            "neighbours": np.empty(n, dtype=np.int64),
         }
         numbers = parts[0] + 2 * parts[1] + threads * parts[2]
         if numbers * self.dtype.itemsize > _THREADS_ROOM:
             arrays["room"] = np.empty(numbers, dtype=self._numpy)
-        if offsets is not None:
-            arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
         call = _Call(
             atoms=n,
             listed=listed,

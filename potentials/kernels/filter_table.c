@@ -38,13 +38,6 @@ void forward(const filter_table *t)
     product(n + 2, n, all, t->to_coefficients, t->values, NULL, t->table, 0);
 }
 
-static void add_columns(integer n, integer m, const REAL *restrict A, REAL *restrict sum)
-{
-    for (integer a = 0; a < n; a++)
-        for (integer c = 0; c < m; c++)
-            sum[c] += A[a * m + c];
-}
-
 /* After forward() with the same arguments; the table's place holds its gradient. */
 void backward(const filter_table *t)
 {

@@ -13,7 +13,6 @@
 #include "schnet_common.h"
 
 #ifdef _OPENMP
-#include <omp.h>
 #define BARRIER _Pragma("omp barrier")
 #else
 #define BARRIER
@@ -55,15 +54,6 @@ integer size_of_call(void) { return (integer)sizeof(system_call); }
 /* Pairs whose filters are made together; whole tiles of the matrix product. */
 #define SOME_PAIRS (8 * ROWS)
 integer pairs_at_a_time(void) { return SOME_PAIRS; }
-
-int most_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_procs();
-#else
-    return 1;
-#endif
-}
 
 /* Geometry of the pairs of one thread's stretch that are within the cutoff, to its beginning. */
 static void measure(const system_call *c, integer begin, integer end, integer *stretch)

@@ -130,21 +130,13 @@ class SchNetKernel(CompiledKernel):
             kept = every <= FILTERS_KEPT
             room += every * kept
         arrays: dict[str, np.ndarray] = {
-            "positions": np.array(positions, dtype=np.float64),
+            **self._system(positions, species, pairs, offsets),
             "atom_of": atom_of,
-            "list": np.ascontiguousarray(pairs, dtype=np.int64),
-            "species": np.ascontiguousarray(species, dtype=np.int64),
             "work": np.empty(room, self._numpy),
             "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
             "sums": np.empty(threads * (3 * n + 9)),
             "stretch": np.empty((threads, 3), dtype=np.int64),
-            "energy": np.empty(n),
-            "force": np.empty((n, 3)),
-            "virial": np.empty((3, 3)),
-            "neighbours": np.empty(n, dtype=np.int64),
         }
-        if offsets is not None:
-            arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)
         call = _Call(
             atoms=n,
             listed=listed,

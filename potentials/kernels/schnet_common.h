@@ -3,6 +3,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #ifndef REAL
 #define REAL float
 #endif
@@ -98,6 +102,24 @@ static void product(integer n, integer k, integer m, const REAL *A, const REAL *
     multiply(n, k, m, A, k, 1, B, bias, C, add);
 }
 
+/* sum[m] += the rows of A[n, m] */
+static void add_columns(integer n, integer m, const REAL *restrict A, REAL *restrict sum)
+{
+    for (integer a = 0; a < n; a++)
+        for (integer c = 0; c < m; c++)
+            sum[c] += A[a * m + c];
+}
+
+/* That there can be at once */
+int most_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}
+
 /* In the order of ACTIVATIONS in schnet.py; TABULATED is any other. */
 enum { IRELU, SSP, SOFTPLUS, SILU, TANH, LOG_COSH, TABULATED };
 
@@ -180,23 +202,35 @@ typedef struct {
     double r[3], d, pull, rate; /* pull: dE/dd; rate: of d along a direction (training) */
 } pair;
 
-/* Cubic B-spline weights and their derivatives, as in potentials/spline.py. */
-static void locate(pair *p, integer intervals, double spacing)
+/* Cubic B-spline weights and their derivatives at d, as in potentials/spline.py; returns the row of
+ * the first of the four coefficients. */
+static integer spline_weights(double d, integer intervals, double spacing, double value[4],
+                              double slope[4])
 {
-    double s = p->d / spacing;
+    double s = d / spacing;
     s = s > (double)intervals ? (double)intervals : s;
     integer at = (integer)s;
     at = at > intervals - 1 ? intervals - 1 : at;
     const double t = s - (double)at, o = 1 - t;
-    p->row = at;
-    p->value[0] = (REAL)(o * o * o / 6);
-    p->value[1] = (REAL)((3 * t * t * t - 6 * t * t + 4) / 6);
-    p->value[2] = (REAL)((3 * o * o * o - 6 * o * o + 4) / 6);
-    p->value[3] = (REAL)(t * t * t / 6);
-    p->slope[0] = (REAL)(-o * o / 2 / spacing);
-    p->slope[1] = (REAL)((3 * t * t - 4 * t) / 2 / spacing);
-    p->slope[2] = (REAL)((4 * o - 3 * o * o) / 2 / spacing);
-    p->slope[3] = (REAL)(t * t / 2 / spacing);
+    value[0] = o * o * o / 6;
+    value[1] = (3 * t * t * t - 6 * t * t + 4) / 6;
+    value[2] = (3 * o * o * o - 6 * o * o + 4) / 6;
+    value[3] = t * t * t / 6;
+    slope[0] = -o * o / 2 / spacing;
+    slope[1] = (3 * t * t - 4 * t) / 2 / spacing;
+    slope[2] = (4 * o - 3 * o * o) / 2 / spacing;
+    slope[3] = t * t / 2 / spacing;
+    return at;
+}
+
+static void locate(pair *p, integer intervals, double spacing)
+{
+    double value[4], slope[4];
+    p->row = spline_weights(p->d, intervals, spacing, value, slope);
+    for (int k = 0; k < 4; k++) {
+        p->value[k] = (REAL)value[k];
+        p->slope[k] = (REAL)slope[k];
+    }
 }
 
 /* message[i] += W x[j], message[j] += W x[i] */

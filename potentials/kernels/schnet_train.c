@@ -17,13 +17,6 @@ static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B,
     multiply(k, n, m, A, 1, k, B, NULL, C, 1);
 }
 
-static void add_columns(integer n, integer m, const REAL *restrict A, REAL *restrict sum)
-{
-    for (integer a = 0; a < n; a++)
-        for (integer c = 0; c < m; c++)
-            sum[c] += A[a * m + c];
-}
-
 /* Where everything of a batch is kept between the two calls; filled from one block of memory. */
 typedef struct {
     REAL *h, *x, *m, *u, *slope;      /* of every layer: [(layers + 1) n hidden], [layers n ...] */

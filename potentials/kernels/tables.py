@@ -19,7 +19,7 @@ ERROR = 1e-8
 """Largest error of a table beyond :data:`CLOSEST`, relative to its largest value there."""
 INTERVALS = (512, 1024, 2048, 4096, 8192)
 CLOSEST = 0.25
-"""A; nearer than atoms come."""
+"""A; nearer than atoms come, and there the splines' end condition costs accuracy."""
 _LEAST = 0.1  # A; formulas that have a pole at 0 are taken to be constant below
 
 Function = Callable[[Tensor], Tensor]
