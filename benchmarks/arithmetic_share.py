@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dcase.data.molecules import structure
 from dcase.errors import OptionError
 from dcase.potentials.calculator import DTYPES, DCCalculator
-from dcase.potentials.registry import ARCHITECTURES, create_potential
+from dcase.potentials.networks.registry import ARCHITECTURES, create_potential
 
 aten = torch.ops.aten
 PRODUCTS = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dcase.files import write_text
-from dcase.md_runs.machine import processor
+from dcase.md_runs.bench.machine import processor
 
 PEERS = Path(__file__).resolve().parent / "peers"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from dcase.md_runs.checks import CheckResult, run_checks
+from dcase.md_runs.checks.conformance import CheckResult, run_checks
 from dcase.potentials.potential import load_potential
 
 

@@ -27,14 +27,14 @@ import numpy as np
 from dcase import DCCalculator
 from dcase.data.md17 import load_md17
 from dcase.errors import PaperVariantWarning
-from dcase.md_runs.drift import analyse
-from dcase.md_runs.mechanics import degrees_of_freedom, draw_momenta, still
+from dcase.md_runs.analysis.drift import analyse
+from dcase.md_runs.files.trajectory import read_series
+from dcase.md_runs.loop.mechanics import degrees_of_freedom, draw_momenta, still
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
-from dcase.md_runs.trajectory import read_series
 from dcase.plotting import BLUE, GREY, ORANGE, new_figure, save
+from dcase.potentials.networks.registry import build_potential
 from dcase.potentials.potential import Potential, load_potential
-from dcase.potentials.registry import build_potential
 
 
 def detached(potential: Potential) -> Potential:

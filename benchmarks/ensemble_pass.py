@@ -3,8 +3,8 @@
     python benchmarks/ensemble_pass.py [--members 5] [--molecule aspirin] [--size md17]
 
 All ways evaluate the same weights, interleaved, on one thread; medians. "PyTorch" is autograd
-through the network, "stacked" the batched pass of dcase.potentials.stacked, "compiled" the kernel
-that DCCalculator uses on the CPU.
+through the network, "stacked" the batched pass of dcase.potentials.networks.stacked_schnet,
+"compiled" the kernel that DCCalculator uses on the CPU.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from dcase.data.molecules import structure
-from dcase.potentials.deployed import deploy
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.graph import build_graph
-from dcase.potentials.registry import create_potential
+from dcase.potentials.graphs.graph import build_graph
+from dcase.potentials.kernels.deployed import deploy
+from dcase.potentials.networks.registry import create_potential
 
 
 def main() -> None:

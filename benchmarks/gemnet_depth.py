@@ -17,8 +17,8 @@ import torch
 
 from dcase.data.md17 import load_md17
 from dcase.errors import PaperVariantWarning
-from dcase.potentials.batching import FrameBatches
-from dcase.potentials.registry import create_potential
+from dcase.potentials.fitting.batches import FrameBatches
+from dcase.potentials.networks.registry import create_potential
 from dcase.rescaling import LabelScale
 
 FACTORS = (1.0, 1.1, 1.2, 1.5)

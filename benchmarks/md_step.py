@@ -49,12 +49,16 @@ from peers.ase_turns import Dynamics, Turn
 from widened import widened
 
 from dcase.data.molecules import structure
-from dcase.md_runs.mechanics import draw_momenta
+from dcase.md_runs.loop.mechanics import draw_momenta
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
 from dcase.potentials.calculator import DTYPES, DCCalculator
+from dcase.potentials.networks.registry import (
+    ARCHITECTURES,
+    create_potential,
+    resolve_hyper_parameters,
+)
 from dcase.potentials.potential import Potential
-from dcase.potentials.registry import ARCHITECTURES, create_potential, resolve_hyper_parameters
 from dcase.rescaling import LabelScale
 
 TIMESTEP, TEMPERATURE = 0.5, 300.0  # fs, K

@@ -17,8 +17,8 @@ from dcase import load_potential
 from dcase import plotting as figures
 from dcase.data.md17 import load_md17
 from dcase.data.splits import split
-from dcase.md_runs.trajectory import read_series
-from dcase.potentials.evaluation import evaluate_potential
+from dcase.md_runs.files.trajectory import read_series
+from dcase.potentials.fitting.evaluation import evaluate_potential
 
 
 def main(run: str, target: str) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from dcase.data.md17 import load_md17
-from dcase.potentials.graph import build_graph
+from dcase.potentials.graphs.graph import build_graph
+from dcase.potentials.graphs.rotations import FRAMES, random_rotations
+from dcase.potentials.networks.registry import build_potential
 from dcase.potentials.potential import Potential, load_potential
-from dcase.potentials.registry import build_potential
-from dcase.potentials.rotations import FRAMES, random_rotations
 
 
 def averaged(potential: Potential, frames: str) -> Potential:

@@ -36,8 +36,8 @@ from common import load, machine, write_results
 
 from dcase.plotting import BLUE, GREEN, ORANGE, new_figure, save
 from dcase.potentials.calculator import DTYPES, DCCalculator
-from dcase.potentials.graph import build_graph
-from dcase.potentials.registry import create_potential
+from dcase.potentials.graphs.graph import build_graph
+from dcase.potentials.networks.registry import create_potential
 
 DENSITY = 0.1  # atoms/A^3, as of water or an organic crystal
 JITTER = 0.12  # of the lattice's spacing

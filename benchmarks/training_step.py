@@ -38,11 +38,15 @@ from torch import Tensor, nn
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.md17 import load_md17
-from dcase.potentials.batching import FrameBatches, LabelledGraph
-from dcase.potentials.edges import directed_edges, neighbourhoods, triplets
-from dcase.potentials.energy_forces import EnergyForces
+from dcase.potentials.fitting.batches import FrameBatches, LabelledGraph
+from dcase.potentials.fitting.energy_forces import EnergyForces
+from dcase.potentials.graphs.edges import directed_edges, neighbourhoods, triplets
 from dcase.potentials.kernels.training import training_kernel
-from dcase.potentials.registry import ARCHITECTURES, create_potential, resolve_hyper_parameters
+from dcase.potentials.networks.registry import (
+    ARCHITECTURES,
+    create_potential,
+    resolve_hyper_parameters,
+)
 from dcase.rescaling import fit_label_scale
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcase.potentials.basis import GaussianBasis
+from dcase.potentials.networks.bases import GaussianBasis
+from dcase.potentials.networks.registry import create_potential
+from dcase.potentials.networks.schnet import SchNet
 from dcase.potentials.potential import Potential, load_potential
-from dcase.potentials.registry import create_potential
-from dcase.potentials.schnet import SchNet
 
 SHIPPED = "aspirin_irelu.pt"
 

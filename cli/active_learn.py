@@ -40,7 +40,7 @@ def active_learn(
     from dcase.md_runs.active.labels import find_labeller
     from dcase.md_runs.active.loop import ActiveLearning
     from dcase.plotting import save
-    from dcase.potentials.evaluation import choose_device
+    from dcase.potentials.fitting.evaluation import choose_device
 
     console = Console(stderr=True, quiet=quiet)
 
@@ -115,7 +115,7 @@ def _test(file: str | None) -> Any:
 
 
 def _recipe(given: dict[str, Any]) -> Any:
-    from dcase.potentials.recipe import load_recipe
+    from dcase.potentials.fitting.recipe import load_recipe
 
     if given["epochs"] is not None and given["training_steps"] is not None:
         raise click.UsageError("--epochs and --training-steps exclude each other")

@@ -114,8 +114,8 @@ def baseline(
     A network that is not clearly better than these has not learned the forces between its atoms.
     """
     from dcase.cli.show import error_table, results_console
-    from dcase.potentials.baseline import KINDS, fit_baseline
-    from dcase.potentials.evaluation import evaluate_potential
+    from dcase.potentials.fitting.baseline import KINDS, fit_baseline
+    from dcase.potentials.fitting.evaluation import evaluate_potential
 
     if json_file:
         check_writable(json_file)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from dcase.md_runs.bench import BenchResult
+    from dcase.md_runs.bench.measure import BenchResult
 
 _DEFAULT = MDSettings()
 _LOOPS = {
@@ -141,7 +141,7 @@ def bench(
 
     from dcase.cli.show import results_console
     from dcase.cli.structures import check_writable, load_structure
-    from dcase.md_runs.bench import bench_md
+    from dcase.md_runs.bench.measure import bench_md
     from dcase.potentials.calculator import DCCalculator
 
     if structure is not None and structure_option is not None:
@@ -180,7 +180,7 @@ def print_bench(result: BenchResult, console: Console) -> None:
     """Print what was measured.
 
     Args:
-        result: Of :func:`dcase.md_runs.bench.bench_md`.
+        result: Of :func:`dcase.md_runs.bench.measure.bench_md`.
         console: Of rich.
     """
     from rich.table import Table

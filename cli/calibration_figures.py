@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from dcase import plotting
-from dcase.potentials.calibration import Calibration, spread_bins
-from dcase.potentials.ensemble_evaluation import Uncertainty
+from dcase.potentials.fitting.calibration import Calibration, spread_bins
+from dcase.potentials.fitting.ensemble_evaluation import Uncertainty
 
 MANY_POINTS = 3000  # above, density in place of dots
 _COLORS = {"energy": plotting.ORANGE, "forces": plotting.BLUE}

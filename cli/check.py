@@ -41,7 +41,7 @@ def check(
     """
     from dcase.cli.show import results_console
     from dcase.cli.structures import check_writable, load_structure, molecule_of
-    from dcase.md_runs.checks import print_results, run_checks
+    from dcase.md_runs.checks.conformance import print_results, run_checks
     from dcase.potentials.potential import load_potential
 
     use_threads(threads)

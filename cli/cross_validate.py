@@ -23,11 +23,16 @@ from dcase.cli.train import RUNNER, Load, train
 from dcase.cli.train_options import chosen_recipe
 from dcase.data.splits import SplitFrames
 from dcase.errors import OptionError
-from dcase.potentials.cross_validation import CrossValidation, Folds, cross_validate, make_folds
-from dcase.potentials.evaluation import choose_device
+from dcase.potentials.fitting.cross_validation import (
+    CrossValidation,
+    Folds,
+    cross_validate,
+    make_folds,
+)
+from dcase.potentials.fitting.evaluation import choose_device
+from dcase.potentials.fitting.recipe import Recipe
+from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.quantity import Quantity, quantity_of
-from dcase.potentials.recipe import Recipe
-from dcase.potentials.registry import get_architecture
 
 # Options of training that make no sense for folds, and what they are then.
 _LEFT_OUT: dict[str, Any] = {
@@ -191,7 +196,7 @@ def _cross_validate(
 
 
 def _default_name(name: str, recipe: Recipe) -> str:
-    from dcase.potentials.recipe import ModelChoice
+    from dcase.potentials.fitting.recipe import ModelChoice
 
     model = get_architecture(recipe.model.architecture).name
     middle = [] if model == ModelChoice.architecture else [model]

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.ticker import FormatStrFormatter
 
 from dcase import plotting
-from dcase.md_runs.figures import parity_figure
-from dcase.potentials.evaluation import Evaluation
+from dcase.md_runs.report.figures import parity_figure
+from dcase.potentials.fitting.evaluation import Evaluation
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.training.logs import read_metrics
 from dcase.units import KCAL_PER_MOL

@@ -30,7 +30,7 @@ from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import SYSTEMS, system_named
 from dcase.dae.task import PairSource
 from dcase.errors import DataError, OptionError
-from dcase.potentials.evaluation import choose_device
+from dcase.potentials.fitting.evaluation import choose_device
 
 data_option = click.option(
     "--data",

@@ -214,7 +214,7 @@ def _facts(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 def _pendulum(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    from dcase.md_runs.drift import fit_line
+    from dcase.md_runs.analysis.drift import fit_line
 
     energy = trajectory.energy
     largest = f"largest deviation {np.abs(energy - energy[0]).max():.2g} J"
@@ -231,7 +231,7 @@ def _pendulum(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
 
 
 def _water(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    from dcase.md_runs.drift import analyse
+    from dcase.md_runs.analysis.drift import analyse
 
     nodes = trajectory.positions.shape[1]
     drift = analyse(

@@ -98,7 +98,7 @@ def evaluate(
     """
     from dcase.potentials.calculator import DTYPES
     from dcase.potentials.ensemble import Ensemble, load_model
-    from dcase.potentials.evaluation import choose_device, evaluate_potential
+    from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
 
     use_threads(threads)
     if json_file:
@@ -116,7 +116,7 @@ def evaluate(
         dataset = dataset.without_fixed()
     uncertain = {}
     if isinstance(potential, Ensemble):
-        from dcase.potentials.ensemble_evaluation import evaluate_ensemble
+        from dcase.potentials.fitting.ensemble_evaluation import evaluate_ensemble
 
         found = evaluate_ensemble(potential, dataset, batch_size=batch_size)
         outcome, uncertain = found.evaluation, found.by_name()

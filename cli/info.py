@@ -12,9 +12,9 @@ from rich.text import Text
 
 from dcase.cli.show import results_console
 from dcase.potentials.ensemble import Ensemble, load_model
+from dcase.potentials.networks.registry import potential_caveats, potential_limits
 from dcase.potentials.potential import find_checkpoint
 from dcase.potentials.quantity import Quantity
-from dcase.potentials.registry import potential_caveats, potential_limits
 
 
 def describe(path: str) -> dict[str, Any]:

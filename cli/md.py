@@ -287,10 +287,10 @@ def simulate(
     from dcase.cli.progress import step_bar
     from dcase.cli.show import results_console
     from dcase.cli.structures import load_frames, load_structure
-    from dcase.md_runs.report import print_summary, write_report
-    from dcase.md_runs.scan import dt_scan
+    from dcase.md_runs.analysis.dt_scan import dt_scan
+    from dcase.md_runs.loop.uncertainty import is_ensemble
+    from dcase.md_runs.report.report import print_summary, write_report
     from dcase.md_runs.simulate import run_md
-    from dcase.md_runs.uncertainty import is_ensemble
     from dcase.potentials.calculator import DCCalculator
 
     console = Console(stderr=True, quiet=quiet)
@@ -382,8 +382,8 @@ def _replicas(
     """Simulate many copies, write and print their report."""
     from dcase.cli.progress import step_bar
     from dcase.cli.show import results_console
-    from dcase.md_runs.replica_report import print_replica_summary, write_replica_report
     from dcase.md_runs.replicas import run_replicas
+    from dcase.md_runs.report.replica_report import print_replica_summary, write_replica_report
 
     with step_bar(console, f"{replicas} replicas") as progress:
         status = run_replicas(

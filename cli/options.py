@@ -155,7 +155,7 @@ def _plain_type(hint: Any) -> type:
 
 def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """An option for every hyper-parameter of every architecture."""
-    from dcase.potentials.registry import ARCHITECTURES, COMMON
+    from dcase.potentials.networks.registry import ARCHITECTURES, COMMON
 
     kinds: dict[str, type] = {}
     texts: dict[str, list[str]] = {}

@@ -32,7 +32,7 @@ from dcase.pinn.run import PDEBENCH, Source, read_record, read_run, reference_of
 from dcase.pinn.run import train as train_run
 from dcase.pinn.settings import PinnSettings, PointSettings
 from dcase.pinn.zoo import PROBLEMS
-from dcase.potentials.evaluation import choose_device
+from dcase.potentials.fitting.evaluation import choose_device
 
 SHOWN = {
     "rmse": "RMSE",

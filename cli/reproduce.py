@@ -19,7 +19,6 @@ from dcase.cli.reproduce_report import COMMANDS as REPORT_COMMANDS
 from dcase.cli.structures import check_writable
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
-from dcase.potentials.evaluation import choose_device
 from dcase.potentials.experiments import curves, tables
 from dcase.potentials.experiments.protocol import (
     BETAS,
@@ -30,7 +29,8 @@ from dcase.potentials.experiments.protocol import (
 )
 from dcase.potentials.experiments.published import MOLECULES
 from dcase.potentials.experiments.runs import Frames, Run, perform, plan, result_of, trivial_errors
-from dcase.potentials.registry import get_architecture
+from dcase.potentials.fitting.evaluation import choose_device
+from dcase.potentials.networks.registry import get_architecture
 
 
 @click.group()

@@ -11,8 +11,8 @@ import click
 from dcase.cli.options import POSITIVE, device_option, threads_option
 from dcase.errors import OptionError
 from dcase.potentials.experiments.protocol import OC22_FRAMES, PAPER_FRAMES, SETTINGS
-from dcase.potentials.recipe import load_recipe, recipe_names
-from dcase.potentials.registry import (
+from dcase.potentials.fitting.recipe import load_recipe, recipe_names
+from dcase.potentials.networks.registry import (
     ARCHITECTURES,
     VARIANTS,
     get_architecture,

@@ -34,8 +34,8 @@ class Sitting:
     """What a command makes, in order, shown as it goes."""
 
     def __init__(self, chosen: Chosen):
-        from dcase.potentials.evaluation import choose_device
         from dcase.potentials.experiments.report_runs import base_recipe
+        from dcase.potentials.fitting.evaluation import choose_device
 
         for name in chosen["recipes"]:
             base_recipe(name)  # what is wrong with it is to be known before any frame is read

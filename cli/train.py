@@ -14,7 +14,7 @@ from dcase.cli.train_run import RUNNER, SHARES, Load, run_training
 from dcase.data.dataset import AtomicDataset
 from dcase.data.qm9 import TARGETS as QM9_TARGETS
 from dcase.data.splits import SplitFrames, Splits, split
-from dcase.potentials.recipe import Recipe
+from dcase.potentials.fitting.recipe import Recipe
 
 __all__ = ["RUNNER", "Load", "train"]
 

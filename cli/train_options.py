@@ -19,7 +19,7 @@ from dcase.cli.options import (
     threads_option,
 )
 from dcase.errors import OptionError
-from dcase.potentials.recipe import (
+from dcase.potentials.fitting.recipe import (
     DataChoice,
     LabelChoice,
     LossChoice,
@@ -28,7 +28,7 @@ from dcase.potentials.recipe import (
     load_recipe,
     recipe_names,
 )
-from dcase.potentials.registry import ARCHITECTURES, COMMON, PLACEMENTS, VARIANTS
+from dcase.potentials.networks.registry import ARCHITECTURES, COMMON, PLACEMENTS, VARIANTS
 from dcase.training.settings import TrainSettings
 
 # Tables of the recipe whose entries are options of the same name.

@@ -19,10 +19,10 @@ from dcase.cli.value_table import value_table
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
-from dcase.potentials.evaluation import choose_device, evaluate_potential
-from dcase.potentials.fit import FitResult, fit_potential, run_folder
-from dcase.potentials.recipe import ModelChoice, Recipe
-from dcase.potentials.registry import get_architecture
+from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
+from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, run_folder
+from dcase.potentials.fitting.recipe import ModelChoice, Recipe
+from dcase.potentials.networks.registry import get_architecture
 
 # Frames, split already where the dataset comes so.
 Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]

@@ -15,7 +15,8 @@ def value_table(rows: Mapping[str, Mapping[str, Any]], quantity: Quantity) -> Ta
     """Errors of a quantity, a row a set of molecules.
 
     Args:
-        rows: Metrics of :func:`dcase.potentials.evaluation.value_metrics` by what they are of.
+        rows: Metrics of :func:`dcase.potentials.fitting.evaluation.value_metrics` by what they
+            are of.
         quantity: Of which.
     """
     unit = "meV" if quantity.unit == "eV" else quantity.unit

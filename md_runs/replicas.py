@@ -18,7 +18,7 @@ from pathlib import Path
 from ase import Atoms
 
 from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.replica_batch import ReplicaBatch, ReplicaFolder
+from dcase.md_runs.loop.replica_batch import ReplicaBatch, ReplicaFolder
 from dcase.md_runs.settings import MDSettings
 
 
@@ -36,7 +36,7 @@ def run_replicas(
     """Simulate ``replicas`` copies of ``atoms`` into the folder ``out``.
 
     Ctrl-C does not raise: everything up to there is kept. Reports are written by
-    :func:`dcase.md_runs.replica_report.write_replica_report`.
+    :func:`dcase.md_runs.report.replica_report.write_replica_report`.
 
     Args:
         atoms: With a calculator of dcase; all replicas start from its positions.

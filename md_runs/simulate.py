@@ -16,12 +16,12 @@ from pathlib import Path
 from ase import Atoms
 
 from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.engine import MDResult, Simulation
-from dcase.md_runs.finish import recover
-from dcase.md_runs.scan import dt_scan
+from dcase.md_runs.analysis.dt_scan import dt_scan
+from dcase.md_runs.files.publish import recover
+from dcase.md_runs.files.run_folder import RunFolder
+from dcase.md_runs.loop.engine import MDResult, Simulation
+from dcase.md_runs.loop.uncertainty import require_ensemble
 from dcase.md_runs.settings import MDSettings
-from dcase.md_runs.state import RunFolder
-from dcase.md_runs.uncertainty import require_ensemble
 
 __all__ = ["MDResult", "MDSettings", "dt_scan", "recover", "run_md"]
 

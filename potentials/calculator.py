@@ -23,12 +23,12 @@ from ase.data import chemical_symbols
 
 from dcase.derivatives import stress_voigt
 from dcase.errors import DcaseError, OptionError, PaperVariantWarning
-from dcase.potentials.deployed import Deployed, deploy
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
-from dcase.potentials.evaluation import choose_device
-from dcase.potentials.graph import AtomicGraph, build_graph
+from dcase.potentials.fitting.evaluation import choose_device
+from dcase.potentials.graphs.graph import AtomicGraph, build_graph
+from dcase.potentials.kernels.deployed import Deployed, deploy
+from dcase.potentials.networks.registry import potential_caveats
 from dcase.potentials.potential import Potential, find_checkpoint
-from dcase.potentials.registry import potential_caveats
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FEW_ATOMS = 64
@@ -65,9 +65,9 @@ class DCCalculator(Calculator):
             depend on it.
         allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
         use_cache: As in ASE.
-        optimize: Use the compiled form of the potential (:mod:`dcase.potentials.deployed`). None:
-            where there is one that is the same function up to rounding (on the CPU). True: also
-            where a function of the distances has to be tabulated for it, which makes SchNets
+        optimize: Use the compiled form of the potential (:mod:`dcase.potentials.kernels.deployed`).
+            None: where there is one that is the same function up to rounding (on the CPU). True:
+            also where a function of the distances has to be tabulated for it, which makes SchNets
             without ``filter_knots`` faster and changes their filters by at most 1e-5, and other
             architectures fast in float64; an error where there is none. False: never.
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.derivatives import stress_voigt
 from dcase.errors import CheckpointError, OptionError
-from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.graphs.graph import AtomicGraph
+from dcase.potentials.networks.schnet import SchNet
+from dcase.potentials.networks.stacked_schnet import StackedSchNet
 from dcase.potentials.potential import FORMAT_VERSION as POTENTIAL_VERSION
 from dcase.potentials.potential import Potential, find_checkpoint, potential_from_document
 from dcase.potentials.quantity import Quantity
-from dcase.potentials.schnet import SchNet
-from dcase.potentials.stacked import StackedSchNet
 
 FORMAT_VERSION = 1
 Paths = str | os.PathLike[str]

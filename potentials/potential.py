@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
 from dcase.errors import CheckpointError, OptionError
-from dcase.potentials.exact import ExactBuffers
-from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.graphs.graph import AtomicGraph
+from dcase.potentials.networks.float64_buffers import ExactBuffers
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
 
 if TYPE_CHECKING:
-    from dcase.potentials.deployed import Deployed
+    from dcase.potentials.kernels.deployed import Deployed
 
 FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
 SHIPPED_DIR = Path(__file__).parent / "shipped"
@@ -131,8 +131,8 @@ class Potential(ExactBuffers):
             return energies, -gradient
 
     def deploy(self, *, tabulate: bool = False) -> Deployed:
-        """The compiled form that simulations use; see :func:`dcase.potentials.deployed.deploy`."""
-        from dcase.potentials.deployed import deploy
+        """The compiled form that simulations use; see :mod:`dcase.potentials.kernels.deployed`."""
+        from dcase.potentials.kernels.deployed import deploy
 
         return deploy(self, tabulate=tabulate)
 
@@ -246,7 +246,7 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
     Raises:
         CheckpointError: If parts are missing or do not fit together.
     """
-    from dcase.potentials.registry import build_potential
+    from dcase.potentials.networks.registry import build_potential
 
     try:
         potential = build_potential(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError, OptionError
-from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.graphs.graph import AtomicGraph
 
 READOUTS = ("sum", "mean", "dipole", "extent")
 

@@ -45,8 +45,8 @@ from dcase.md_runs.active.training import load_ensemble, train_ensemble
 from dcase.plotting import save
 from dcase.potentials.calculator import DCCalculator
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.evaluation import evaluate_potential
-from dcase.potentials.recipe import Recipe
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.recipe import Recipe
 
 FINISHED = "finished"
 TRUSTED = "finished: no walker was stopped by its uncertainty"

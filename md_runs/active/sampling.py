@@ -15,11 +15,11 @@ from ase.calculators.calculator import CalculatorError
 from dcase.data.selection import SEPARATION_A, Fingerprint, fingerprint, select_frames
 from dcase.errors import SimulationError
 from dcase.md_runs.active.settings import ActiveSettings
+from dcase.md_runs.files.run_folder import UNCERTAINTY, RunFolder
+from dcase.md_runs.files.trajectory import read_series, read_trajectory
+from dcase.md_runs.loop.uncertainty import uncertainty_of
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
-from dcase.md_runs.state import UNCERTAINTY, RunFolder
-from dcase.md_runs.trajectory import read_series, read_trajectory
-from dcase.md_runs.uncertainty import uncertainty_of
 
 LIMIT_SHARE = 0.5
 """The limit by default: where the members disagree by half of the median force on an atom."""

@@ -13,9 +13,9 @@ from dcase.md_runs.active.folder import RoundFolder
 from dcase.md_runs.active.sampling import MEMBER
 from dcase.md_runs.active.settings import ActiveSettings
 from dcase.potentials.ensemble import Ensemble, load_model
-from dcase.potentials.fold_processes import Job, run_jobs
+from dcase.potentials.fitting.fold_processes import Job, run_jobs
+from dcase.potentials.fitting.recipe import Recipe
 from dcase.potentials.potential import load_potential
-from dcase.potentials.recipe import Recipe
 from dcase.training.settings import TrainSettings
 
 

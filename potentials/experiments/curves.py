@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dcase import plotting
-from dcase.potentials.fit import run_folder
+from dcase.potentials.fitting.fit_potential import run_folder
 from dcase.training.logs import read_metrics
 from dcase.units import KCAL_PER_MOL
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dcase.data.splits import Splits, split
 from dcase.errors import OptionError
-from dcase.potentials.recipe import Recipe, load_recipe
+from dcase.potentials.fitting.recipe import Recipe, load_recipe
 
 PAPER_FRAMES = (50_000, 6_250, 6_250)
 """Frames to train, validate and test, for each molecule (section 5.1.1)."""

@@ -15,20 +15,20 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DcaseError, DivergedError
 from dcase.files import write_json
-from dcase.potentials.baseline import fit_baseline
-from dcase.potentials.cross_validation import (
+from dcase.potentials.experiments.report_published import RHO
+from dcase.potentials.experiments.report_runs import Length, report_recipe, tasks_of
+from dcase.potentials.experiments.runs import Frames
+from dcase.potentials.fitting.baseline import fit_baseline
+from dcase.potentials.fitting.cross_validation import (
     Folds,
     batch_losses,
     cross_validate,
     make_folds,
     statistics,
 )
-from dcase.potentials.evaluation import evaluate_potential
-from dcase.potentials.experiments.report_published import RHO
-from dcase.potentials.experiments.report_runs import Length, report_recipe, tasks_of
-from dcase.potentials.experiments.runs import Frames
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.recipe import LossChoice, Recipe
 from dcase.potentials.potential import Potential
-from dcase.potentials.recipe import LossChoice, Recipe
 
 REPORT_LOSS = LossChoice(energy_weight=RHO, forces_weight=3.0, energy_loss="l2", forces_loss="l2")
 """The report's loss as an objective: 1/n sum_i |dF_i|^2 is 3 times the mean over components."""
@@ -155,9 +155,9 @@ def perform_crossing(
     """Train the folds, or go on with them, or return what was found; None if interrupted.
 
     Returns:
-        The report of :func:`dcase.potentials.cross_validation.cross_validate`, and with every fold
-        ``"report_loss"``: the statistics over validation batches of 32 of the report's loss,
-        whatever loss the recipe trains with. If a fold's training diverges, only ``"status"``
+        The report of :func:`dcase.potentials.fitting.cross_validation.cross_validate`, and with
+        every fold ``"report_loss"``: the statistics over validation batches of 32 of the report's
+        loss, whatever loss the recipe trains with. If a fold's training diverges, only ``"status"``
         (``"NaN"``) and ``"reason"``.
     """
     found = crossing_of(crossing, folder)

@@ -20,7 +20,7 @@ from dcase.files import atomic_path
 from dcase.potentials.experiments.protocol import Setting
 from dcase.potentials.experiments.report_published import RHO, TASKS, Size
 from dcase.potentials.experiments.runs import Frames, Run, perform, result_of
-from dcase.potentials.recipe import Recipe, load_recipe
+from dcase.potentials.fitting.recipe import Recipe, load_recipe
 from dcase.training.trainer import Progress
 from dcase.units import ENERGY_UNITS, KCAL_PER_MOL
 
@@ -55,7 +55,7 @@ class Length:
 
 
 def base_recipe(name: str, values: Mapping[str, Any] | None = None) -> Recipe:
-    """:func:`dcase.potentials.recipe.load_recipe`, which does not know :data:`TOTAL`.
+    """:func:`dcase.potentials.fitting.recipe.load_recipe`, which does not know :data:`TOTAL`.
 
     Raises:
         OptionError: As there.
@@ -154,8 +154,8 @@ def report_loss(metrics: Mapping[str, Any]) -> float | None:
     """The report's loss, ``0.01 (E - Ê)^2 + 1/n sum_i |F_i - F̂_i|^2``, mean over test frames.
 
     Args:
-        metrics: From :func:`dcase.potentials.evaluation.evaluate_potential`, of frames with the
-            same number of atoms (as of MD17's molecules and ISO17).
+        metrics: From :func:`dcase.potentials.fitting.evaluation.evaluate_potential`, of frames with
+            the same number of atoms (as of MD17's molecules and ISO17).
 
     Returns:
         In kcal/mol and kcal/mol/A, squared; None where a label is missing.

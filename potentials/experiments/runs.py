@@ -17,10 +17,10 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DcaseError, DivergedError
 from dcase.files import atomic_path, write_json
-from dcase.potentials.evaluation import evaluate_potential
 from dcase.potentials.experiments.protocol import Protocol, Setting
-from dcase.potentials.fit import fit_potential, run_folder
-from dcase.potentials.recipe import Recipe
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.fit_potential import fit_potential, run_folder
+from dcase.potentials.fitting.recipe import Recipe
 from dcase.training.trainer import Progress
 from dcase.units import KCAL_PER_MOL
 
@@ -148,7 +148,7 @@ def perform(
         run: What to do.
         folder: Of the experiment; the run gets ``runs/NAME`` in it.
         device: Where to train.
-        on_start: Passed to :func:`dcase.potentials.fit.fit_potential`.
+        on_start: Passed to :func:`dcase.potentials.fitting.fit_potential.fit_potential`.
         on_step: The same.
 
     Returns:

@@ -27,16 +27,16 @@ from dcase import plotting
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError, DivergedError, OptionError
 from dcase.objective import Objective, Term
-from dcase.potentials.batching import FrameBatches
-from dcase.potentials.energy_forces import EnergyForces
-from dcase.potentials.evaluation import evaluate_potential
 from dcase.potentials.experiments.naive_ssp import (
     OVERFLOW,
     NaiveShiftedSoftplus,
     activation_table,
 )
+from dcase.potentials.fitting.batches import FrameBatches
+from dcase.potentials.fitting.energy_forces import EnergyForces
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.networks.schnet import SchNet
 from dcase.potentials.potential import Potential
-from dcase.potentials.schnet import SchNet
 from dcase.rescaling import LabelScale, fit_label_scale
 from dcase.training.settings import TrainSettings
 from dcase.training.trainer import Progress, Trainer

@@ -39,7 +39,7 @@ static void radial_back(const evaluation *c, integer P, const step *s)
 /* ForceNet: dst[edge, (lm, q)] = Y_lm(u) R_q(d): number = degrees, columns, elements;
  *          R's columns in the table by element of the target, then of the source */
 
-/* Y_lm and its derivatives by the components of u (potentials/cartesian.py); norms [l, m >= 0] */
+/* Y_lm and its derivatives by the components of u (potentials/networks/cartesian.py); norms [l, m >= 0] */
 static void harmonics(integer degrees, const double *norms, const double *u, double *Y,
                       double (*slope)[3])
 {

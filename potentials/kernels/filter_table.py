@@ -22,7 +22,7 @@ from dcase.potentials.kernels.schnet import (
     network_shape,
     pointers,
 )
-from dcase.potentials.schnet import SchNet
+from dcase.potentials.networks.schnet import SchNet
 
 _INTEGERS = ("knots", "gaussians", "filters", "layers", "kind")
 _POINTERS = (
@@ -74,7 +74,7 @@ class FilterTable:
         }
 
     def __call__(self) -> Tensor:
-        """As :meth:`~dcase.potentials.schnet.SchNet.filter_table`, differentiable once."""
+        """As :meth:`~dcase.potentials.networks.schnet.SchNet.filter_table`, differentiable once."""
         weights: list[Tensor] = []
         for block in self.network.interactions:
             first, last = block.filter_in, block.filter_out  # type: ignore[union-attr]

@@ -17,10 +17,10 @@ from torch import nn
 
 from dcase.activations.registry import ACTIVATIONS as MODULES
 from dcase.errors import OptionError
-from dcase.potentials.gemnet.layers import FLOOR, PublishedActivation, ScaledActivation
 from dcase.potentials.kernels.curve import Curve, fit_curve
 from dcase.potentials.kernels.schnet import ACTIVATIONS
-from dcase.potentials.linear_growth import LinearGrowth
+from dcase.potentials.networks.gemnet.layers import FLOOR, PublishedActivation, ScaledActivation
+from dcase.potentials.networks.linear_growth import LinearGrowth
 
 ATOMS, PAIRS, EDGES = 0, 1, 2
 

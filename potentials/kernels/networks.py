@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from dcase.errors import OptionError
 from dcase.normalization import PassThrough
-from dcase.potentials.cgcnn import CGCNN
-from dcase.potentials.dimenet import DimeNetPP
-from dcase.potentials.forcenet import ForceNet
-from dcase.potentials.gemnet.blocks import AtomUpdate, InteractionBlock
-from dcase.potentials.gemnet.layers import INV_SQRT_2, Dense
-from dcase.potentials.gemnet.network import GemNetT
 from dcase.potentials.kernels.layout import Buffer, Program
 from dcase.potentials.kernels.plan import Plan
 from dcase.potentials.kernels.tables import Function, coefficients, fine_enough
+from dcase.potentials.networks.cgcnn import CGCNN
+from dcase.potentials.networks.dimenet import DimeNetPP
+from dcase.potentials.networks.forcenet import ForceNet
+from dcase.potentials.networks.gemnet.blocks import AtomUpdate, InteractionBlock
+from dcase.potentials.networks.gemnet.layers import INV_SQRT_2, Dense
+from dcase.potentials.networks.gemnet.network import GemNetT
 
 
 @dataclass(frozen=True)

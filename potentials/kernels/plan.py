@@ -24,7 +24,7 @@ from dcase.potentials.kernels.layout import (
     is_sized,
     lay_out,
 )
-from dcase.potentials.linear_growth import LinearGrowth
+from dcase.potentials.networks.linear_growth import LinearGrowth
 
 
 class Plan:

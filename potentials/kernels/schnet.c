@@ -1,7 +1,7 @@
 /* SchNet: atom energies, forces and virial of one system.
  *
  * Compiled at run time, once for float and once for double (REAL), see build.py. The arithmetic is
- * that of potentials/schnet.py; names are the same. A half list of pairs is gone through twice a
+ * that of potentials/networks/schnet.py; names are the same. A half list of pairs is gone through twice a
  * layer, forwards and backwards, and the filters of a pair are made on the way, from four rows of
  * the table (filter_knots) or by the filter network for some pairs at a time, so that nothing of
  * the size pairs x filters is ever stored.

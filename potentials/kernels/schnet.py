@@ -12,8 +12,8 @@ import torch
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.curve import Curve, fit_curve
-from dcase.potentials.schnet import Interaction, SchNet
-from dcase.potentials.spline import UniformSpline
+from dcase.potentials.networks.schnet import Interaction, SchNet
+from dcase.potentials.networks.splines import UniformSpline
 
 # In the order of the kernel's enum; others are tabulated.
 ACTIVATIONS = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")

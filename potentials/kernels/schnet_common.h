@@ -1,4 +1,4 @@
-/* What the kernels of SchNet share; names as in potentials/schnet.py and potentials/spline.py. */
+/* What the kernels of SchNet share; names as in potentials/networks/schnet.py and potentials/networks/splines.py. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -202,7 +202,7 @@ typedef struct {
     double r[3], d, pull, rate; /* pull: dE/dd; rate: of d along a direction (training) */
 } pair;
 
-/* Cubic B-spline weights and their derivatives at d, as in potentials/spline.py; returns the row of
+/* Cubic B-spline weights and their derivatives at d, as in potentials/networks/splines.py; returns the row of
  * the first of the four coefficients. */
 static integer spline_weights(double d, integer intervals, double spacing, double value[4],
                               double slope[4])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcase.potentials.graph import AtomicGraph
+from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.filter_table import FilterTable
 from dcase.potentials.kernels.schnet import (
@@ -31,8 +31,8 @@ from dcase.potentials.kernels.schnet import (
     pointer,
     pointers,
 )
+from dcase.potentials.networks.schnet import SchNet
 from dcase.potentials.potential import Potential
-from dcase.potentials.schnet import SchNet
 
 WORTH_A_THREAD = 5e7
 """Floating point operations of a step for which starting one more thread pays."""

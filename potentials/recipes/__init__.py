@@ -1,1 +1,1 @@
-"""Training recipes: small TOML files, read by :mod:`dcase.potentials.recipe`."""
+"""Training recipes: small TOML files, read by :mod:`dcase.potentials.fitting.recipe`."""

@@ -64,7 +64,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def short_scan(monkeypatch):
     """A time-step scan of a few steps, though a poor potential vibrates slowly."""
-    from dcase.md_runs import scan
+    from dcase.md_runs.analysis import dt_scan as scan
 
     monkeypatch.setattr(scan, "dt_scan", functools.partial(scan.dt_scan, duration_fs=0.2))
 

@@ -8,8 +8,8 @@ from cli_inputs import save_some, shipped_frames
 
 from dcase.data.npz import read_npz
 from dcase.data.splits import split
-from dcase.potentials.baseline import fit_baseline
-from dcase.potentials.evaluation import evaluate_potential
+from dcase.potentials.fitting.baseline import fit_baseline
+from dcase.potentials.fitting.evaluation import evaluate_potential
 
 FEW = ["--parameters", "60", "--cutoff", "4"]
 

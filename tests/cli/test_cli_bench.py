@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dcase.data.molecules import structure
-from dcase.md_runs.engine import Simulation
+from dcase.md_runs.loop.engine import Simulation
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.kernels.schnet import available
 from dcase.potentials.potential import find_checkpoint, load_potential
@@ -160,7 +160,7 @@ def test_wrong_usage(dcase, arguments, reason):
 @pytest.mark.parametrize("phase", ["whole", "rounds"])
 def test_ctrl_c_leaves_nothing(dcase, empty_folder, scratch, press_ctrl_c, monkeypatch, phase):
     if phase == "rounds":  # no whole run before them
-        from dcase.md_runs.bench_rounds import OneCopy
+        from dcase.md_runs.bench.rounds import OneCopy
 
         def none(self, settings):
             self.origin = self.run.atoms.get_positions(), self.run.atoms.get_momenta()

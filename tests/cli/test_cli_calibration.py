@@ -10,9 +10,9 @@ from cli_inputs import save_some
 from dcase.cli.calibration_figures import reliability_figure, verdict
 from dcase.data.npz import read_npz
 from dcase.potentials import create_potential
-from dcase.potentials.calibration import calibrate
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.ensemble_evaluation import Uncertainty, evaluate_ensemble
+from dcase.potentials.fitting.calibration import calibrate
+from dcase.potentials.fitting.ensemble_evaluation import Uncertainty, evaluate_ensemble
 from dcase.potentials.potential import load_potential
 
 

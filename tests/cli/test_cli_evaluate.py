@@ -10,7 +10,7 @@ from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule
 from dcase.data.npz import read_npz
 from dcase.potentials import create_potential
-from dcase.potentials.evaluation import evaluate_potential
+from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.potential import load_potential
 from dcase.units import KCAL_PER_MOL
 

@@ -9,8 +9,8 @@ import pytest
 from dcase.cli import md as md_command
 from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule, structure
-from dcase.md_runs import scan
-from dcase.md_runs.trajectory import read_series
+from dcase.md_runs.analysis import dt_scan as scan
+from dcase.md_runs.files.trajectory import read_series
 
 # The list, on which people build scripts.
 KEYS = {

@@ -6,7 +6,7 @@ import ase.io
 import pytest
 import torch
 
-from dcase.md_runs.trajectory import read_series
+from dcase.md_runs.files.trajectory import read_series
 from dcase.potentials.ensemble import load_model
 from dcase.potentials.potential import load_potential
 

@@ -10,7 +10,7 @@ from ase.db import connect
 from cli_inputs import ETHANOL
 
 from dcase.data.md17 import load_md17
-from dcase.potentials.evaluation import evaluate_potential
+from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.potential import load_potential
 
 NAMES = ("CH4", "NH3", "H2O", "C2H2", "HCN", "H2CO", "C2H6", "CH3OH", "CH3CN", "C3H8")

@@ -20,7 +20,7 @@ def outcomes(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcase.potentials.fit", "lightning_fabric"])
+    context.set_forkserver_preload(["dcase.potentials.fitting.fit_potential", "lightning_fabric"])
     workers = [context.Process(target=joint_worker, args=(r, port, folder)) for r in (0, 1)]
     for worker in workers:
         worker.start()

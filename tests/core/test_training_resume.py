@@ -26,7 +26,7 @@ from training_problems import (
 from dcase import checkpoint
 from dcase.errors import CheckpointError, DcaseError, OptionError
 from dcase.objective import Term
-from dcase.potentials.fit import fit_potential
+from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.potential import load_potential
 from dcase.training import state as state_module
 from dcase.training.logs import read_metrics
@@ -303,7 +303,7 @@ def whole(tmp_path_factory):
 def start(target, *args):
     """Run ``target`` in a fresh process; torch is imported once for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcase.potentials.fit", "lightning_fabric"])
+    context.set_forkserver_preload(["dcase.potentials.fitting.fit_potential", "lightning_fabric"])
     process = context.Process(target=target, args=args)
     process.start()
     return process

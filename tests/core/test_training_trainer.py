@@ -26,7 +26,7 @@ from training_problems import (
 import dcase.training.trainer as trainer_module
 from dcase.errors import OptionError, TrainingError
 from dcase.objective import Term
-from dcase.potentials.fit import fit_potential
+from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.training.logs import read_metrics
 from dcase.training.trainer import Trainer, evaluate
 

@@ -18,8 +18,8 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits, split
 from dcase.errors import CheckpointError, TrainingError
 from dcase.objective import Objective, Term
-from dcase.potentials.fit import fit_potential
-from dcase.potentials.recipe import load_recipe
+from dcase.potentials.fitting.fit_potential import fit_potential
+from dcase.potentials.fitting.recipe import load_recipe
 from dcase.training.settings import TrainSettings
 from dcase.training.state import STATE_VERSION
 from dcase.training.trainer import Trainer

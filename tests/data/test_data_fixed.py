@@ -16,11 +16,11 @@ from dcase.data.npz import read_npz
 from dcase.data.splits import Splits
 from dcase.errors import DataError
 from dcase.potentials import create_potential
-from dcase.potentials.batching import FrameBatches
-from dcase.potentials.energy_forces import EnergyForces
-from dcase.potentials.evaluation import evaluate_potential
-from dcase.potentials.fit import fit_potential
-from dcase.potentials.recipe import load_recipe
+from dcase.potentials.fitting.batches import FrameBatches
+from dcase.potentials.fitting.energy_forces import EnergyForces
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.fit_potential import fit_potential
+from dcase.potentials.fitting.recipe import load_recipe
 from dcase.rescaling import LabelScale, fit_label_scale, fit_offsets
 
 

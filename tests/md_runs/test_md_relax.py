@@ -13,8 +13,12 @@ from ase.io import read
 from md_models import PairSprings, spring_molecule
 
 from dcase.errors import OptionError, SimulationError
+from dcase.md_runs.analysis.stability import (
+    bond_stability,
+    distance_distribution,
+    distribution_error,
+)
 from dcase.md_runs.relax import relax
-from dcase.md_runs.stability import bond_stability, distance_distribution, distribution_error
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "bfgs", "fire"])

@@ -18,8 +18,8 @@ from ase.calculators.lj import LennardJones
 from md_models import spring_molecule
 
 from dcase.errors import OptionError, SimulationError
+from dcase.md_runs.files.trajectory import read_trajectory
 from dcase.md_runs.simulate import MDSettings, recover, run_md
-from dcase.md_runs.trajectory import read_trajectory
 
 WORKER = """
 import sys

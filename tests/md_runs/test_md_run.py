@@ -15,9 +15,9 @@ from ase.md.verlet import VelocityVerlet
 from md_models import PairSprings, spring_molecule
 
 from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.drift import analyse
-from dcase.md_runs.integrators import make_dynamics
-from dcase.md_runs.mechanics import degrees_of_freedom
+from dcase.md_runs.analysis.drift import analyse
+from dcase.md_runs.loop.integrators import make_dynamics
+from dcase.md_runs.loop.mechanics import degrees_of_freedom
 from dcase.md_runs.simulate import MDSettings, run_md
 from dcase.units import FS, KB
 
@@ -87,7 +87,7 @@ def test_thermostats_hold_the_temperature_of_the_right_degrees_of_freedom(ensemb
         ensemble=ensemble, timestep_fs=0.4, friction_per_fs=0.05, taut_fs=20.0, seed=3
     )
     rng = np.random.default_rng(3)
-    from dcase.md_runs.mechanics import draw_momenta, still
+    from dcase.md_runs.loop.mechanics import draw_momenta, still
 
     draw_momenta(atoms, 300.0, rng)
     still(atoms, ensemble)
@@ -127,7 +127,7 @@ def test_kinetic_energy_distribution(ensemble):
     """The full distribution of K is the gamma distribution of n_dof degrees of freedom."""
     import physical_validation as pv
 
-    from dcase.md_runs.mechanics import draw_momenta, still
+    from dcase.md_runs.loop.mechanics import draw_momenta, still
 
     atoms = spring_molecule("CH4", depth=0.8)
     settings = MDSettings(ensemble=ensemble, timestep_fs=0.4, friction_per_fs=0.05, taut_fs=30.0)

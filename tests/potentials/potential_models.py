@@ -11,9 +11,9 @@ from ase import Atoms
 from ase.build import molecule
 
 from dcase.errors import PaperVariantWarning
-from dcase.potentials.graph import AtomicGraph, build_graph
+from dcase.potentials.graphs.graph import AtomicGraph, build_graph
+from dcase.potentials.networks.registry import create_potential
 from dcase.potentials.potential import Potential
-from dcase.potentials.registry import create_potential
 from dcase.rescaling import LabelScale
 
 OFFSETS = {1: -13.587222780835477, 6: -1029.4889999755, 8: -2041.8396277138027}

@@ -58,7 +58,7 @@ def test_potentials_calculator_energies_and_types(calc, potential):
     assert (forces.shape, forces.dtype, forces.flags.c_contiguous) == ((9, 3), np.float64, True)
     assert np.abs(forces.sum(axis=0)).max() < 1e-12
     # C e + offsets: the unit of the network and its offsets are applied, once.
-    from dcase.potentials.graph import build_graph
+    from dcase.potentials.graphs.graph import build_graph
 
     graph = build_graph(atoms.numbers, atoms.positions, potential.cutoff)
     own, _ = potential.energies_and_forces(graph)
@@ -286,7 +286,7 @@ def test_potentials_calculator_has_forces_where_gradients_are_off(calc, context)
 
 
 def test_potentials_energies_and_forces_under_no_grad(potential):
-    from dcase.potentials.graph import build_graph
+    from dcase.potentials.graphs.graph import build_graph
 
     atoms = ethanol()
     graph = build_graph(atoms.numbers, atoms.positions, potential.cutoff)

@@ -12,7 +12,7 @@ from potential_models import OFFSETS, ethanol, lively
 
 from dcase import load_potential
 from dcase.errors import CheckpointError
-from dcase.potentials.graph import build_graph
+from dcase.potentials.graphs.graph import build_graph
 from dcase.rescaling import LabelScale
 
 

@@ -15,8 +15,8 @@ from potential_models import crystal, ethanol, graph_of, lively
 from dcase import DCCalculator
 from dcase.errors import CheckpointError, OptionError
 from dcase.potentials.ensemble import Ensemble, load_model
-from dcase.potentials.graph import AtomicGraph
-from dcase.potentials.stacked import StackedSchNet
+from dcase.potentials.graphs.graph import AtomicGraph
+from dcase.potentials.networks.stacked_schnet import StackedSchNet
 
 
 def members(count: int = 3, **options):

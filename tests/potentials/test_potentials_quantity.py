@@ -15,13 +15,13 @@ from dcase.data.qm9 import TARGETS
 from dcase.data.splits import Splits
 from dcase.errors import CheckpointError, DataError, OptionError
 from dcase.objective import Objective
-from dcase.potentials.batching import FrameBatches
-from dcase.potentials.energy_forces import EnergyForces
-from dcase.potentials.evaluation import evaluate_potential, value_metrics
-from dcase.potentials.fit import fit_potential
+from dcase.potentials.fitting.batches import FrameBatches
+from dcase.potentials.fitting.energy_forces import EnergyForces
+from dcase.potentials.fitting.evaluation import evaluate_potential, value_metrics
+from dcase.potentials.fitting.fit_potential import fit_potential
+from dcase.potentials.fitting.recipe import load_recipe
 from dcase.potentials.potential import FORMAT_VERSION, load_potential
 from dcase.potentials.quantity import ENERGY, QUANTITIES, Quantity, quantity_of
-from dcase.potentials.recipe import load_recipe
 from dcase.rescaling import LabelScale, fit_label_scale, fit_offsets, offset_energies
 from dcase.units import KCAL_PER_MOL
 
@@ -362,7 +362,7 @@ def test_the_report_s_objective():
 
 
 def test_the_report_s_network_has_its_number_of_weights():
-    from dcase.potentials.registry import create_potential
+    from dcase.potentials.networks.registry import create_potential
 
     recipe = load_recipe("schnet-report")
     potential = create_potential(

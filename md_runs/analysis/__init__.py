@@ -1,0 +1,1 @@
+"""What trajectories say: drift, stability, time-step scans, frequencies."""

@@ -1,0 +1,111 @@
+"""Turn the rows of a run into its trajectory file and final structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import write
+
+from dcase.files import atomic_path
+from dcase.md_runs.files.journal import read_rows
+from dcase.md_runs.files.run_folder import Checkpoint, RunFolder, frame_width, series_columns
+from dcase.md_runs.files.trajectory import write_trajectory
+from dcase.md_runs.loop.uncertainty import WARNING, UncertaintyWatch
+from dcase.md_runs.settings import MDSettings
+
+
+def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
+    """Write ``trajectory.h5`` from the journals.
+
+    Args:
+        folder: Of the run.
+        template: Elements, masses, cell and periodicity.
+        facts: Of ``run.json``.
+
+    Returns:
+        Whether there was a frame to write (there is none before production).
+
+    Raises:
+        DcaseError: If a journal is missing or the file cannot be written.
+    """
+    frames = read_rows(folder.frames, frame_width(len(template)))
+    if len(frames) == 0:
+        return False
+    series = _series(folder, facts)
+    settings = facts["settings"]
+    attributes = {
+        "ensemble": settings["ensemble"],
+        "temperature_K": float(settings["temperature_K"]),
+        "timestep_fs": float(settings["timestep_fs"]),
+        "seed": int(settings["seed"]),
+        "constrain": str(settings.get("constrain", "none")),
+        "model": str(facts.get("model", "")),
+        "level_of_theory": str(facts.get("level_of_theory") or ""),
+    }
+    write_trajectory(
+        folder.trajectory, template, frames, series, settings["timestep_fs"], attributes
+    )
+    return True
+
+
+def write_final(folder: RunFolder, atoms: Atoms, step: int, timestep_fs: float) -> None:
+    """Write ``final.extxyz`` atomically: positions, momenta, and energy and forces if computed."""
+    final = atoms.copy()
+    final.calc = atoms.calc
+    final.info.update(step=step, time_fs=step * timestep_fs)
+    if final.calc is not None:
+        final.get_forces()  # the last checkpoint may have reset the calculator
+    with atomic_path(folder.final) as temporary:
+        write(temporary, final, format="extxyz")
+
+
+def recover(out: str | Path) -> dict[str, Any]:
+    """Make a killed run readable: write its trajectory from what reached the disk.
+
+    The run stays resumable. A run that ended by itself is left as it is.
+
+    Args:
+        out: Folder of the run.
+
+    Returns:
+        The facts of ``run.json``; a killed run's status becomes "killed".
+
+    Raises:
+        SimulationError: If there is no run, or it was killed before its first checkpoint.
+    """
+    folder = RunFolder(Path(out))
+    facts = folder.read_run()
+    if facts["status"] != "running" and facts["status"] != "killed":
+        return facts
+    saved = Checkpoint.load(folder.checkpoint)
+    series = _series(folder, facts)
+    done = int(np.max(series[:, 0])) if len(series) else 0
+    facts.update(
+        status="killed",
+        steps=done,
+        wall_time_s=saved.wall_time_s,
+        equilibration_wall_time_s=saved.equilibration_s,
+    )
+    if saved.uncertainty:
+        watch = UncertaintyWatch(saved.start, MDSettings.from_dict(facts["settings"]))
+        watch.restore(saved.uncertainty)
+        conclude_uncertainty(folder, watch, facts)
+    publish(folder, saved.start, facts)
+    folder.write_run(facts)
+    return facts
+
+
+def conclude_uncertainty(folder: RunFolder, watch: UncertaintyWatch, facts: dict[str, Any]) -> None:
+    """Put what an ensemble's run has met into ``facts``, and write the frames worth labelling."""
+    facts["uncertainty"] = watch.facts()
+    warnings = [text for text in facts["warnings"] if not text.startswith(WARNING)]
+    facts["warnings"] = warnings + ([watch.warning()] if watch.warning() else [])
+    watch.write(folder.selected, facts["settings"]["timestep_fs"])
+
+
+def _series(folder: RunFolder, facts: dict[str, Any]) -> np.ndarray:
+    """Rows of the series so far."""
+    return read_rows(folder.series, len(series_columns("uncertainty" in facts)))

@@ -1,0 +1,171 @@
+"""The rows of a run: the energy series and the frames, when they are due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from dcase.md_runs.files.journal import Journal
+from dcase.md_runs.files.run_folder import RunFolder, frame_width, series_columns
+from dcase.md_runs.files.trajectory import rows_of
+from dcase.md_runs.loop.integrators import conserved_energy
+from dcase.md_runs.loop.mechanics import momentum_norms
+from dcase.md_runs.loop.mechanics import temperature as kinetic_temperature
+from dcase.units import FS
+
+
+class Recorder:
+    """Both journals of a run.
+
+    Args:
+        folder: Of the run.
+        n_atoms: Number of atoms.
+        log_every: Steps between rows of the series.
+        traj_every: Steps between frames.
+        ensemble: Whether the series has a column for the uncertainty.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        n_atoms: int,
+        log_every: int,
+        traj_every: int,
+        *,
+        ensemble: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.n_atoms = n_atoms
+        self.log_every, self.traj_every = log_every, traj_every
+        self.ensemble = ensemble
+        self._journals: tuple[Journal, Journal] | None = None
+
+    def open(self, series_rows: int, frame_rows: int) -> None:
+        """Open both journals, keeping the given numbers of rows.
+
+        Raises:
+            SimulationError: If a journal is shorter than that.
+        """
+        missing = not (self.folder.series.exists() and self.folder.frames.exists())
+        if missing and series_rows:
+            self._rebuild()
+        self._journals = (
+            Journal(self.folder.series, len(series_columns(self.ensemble)), series_rows),
+            Journal(self.folder.frames, frame_width(self.n_atoms), frame_rows),
+        )
+
+    def _rebuild(self) -> None:
+        """Get the rows back from the trajectory, if someone has tidied the journals away."""
+        frames, series = rows_of(self.folder.trajectory)
+        for path, rows in ((self.folder.frames, frames), (self.folder.series, series)):
+            journal = Journal(path, rows.shape[1])
+            for row in rows:
+                journal.append(row)
+            journal.flush()
+            journal.close()
+
+    def record(
+        self,
+        step: int,
+        atoms: Atoms,
+        energies: tuple[float, float],
+        dynamics: Any,
+        n_dof: int,
+        *,
+        uncertainty: float = float("nan"),
+        always: bool = False,
+    ) -> None:
+        """Add a step to the series and the trajectory, if it is due.
+
+        Args:
+            step: Number of the step.
+            atoms: Positions and momenta.
+            energies: Potential and kinetic energy, eV.
+            dynamics: The integrator, for the conserved energy.
+            n_dof: Degrees of freedom, for the temperature.
+            uncertainty: Of an ensemble's forces, eV/A.
+            always: Record it in any case (the last step of a run that blew up).
+        """
+        if not (always or step % self.log_every == 0 or step % self.traj_every == 0):
+            return
+        self.record_steps(
+            np.array([step]),
+            atoms,
+            np.array([energies]),
+            atoms.get_positions()[None],
+            atoms.get_momenta()[None],
+            dynamics,
+            n_dof,
+            uncertainty=uncertainty,
+            always=always,
+        )
+
+    def record_steps(
+        self,
+        steps: np.ndarray,
+        atoms: Atoms,
+        energies: np.ndarray,
+        positions: np.ndarray,
+        momenta: np.ndarray,
+        dynamics: Any,
+        n_dof: int,
+        *,
+        uncertainty: float = float("nan"),
+        always: bool = False,
+    ) -> None:
+        """Add those of several steps that are due.
+
+        Args:
+            steps: Numbers of the steps, shape [k].
+            atoms: For the masses and the boundaries.
+            energies: Potential and kinetic energies, eV, shape [k, 2].
+            positions: A, shape [k, n_atoms, 3].
+            momenta: ASE's units, shape [k, n_atoms, 3].
+            dynamics: The integrator, for the conserved energy.
+            n_dof: Degrees of freedom, for the temperature.
+            uncertainty: Of an ensemble's forces, eV/A.
+            always: Record all.
+        """
+        if self._journals is None:
+            return
+        series, frames = self._journals
+        masses = atoms.get_masses()
+        due = always | (steps % self.log_every == 0)
+        if due.any():
+            e, k = energies[due], steps[due]
+            total = e.sum(axis=1)
+            linear, turn = momentum_norms(
+                positions[due], momenta[due], masses, periodic=bool(atoms.pbc.any())
+            )
+            columns = [k, e[:, 0], e[:, 1], total]
+            columns += [np.broadcast_to(conserved_energy(dynamics, total), total.shape)]
+            columns += [kinetic_temperature(e[:, 1], n_dof), linear, turn]
+            if self.ensemble:
+                columns.append(np.full_like(total, uncertainty))
+            series.append(np.stack(columns, axis=1))
+        due = always | (steps % self.traj_every == 0)
+        if due.any():
+            e, k = energies[due], steps[due]
+            velocities = momenta[due] / masses[:, None] * FS
+            head = np.stack([k, e[:, 0], e[:, 1], kinetic_temperature(e[:, 1], n_dof)], axis=1)
+            rows = [head, positions[due].reshape(len(k), -1), velocities.reshape(len(k), -1)]
+            frames.append(np.concatenate(rows, axis=1))
+
+    def counts(self) -> tuple[int, int]:
+        """Rows of the series and of the trajectory so far."""
+        if self._journals is None:
+            return 0, 0
+        series, frames = self._journals
+        return len(series), len(frames)
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        for journal in self._journals or ():
+            journal.flush()
+
+    def close(self) -> None:
+        """Close both journals."""
+        for journal in self._journals or ():
+            journal.close()

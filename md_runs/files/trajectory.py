@@ -1,0 +1,263 @@
+"""H5MD 1.1 trajectories: written whole from a run's rows, read back as ASE atoms.
+
+    /h5md                             version, author, creator, modules/units
+    /particles/atoms/position         step, time [fs], value [Angstrom]
+    /particles/atoms/velocity         step, time [fs], value [Angstrom fs-1]
+    /particles/atoms/species          atomic numbers
+    /particles/atoms/mass             [u]
+    /particles/atoms/box              dimension, boundary, edges (with periodic boundaries)
+    /observables/<name>               one value per frame: energies [eV], temperature [K]
+    /dcase/series/<name>              the dense energy series, its own steps and times; of an
+                                      ensemble's run also its uncertainty [eV Angstrom-1]
+
+Observables are sampled exactly at the frames, since MDAnalysis reads them by frame number; the
+dense series therefore lives outside H5MD's own groups, as the standard allows. Forces are left out:
+MDAnalysis refuses files whose force unit is eV/Angstrom, and they follow from positions.
+
+Standard: https://www.nongnu.org/h5md/h5md.html (de Buyl, Colberg, Hoefling, Comput. Phys. Commun.
+185, 1546 (2014)).
+"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from dcase._version import __version__
+from dcase.errors import SimulationError
+from dcase.files import atomic_path
+from dcase.md_runs.files.run_folder import FRAME, SERIES, UNCERTAINTY, series_columns
+from dcase.units import FS
+
+BLOCK = 1024
+"""Frames copied at a time, so that a long trajectory never has to fit in memory."""
+
+UNITS = {
+    "potential_energy": "eV",
+    "kinetic_energy": "eV",
+    "total_energy": "eV",
+    "conserved_energy": "eV",
+    "temperature": "K",
+    "com_momentum": "u Angstrom fs-1",
+    "angular_momentum": "u Angstrom2 fs-1",
+    UNCERTAINTY: "eV Angstrom-1",
+}
+"""Unit strings in H5MD's notation."""
+
+
+def write_trajectory(
+    path: Path,
+    template: Atoms,
+    frames: np.ndarray,
+    series: np.ndarray,
+    timestep_fs: float,
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """Write an H5MD file atomically.
+
+    Args:
+        path: File; replaced if it exists.
+        template: Elements, masses, cell and periodicity.
+        frames: ``(F, 4 + 6 N)`` rows: ``state.FRAME``, positions in A, velocities in A/fs.
+        series: ``(S, 8)`` rows of ``state.SERIES``, ``(S, 9)`` with the uncertainty.
+        timestep_fs: fs per step.
+        attributes: Strings and numbers stored as attributes of ``/dcase``.
+
+    Raises:
+        DcaseError: If the file cannot be written.
+    """
+    n = len(template)
+    head = len(FRAME)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        root = file.create_group("h5md")
+        root.attrs["version"] = np.array([1, 1], dtype=np.int32)
+        root.create_group("author").attrs["name"] = _user()
+        creator = root.create_group("creator")
+        creator.attrs["name"] = "dcase"
+        creator.attrs["version"] = __version__
+        root.create_group("modules/units").attrs["version"] = np.array([1, 0], dtype=np.int32)
+
+        atoms = file.create_group("particles/atoms")
+        steps = np.array(frames[:, 0], dtype=np.int64)
+        position = atoms.create_group("position")
+        position["step"] = steps
+        position["time"] = steps * timestep_fs
+        position["time"].attrs["unit"] = "fs"
+        for name, first, unit in (
+            ("position", head, "Angstrom"),
+            ("velocity", head + 3 * n, "Angstrom fs-1"),
+        ):
+            group = atoms.require_group(name)
+            _share_clock(group, position)
+            value = group.create_dataset("value", (len(frames), n, 3), dtype="<f8")
+            value.attrs["unit"] = unit
+            for start in range(0, len(frames), BLOCK):
+                block = frames[start : start + BLOCK, first : first + 3 * n]
+                value[start : start + len(block)] = block.reshape(-1, n, 3)
+        atoms["species"] = template.numbers.astype(np.int32)
+        atoms["mass"] = template.get_masses()
+        atoms["mass"].attrs["unit"] = "u"
+        box = atoms.create_group("box")
+        box.attrs["dimension"] = np.int32(3)
+        # Strings are of variable length: h5py, and so MDAnalysis, reads others as bytes.
+        box.attrs["boundary"] = np.array(
+            ["periodic" if p else "none" for p in template.pbc], dtype=h5py.string_dtype()
+        )
+        if np.any(template.pbc):
+            edges = box.create_group("edges")
+            _share_clock(edges, position)
+            edges["value"] = np.broadcast_to(np.array(template.cell), (len(frames), 3, 3))
+            edges["value"].attrs["unit"] = "Angstrom"
+
+        observables = file.create_group("observables")
+        columns = {name: frames[:, k] for k, name in enumerate(FRAME) if name != "step"}
+        columns["total_energy"] = columns["potential_energy"] + columns["kinetic_energy"]
+        for name, values in columns.items():
+            group = observables.create_group(name)
+            _share_clock(group, position)
+            group["value"] = np.array(values)
+            group["value"].attrs["unit"] = UNITS[name]
+
+        ours = file.create_group("dcase")
+        for name, value in (attributes or {}).items():
+            ours.attrs[name] = value
+        dense = ours.create_group("series")
+        dense["step"] = np.array(series[:, 0], dtype=np.int64)
+        dense["time"] = np.array(series[:, 0]) * timestep_fs
+        dense["time"].attrs["unit"] = "fs"
+        for k, name in enumerate(series_columns(series.shape[1] > len(SERIES))):
+            if name != "step":
+                dense[name] = np.array(series[:, k])
+                dense[name].attrs["unit"] = UNITS[name]
+
+
+def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rows a trajectory was written from, to the last bit: ``(frames, series)``.
+
+    Raises:
+        SimulationError: If the file is not a trajectory of dcase.
+    """
+    with _open(path) as file:
+        atoms = file["particles/atoms"]
+        count = len(atoms["position/step"])
+        columns = [np.asarray(atoms["position/step"], dtype=np.float64)[:, None]]
+        columns += [np.asarray(file[f"observables/{n}/value"])[:, None] for n in FRAME[1:]]
+        columns += [
+            np.asarray(atoms[f"{name}/value"]).reshape(count, -1)
+            for name in ("position", "velocity")
+        ]
+        dense = file["dcase/series"]
+        names = series_columns(UNCERTAINTY in dense)
+        series = np.stack([np.asarray(dense[name], dtype=np.float64) for name in names], axis=1)
+    return np.concatenate(columns, axis=1), series
+
+
+def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]:
+    """Frames of a trajectory as ASE atoms with velocities and energies.
+
+    Args:
+        path: ``trajectory.h5``, or the folder of a run.
+        index: Which frames; all by default.
+
+    Returns:
+        Atoms with ``info["step"]``, ``info["time_fs"]``, ``info["temperature_K"]`` and the
+        potential energy (eV) in a ``SinglePointCalculator``.
+
+    Raises:
+        SimulationError: If the file is missing or is not H5MD.
+    """
+    where = index if index is not None else slice(None)
+    with _open(_file_of(path)) as file:
+        group = file["particles/atoms"]
+        numbers, masses = np.asarray(group["species"]), np.asarray(group["mass"])
+        boundary = [str(b) == "periodic" for b in group["box"].attrs["boundary"]]
+        cell = np.asarray(group["box/edges/value"][0]) if "edges" in group["box"] else None
+        steps = np.asarray(group["position/step"])[where]
+        times = np.asarray(group["position/time"])[where]
+        positions = np.asarray(group["position/value"][where])
+        velocities = np.asarray(group["velocity/value"][where])
+        energies = np.asarray(file["observables/potential_energy/value"])[where]
+        temperatures = np.asarray(file["observables/temperature/value"])[where]
+    images = []
+    for k in range(len(steps)):
+        atoms = Atoms(numbers, positions[k], masses=masses, cell=cell, pbc=boundary)
+        atoms.set_velocities(velocities[k] / FS)
+        atoms.info.update(
+            step=int(steps[k]), time_fs=float(times[k]), temperature_K=float(temperatures[k])
+        )
+        atoms.calc = SinglePointCalculator(atoms, energy=float(energies[k]))
+        images.append(atoms)
+    return images
+
+
+def read_positions(path: str | Path) -> tuple[np.ndarray, np.ndarray, Atoms]:
+    """Times and positions as arrays: ``(F,)`` fs, ``(F, N, 3)`` A, and the first frame.
+
+    Raises:
+        SimulationError: If the file is missing or is not H5MD.
+    """
+    first = read_trajectory(path, slice(0, 1))
+    with _open(_file_of(path)) as file:
+        group = file["particles/atoms/position"]
+        return np.asarray(group["time"]), np.asarray(group["value"]), first[0]
+
+
+def read_series(path: str | Path) -> dict[str, np.ndarray]:
+    """The dense energy series: ``step``, ``time`` (fs) and ``state.series_columns`` of the run.
+
+    Raises:
+        SimulationError: If the file is missing or has no series.
+    """
+    with _open(_file_of(path)) as file:
+        if "dcase/series" not in file:
+            raise SimulationError(f"{path} was not written by dcase md: it has no energy series")
+        return {name: np.asarray(values) for name, values in file["dcase/series"].items()}
+
+
+def read_observables(path: str | Path) -> dict[str, np.ndarray]:
+    """Observables at the frames: ``step``, ``time`` (fs), energies (eV), temperature (K).
+
+    Raises:
+        SimulationError: If the file is missing or is not H5MD.
+    """
+    with _open(_file_of(path)) as file:
+        found = {name: np.asarray(group["value"]) for name, group in file["observables"].items()}
+        clock = file["particles/atoms/position"]
+        return {"step": np.asarray(clock["step"]), "time": np.asarray(clock["time"]), **found}
+
+
+def _share_clock(group: h5py.Group, owner: h5py.Group) -> None:
+    """Hard links to one step and time, as H5MD recommends for data sampled together."""
+    if group != owner:
+        group["step"], group["time"] = owner["step"], owner["time"]
+
+
+def _file_of(path: str | Path) -> Path:
+    path = Path(path)
+    return path / "trajectory.h5" if path.is_dir() else path
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise SimulationError(f"there is no trajectory {path}") from error
+    except OSError as error:
+        raise SimulationError(f"{path} is not an HDF5 file, or is damaged") from error
+    if "particles/atoms/position" not in file:
+        file.close()
+        raise SimulationError(f"{path} is not an H5MD trajectory of dcase")
+    return file
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

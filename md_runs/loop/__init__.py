@@ -1,0 +1,1 @@
+"""Time steps: integrators, compiled loops, replicas, and what watches them."""

@@ -1,0 +1,204 @@
+"""Training frames with their pairs, and batches of them without per-frame Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcase.data.dataset import AtomicDataset
+from dcase.errors import DataError
+from dcase.potentials.graphs.graph import AtomicGraph, half_neighbour_list
+from dcase.potentials.graphs.rotations import random_rotations
+from dcase.potentials.quantity import ENERGY, Quantity
+from dcase.rescaling import LabelScale, offset_energies
+
+
+@dataclass(frozen=True)
+class LabelledGraph:
+    """A batch: the graph and its labels in the network's unit.
+
+    Attributes:
+        graph: The systems.
+        energies: ``(E - offset) / C``, or the same of another quantity, float64, shape [n_systems],
+            or None.
+        forces: ``F / C``, float64, shape [n_atoms, 3], or None.
+        frames: Indices of the frames in the dataset, for error messages.
+        free: Which atoms are not held in place, bool, shape [n_atoms], or None: all are free.
+    """
+
+    graph: AtomicGraph
+    energies: Tensor | None
+    forces: Tensor | None
+    frames: Tensor
+    free: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.graph.n_systems
+
+    def describe(self) -> str:
+        """For error messages: which frames these are."""
+        shown = ", ".join(str(int(f)) for f in self.frames[:20])
+        return f"frames {shown}" + (", ..." if len(self.frames) > 20 else "")
+
+
+def _ranges(ptr: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Concatenated ranges ``ptr[c]:ptr[c+1]`` and which c (0, 1, ...) each entry belongs to."""
+    counts = ptr[chosen + 1] - ptr[chosen]
+    owner = torch.repeat_interleave(torch.arange(len(chosen), device=ptr.device), counts)
+    starts = torch.cumsum(counts, 0) - counts
+    inside = torch.arange(int(counts.sum()), device=ptr.device) - starts[owner]
+    return ptr[chosen][owner] + inside, owner
+
+
+class FrameBatches:
+    """All frames of a dataset as tensors on one device, pairs found once.
+
+    Args:
+        dataset: Frames and labels.
+        cutoff: A.
+        scale: Label scale.
+        device: Where the tensors live.
+        frames: Numbers of these frames in the file they come from, for error messages; default: in
+            ``dataset``.
+        quantity: What the dataset's ``energies`` are: decides what the offsets come to.
+
+    Raises:
+        DataError: If an atom of a frame has no neighbour within the cutoff (in frames of more than
+            one atom): nothing can be learned about it, and the file is likely in other units.
+    """
+
+    def __init__(
+        self,
+        dataset: AtomicDataset,
+        cutoff: float,
+        scale: LabelScale,
+        device: torch.device | str = "cpu",
+        frames: np.ndarray | None = None,
+        quantity: Quantity = ENERGY,
+    ):
+        self.frames = torch.arange(len(dataset)) if frames is None else torch.tensor(frames)
+        pairs, shifts, ptr = [], [], [0]
+        periodic = dataset.pbc is not None and bool(dataset.pbc.any())
+        for f in range(len(dataset)):
+            atoms = slice(int(dataset.ptr[f]), int(dataset.ptr[f + 1]))
+            cell = pbc = None
+            if periodic and dataset.cells is not None and dataset.pbc is not None:
+                cell, pbc = dataset.cells[f], dataset.pbc[f]
+            p, s = half_neighbour_list(dataset.positions[atoms], cutoff, cell, pbc)
+            n = atoms.stop - atoms.start
+            if n > 1 and len(np.unique(p)) < n:
+                lonely = int(np.setdiff1d(np.arange(n), p)[0])
+                raise DataError(
+                    f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within "
+                    f"{cutoff} A; are the positions in Angstrom?"
+                )
+            pairs.append(p.astype(np.int32))  # half the memory of large datasets
+            # Small whole numbers: as float64 they would be more than half of what is kept of pairs.
+            if s is not None and np.abs(s).max(initial=0.0) > np.iinfo(np.int16).max:
+                raise DataError(
+                    f"frame {int(self.frames[f])}: atoms lie thousands of cells apart; wrap them"
+                )
+            shifts.append(np.zeros((p.shape[1], 3), np.int16) if s is None else s.astype(np.int16))
+            ptr.append(ptr[-1] + p.shape[1])
+
+        def tensor(value: np.ndarray | None, factor: float = 1.0) -> Tensor | None:
+            if value is None:
+                return None
+            return torch.as_tensor(value * factor if factor != 1.0 else value, device=device)
+
+        self.numbers = torch.as_tensor(dataset.numbers, device=device)
+        self.positions = torch.as_tensor(dataset.positions, device=device)
+        self.atom_ptr = torch.as_tensor(dataset.ptr, device=device)
+        self.pairs = torch.as_tensor(np.concatenate(pairs, axis=1), device=device)
+        self.pair_ptr = torch.as_tensor(np.array(ptr), device=device)
+        self.shifts = tensor(np.concatenate(shifts)) if periodic else None
+        self.cells = tensor(dataset.cells) if periodic else None
+        inverse = 1.0 / scale.constant
+        self.energies = None
+        if dataset.energies is not None:
+            values = dataset.energies
+            if scale.offsets:
+                weights = quantity.atom_weights(dataset)
+                values = values - offset_energies(dataset, scale.offsets, weights)
+            self.energies = tensor(values, inverse)
+        self.forces = tensor(dataset.forces, inverse)
+        self.free = None if dataset.fixed is None else tensor(~dataset.fixed)
+
+    def __len__(self) -> int:
+        return len(self.atom_ptr) - 1
+
+    def batch(self, indices: Tensor) -> LabelledGraph:
+        """The frames ``indices`` (int64, shape [n]) as one batch."""
+        frames = self.frames[indices.cpu()]
+        indices = indices.to(self.atom_ptr.device)
+        atoms, system = _ranges(self.atom_ptr, indices)
+        edges, owner = _ranges(self.pair_ptr, indices)
+        counts = self.atom_ptr[indices + 1] - self.atom_ptr[indices]
+        first_atom = torch.cumsum(counts, 0) - counts
+        graph = AtomicGraph(
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            system=system,
+            n_systems=len(indices),
+            pairs=self.pairs[:, edges] + first_atom[owner],
+            shifts=None if self.shifts is None else self.shifts[edges].double(),
+            cells=None if self.cells is None else self.cells[indices],
+        )
+        return LabelledGraph(
+            graph,
+            None if self.energies is None else self.energies[indices],
+            None if self.forces is None else self.forces[atoms],
+            frames,
+            None if self.free is None else self.free[atoms],
+        )
+
+    def in_order(self, batch_size: int) -> Iterable[LabelledGraph]:
+        """All frames in order, ``batch_size`` at a time."""
+        for chunk in torch.arange(len(self)).split(batch_size):
+            yield self.batch(chunk)
+
+
+class RotatedFrames:
+    """Frames turned at random, every epoch anew: teaches a network the rotations it does not know.
+
+    Each system's positions, forces and cell are turned together, by proper rotations, uniformly
+    distributed. How a frame is turned is a function of seed, epoch and frame, whatever batch and
+    process it falls into, so that a resumed run goes on exactly.
+
+    Args:
+        frames: What to turn.
+        seed: Of the rotations.
+    """
+
+    def __init__(self, frames: FrameBatches, seed: int):
+        self.frames, self.seed = frames, seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the rotations of an epoch (the trainer calls it)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.rotations = random_rotations(len(self), generator)
+
+    def batch(self, indices: Tensor) -> LabelledGraph:
+        """The frames ``indices`` (int64, shape [n]) as one batch."""
+        plain = self.frames.batch(indices)
+        graph = plain.graph
+        turns = self.rotations[indices.cpu()].to(graph.positions.device)
+        own = turns.index_select(0, graph.system)
+
+        def turned(vectors: Tensor) -> Tensor:
+            return torch.einsum("nxy,ny->nx", own, vectors)
+
+        cells = None if graph.cells is None else graph.cells @ turns.transpose(1, 2)
+        return replace(
+            plain,
+            graph=replace(graph, positions=turned(graph.positions), cells=cells),
+            forces=None if plain.forces is None else turned(plain.forces),
+        )

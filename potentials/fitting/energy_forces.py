@@ -1,0 +1,79 @@
+"""The learning problem of a potential: energies (or another quantity) and forces, as terms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dcase.errors import OptionError
+from dcase.potentials.fitting.batches import LabelledGraph
+from dcase.potentials.kernels.training import TrainingKernel
+from dcase.potentials.potential import Potential
+from dcase.potentials.quantity import ENERGY, Quantity
+
+
+class EnergyForces:
+    """Residuals of energies and forces in the network's unit.
+
+    Args:
+        constant: C in eV, to report errors in meV and meV/A.
+        per_atom: Divide each energy residual by the number of atoms.
+        forces: Whether forces are needed at all (energy-only training is much cheaper).
+        quantity: What is learned; its residuals are the term of its key.
+        kernel: The compiled gradient of the model's network, where it has one.
+
+    Raises:
+        OptionError: If forces of what is no energy are asked for.
+    """
+
+    def __init__(
+        self,
+        constant: float,
+        *,
+        per_atom: bool = False,
+        forces: bool = True,
+        quantity: Quantity = ENERGY,
+        kernel: TrainingKernel | None = None,
+    ):
+        if forces and not quantity.is_energy:
+            raise OptionError(f"{quantity} has no forces: it is no energy")
+        self.per_atom = per_atom
+        self.forces = forces
+        self.quantity = quantity
+        self.kernel = kernel
+        factor, unit = (constant * 1e3, "meV") if quantity.unit == "eV" else (
+            constant, quantity.unit
+        )  # fmt: skip
+        self.display = {quantity.key: (factor, f"{unit}/atom" if per_atom else unit)}
+        if forces:
+            self.display["forces"] = (constant * 1e3, "meV/A")
+
+    def terms(self, model: nn.Module, batch: LabelledGraph, training: bool) -> dict[str, Tensor]:
+        """``{"energy": [n_systems], "forces": [n_free_atoms, 3]}`` in the network's dtype.
+
+        ``"energy"`` is the key of the quantity, where that is another one.
+
+        Atoms that the calculation behind the labels held in place have no part in the forces.
+        """
+        assert isinstance(model, Potential)
+        residuals: dict[str, Tensor] = {}
+        with_forces = self.forces and batch.forces is not None
+        if self.kernel is not None:
+            species = model.species_of[batch.graph.numbers]
+            atoms, forces = self.kernel(species, batch.graph, forces=with_forces)
+            energies = self.quantity.read_out(atoms, batch.graph)
+        elif with_forces:
+            with torch.enable_grad():
+                energies, forces = model.energies_and_forces(batch.graph, create_graph=training)
+        else:
+            energies = model.energies(batch.graph)
+        if with_forces:
+            assert batch.forces is not None
+            error = (forces - batch.forces).to(model.dtype)
+            residuals["forces"] = error if batch.free is None else error[batch.free]
+        if batch.energies is not None:
+            error = energies - batch.energies
+            if self.per_atom:
+                error = error / torch.bincount(batch.graph.system, minlength=batch.graph.n_systems)
+            residuals[self.quantity.key] = error.to(model.dtype)
+        return residuals

@@ -1,0 +1,257 @@
+"""Recipes: every choice of a training run in one small file, each one overridable.
+
+A recipe is TOML with the tables ``[model]``, ``[labels]``, ``[data]``, ``[loss]``, ``[training]``
+and ``[acceleration]``. The complete recipe, with all overrides, is stored in the checkpoint.
+A table such as ``[architecture."gemnet-t".training]`` holds what differs for that architecture.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dcase.errors import OptionError
+from dcase.objective import Term
+from dcase.options import check_types
+from dcase.training.settings import TrainSettings
+
+RECIPE_DIR = Path(__file__).parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which network.
+
+    Attributes:
+        architecture: Registry name.
+        size: Preset.
+        activation: Name of the activation, or ``"original"`` for the architecture's own.
+        variant: ``"default"``, or ``"paper"``: the published implementation to the letter.
+        placement: Where the activation goes: ``"published"`` (where the DC paper put IReLU) or
+            ``"all"``.
+        denormalize: Take BatchNorm layers out; None: yes, but not in the paper variant.
+        initialization: ``"default"`` (the architecture's own) or ``"lsuv"`` (data-dependent,
+            unit-variance pre-activations; see :func:`dcase.initialization.lsuv_`).
+        hyper_parameters: Overrides of the preset, by name.
+    """
+
+    architecture: str = "schnet"
+    size: str = "md17"
+    activation: str = "irelu"
+    variant: str = "default"
+    placement: str = "published"
+    denormalize: bool | None = None
+    initialization: str = "default"
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """How labels reach the network; see :func:`dcase.rescaling.fit_label_scale`."""
+
+    rescale: str | float = "forces"
+    offset: str = "atomic"
+    energy_per_atom: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """How training frames reach the network.
+
+    Attributes:
+        augment_rotations: Turn every frame at random, every epoch anew, for architectures that are
+            not invariant to rotation (ForceNet); see
+            :class:`~dcase.potentials.fitting.batches.RotatedFrames`.
+    """
+
+    augment_rotations: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class LossChoice:
+    """Weight and loss of each term; a weight of 0 leaves a term out of training.
+
+    With ``free_atoms``, forces on atoms that the data mark as held in place count neither in the
+    loss nor in errors; data without such marks are not concerned.
+    """
+
+    energy_weight: float = 0.01
+    forces_weight: float = 1.0
+    energy_loss: str = "l2"
+    forces_loss: str = "l2"
+    huber_delta: float = 1.0
+    free_atoms: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.terms()  # impossible values are an error here rather than after reading the data
+
+    def terms(self) -> dict[str, Term]:
+        """As terms of an objective."""
+        return {
+            "energy": Term(self.energy_weight, self.energy_loss, self.huber_delta),
+            "forces": Term(self.forces_weight, self.forces_loss, self.huber_delta),
+        }
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What makes training faster.
+
+    Attributes:
+        filter_table: ``filter_knots`` of architectures that have that hyper-parameter (SchNet),
+            where the model's own hyper-parameters do not set it; 0: none.
+        compiled: Use the compiled gradient (:mod:`dcase.potentials.kernels.training`) where there
+            is one: for SchNet with a filter table, on the CPU.
+    """
+
+    filter_table: int = 128
+    compiled: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.filter_table < 0:
+            raise OptionError(f"filter_table must not be negative, got {self.filter_table}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a run."""
+
+    name: str = "default"
+    description: str = ""
+    model: ModelChoice = field(default_factory=ModelChoice)
+    labels: LabelChoice = field(default_factory=LabelChoice)
+    data: DataChoice = field(default_factory=DataChoice)
+    loss: LossChoice = field(default_factory=LossChoice)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    acceleration: Acceleration = field(default_factory=Acceleration)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, by table."""
+        tables = {}
+        for name in _TABLES:
+            part = getattr(self, name)
+            tables[name] = {f.name: getattr(part, f.name) for f in fields(part)}
+        return {"name": self.name, "description": self.description, **tables}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        """Inverse of :meth:`to_dict`; missing entries take their defaults.
+
+        Raises:
+            OptionError: For an unknown table or entry, or an impossible value.
+        """
+        parts: dict[str, Any] = {}
+        for table, content in values.items():
+            if table in ("name", "description"):
+                parts[table] = str(content)
+                continue
+            if table not in _TABLES:
+                raise OptionError(f"recipe: unknown table [{table}]; known: {', '.join(_TABLES)}")
+            if not isinstance(content, Mapping):
+                raise OptionError(f"recipe: {table} must be a table, got {content!r}")
+            known = {f.name for f in fields(_TABLES[table])}
+            for key in content:
+                if key not in known:
+                    raise OptionError(f"recipe: [{table}] has no entry {key!r}{_hint(key, known)}")
+            parts[table] = _TABLES[table](**content)
+        return Recipe(**parts)
+
+
+def _specialise(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Replace the tables ``[architecture.NAME.TABLE]`` by what they say of the chosen one."""
+    special = values.pop("architecture", {})
+    model = values.get("model", {})
+    chosen = overrides.get("model.architecture")
+    if chosen is None and isinstance(model, dict):
+        chosen = model.get("architecture", ModelChoice.architecture)
+    if not isinstance(special, Mapping):
+        raise OptionError("recipe: [architecture] holds tables such as [architecture.cgcnn.loss]")
+    if not special:
+        return
+    from dcase.potentials.networks.registry import get_architecture
+
+    for name, tables in special.items():
+        if get_architecture(name).name != get_architecture(str(chosen)).name:
+            continue
+        if not isinstance(tables, Mapping) or not all(
+            isinstance(entries, Mapping) for entries in tables.values()
+        ):
+            raise OptionError(f"recipe: [architecture.{name}] must hold tables")
+        for table, entries in tables.items():
+            content = values.setdefault(table, {})
+            if isinstance(content, dict):  # else from_dict says what is wrong with the file
+                content.update(entries)
+
+
+_TABLES: dict[str, Any] = {
+    "model": ModelChoice,
+    "labels": LabelChoice,
+    "data": DataChoice,
+    "loss": LossChoice,
+    "training": TrainSettings,
+    "acceleration": Acceleration,
+}
+
+
+def _hint(key: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with dcase."""
+    return sorted(path.stem for path in RECIPE_DIR.glob("*.toml"))
+
+
+def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by name or from a TOML file, with overrides.
+
+    Args:
+        name: One of :func:`recipe_names`, or a path to a ``.toml`` file.
+        overrides: ``{"table.entry": value}``; None values are skipped. ``model.<name>`` with an
+            unknown entry name is taken as a hyper-parameter of the architecture.
+
+    Raises:
+        OptionError: If there is no such recipe, it cannot be read, or a value is impossible.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = RECIPE_DIR / f"{name}.toml"
+        if not path.is_file():
+            raise OptionError(
+                f"no recipe {name!r}; there are: {', '.join(recipe_names())}, or give a .toml file"
+            )
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: not valid TOML: {error}") from error
+    values.setdefault("name", path.stem)
+    _specialise(values, overrides or {})
+    model_entries = {f.name for f in fields(ModelChoice)}
+    for key, value in (overrides or {}).items():
+        if value is None:
+            continue
+        table, _, entry = key.partition(".")
+        content = values.setdefault(table, {})
+        if table == "model" and entry not in model_entries and isinstance(content, dict):
+            content = content.setdefault("hyper_parameters", {})
+        if isinstance(content, dict):  # else from_dict says what is wrong with the file
+            content[entry] = value
+    return Recipe.from_dict(values)

@@ -1,0 +1,202 @@
+"""The form of a potential that simulations use: compiled, without autograd, the same function.
+
+SchNet is evaluated by a small compiled kernel (:mod:`dcase.potentials.kernels`): the same
+arithmetic as in PyTorch but for the order of sums. It is fastest where the filters are splines of
+the distance (``filter_knots``). Where they are not, they can be put on some, if these reproduce
+values and slopes to a given error (with the kinks of IReLU they do not); forces are the exact
+derivatives of the energy that is evaluated, in any case.
+
+The other architectures have a kernel in common, to which a network is a list of instructions. Their
+radial functions are put on splines that reproduce them to 1e-8: less than float32 resolves.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dcase.errors import OptionError
+from dcase.potentials.ensemble import Ensemble
+from dcase.potentials.kernels.compiled import CompiledKernel
+from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
+from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
+from dcase.potentials.kernels.tables import CLOSEST
+from dcase.potentials.networks.schnet import SchNet
+from dcase.potentials.networks.splines import UniformSpline
+from dcase.potentials.potential import Potential
+
+FILTER_ERROR = 1e-5
+"""Largest error of tabulated filters and of their slopes, relative to the largest of these."""
+MOST_INTERVALS = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one system, by every member of an ensemble, or by the one potential there is.
+
+    Attributes:
+        energies: eV per atom, float64, shape [k, n_atoms].
+        forces: eV/A, float64, shape [k, n_atoms, 3].
+        virial: dE/d strain in eV, float64, shape [k, 3, 3].
+        neighbours: Of each atom within the cutoff, int64, shape [n_atoms].
+    """
+
+    energies: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+    neighbours: np.ndarray
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What a compiled loop of time steps needs of a single potential.
+
+    Attributes:
+        kernel: Of its network.
+        species: Index of each atom's element, shape [n_atoms].
+        scale: eV for one unit of the network.
+        offset: Energy beside the network's, of all atoms, eV.
+    """
+
+    kernel: CompiledKernel
+    species: np.ndarray
+    scale: float
+    offset: float
+
+
+class Deployed:
+    """A potential or an ensemble in its compiled form; see :func:`deploy`."""
+
+    def __init__(self, members: list[Potential], kernels: list[CompiledKernel]):
+        self.members, self.kernels = members, kernels
+        self.cutoff = max(member.cutoff for member in members)
+        self._scales = [member.scale.constant for member in members]
+        self._offsets = [member.offsets.cpu().numpy() for member in members]
+        self._species = [member.species_of.cpu().numpy() for member in members]
+
+    def __call__(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+    ) -> Prediction:
+        """Evaluate one system.
+
+        Args:
+            numbers: Atomic numbers that all members know, shape [n_atoms].
+            positions: A, shape [n_atoms, 3].
+            pairs: Half list, int64, shape [2, n_pairs]; pairs beyond the cutoff do no harm. Not
+                to be changed in place between calls.
+            offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule. Likewise.
+
+        Raises:
+            OptionError: For positions that are no numbers, and for unknown elements.
+            ValueError: If the arrays do not fit together.
+        """
+        if not np.isfinite(positions).all():
+            raise OptionError("positions are NaN or infinite")
+        if any((species[numbers] < 0).any() for species in self._species):
+            raise OptionError("there are elements that a potential was not trained on")
+        energies, forces, virials = [], [], []
+        for kernel, scale, table, species in zip(
+            self.kernels, self._scales, self._offsets, self._species, strict=True
+        ):
+            found = kernel(positions, species[numbers], pairs, offsets)
+            energies.append(found.energies * scale + table[numbers])
+            forces.append(found.forces * scale)
+            virials.append(found.virial * scale)
+        return Prediction(np.stack(energies), np.stack(forces), np.stack(virials), found.neighbours)
+
+    def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:
+        """For a compiled loop over ``numbers`` [n_atoms]; None for an ensemble."""
+        if len(self.kernels) != 1:
+            return None
+        offset = float(self._offsets[0][numbers].sum())
+        return LoopParts(self.kernels[0], self._species[0][numbers], self._scales[0], offset)
+
+
+def deploy(
+    model: Potential | Ensemble, *, tabulate: bool = False, filter_error: float = FILTER_ERROR
+) -> Deployed:
+    """Compile a potential or an ensemble.
+
+    Args:
+        model: On the CPU, float32 or float64.
+        tabulate: Put filters that are no splines on some where that can be done to
+            ``filter_error``, which makes it several times faster, and radial functions of other
+            architectures also in float64.
+        filter_error: Largest error of filters between the knots, relative to the largest value of
+            any filter, and of their slopes, likewise.
+
+    Raises:
+        OptionError: If it has no compiled form, saying why.
+    """
+    members: list[Potential] = (
+        list(model.members) if isinstance(model, Ensemble) else [model]  # type: ignore[arg-type]
+    )
+    for member in members:
+        if not member.quantity.is_energy:
+            raise OptionError(f"the potential predicts {member.quantity}, which has no forces")
+    if any(member.cutoff != members[0].cutoff for member in members):
+        raise OptionError("the members have different cutoffs")
+    return Deployed(members, [_kernel(member, tabulate, filter_error) for member in members])
+
+
+def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> CompiledKernel:
+    network = potential.network
+    if potential.device.type != "cpu":
+        raise OptionError(
+            f"the compiled form runs on the CPU, the potential is on {potential.device}"
+        )
+    if not isinstance(network, SchNet):
+        if potential.dtype == torch.float64 and not tabulate:
+            raise OptionError("float64 resolves the error of the radial functions' splines")
+        if not available(potential.dtype, "edge_network"):
+            raise OptionError("no C compiler works here, or the cache folder cannot be written")
+        return EdgeNetworkKernel(network)
+    if not available(potential.dtype):
+        raise OptionError("no C compiler works here, or the cache folder cannot be written")
+    activation = potential.hyper_parameters.get("activation", "")
+    if potential.dtype == torch.float64 and activation not in ACTIVATIONS and not tabulate:
+        raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")
+    table = tabulated(network, filter_error) if tabulate and network.table is None else None
+    return SchNetKernel(network, activation, table)
+
+
+@torch.no_grad()
+def tabulated(network: SchNet, error: float) -> tuple[UniformSpline, torch.Tensor] | None:
+    """Splines of the filters of a network without any, fine enough, or None.
+
+    Args:
+        network: With ``filter_knots`` 0.
+        error: Largest deviation at eight points of every interval beyond :data:`CLOSEST`, relative
+            to the largest value, and largest slope of the deviation, relative to the largest slope.
+
+    Returns:
+        Spline and coefficients, [n_intervals + 3, layers * filters]; None where
+        :data:`MOST_INTERVALS` are not enough.
+    """
+    network = copy.deepcopy(network).double()
+    if not network.interactions:
+        return None
+    intervals = 128
+    while intervals <= MOST_INTERVALS:
+        spline = UniformSpline(network.cutoff, intervals)
+        values = network._exact_filters(spline.knots, torch.float64)
+        coefficients = spline.coefficients(torch.cat(values, dim=1).double())
+        points = torch.linspace(0.0, network.cutoff, 8 * intervals + 1, dtype=torch.float64)
+        points = points[points > CLOSEST]
+        exact = torch.cat(network._exact_filters(points, torch.float64), dim=1)
+        deviation = spline(coefficients, spline.locate(points)) - exact
+        # Differences of neighbours stand for slopes: the points are that close.
+        if all(
+            wrong.abs().max() <= error * right.abs().max()
+            for wrong, right in ((deviation, exact), (deviation.diff(dim=0), exact.diff(dim=0)))
+        ):
+            return spline, coefficients
+        intervals *= 2
+    return None

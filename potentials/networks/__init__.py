@@ -1,0 +1,1 @@
+"""Networks of atoms: one file or folder an architecture, their parts and their registry."""
