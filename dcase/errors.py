@@ -39,5 +39,9 @@ class SimulationError(DcaseError):
     """A simulation cannot start, or blew up."""
 
 
+class RunError(OptionError, SimulationError):
+    """A folder cannot be taken for a run: it holds another one, or is in use, or went away."""
+
+
 class PaperVariantWarning(UserWarning):
     """A published implementation is used to the letter, with what is wrong with it."""

@@ -49,11 +49,26 @@ def remove_leftovers(target: str | os.PathLike[str]) -> None:
     Only for a file that nobody else is writing now.
     """
     target = Path(target)
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}{re.escape(target.suffix)}")
     with suppress(OSError):
         for path in target.parent.iterdir():
-            if pattern.fullmatch(path.name):
+            if is_leftover(path.name, target.name):
                 path.unlink()
+
+
+def is_leftover(name: str, target: str | None = None) -> bool:
+    """Whether ``name`` is that of a temporary file of :func:`atomic_path`.
+
+    Args:
+        name: Of a file, without its folder.
+        target: Only for this target's name.
+    """
+    if target is None:
+        return bool(_TEMPORARY.fullmatch(name))
+    suffix = re.escape(Path(target).suffix)
+    return bool(re.fullmatch(rf"\.{re.escape(target)}\.[0-9a-f]{{12}}{suffix}", name))
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.\w+)?")
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:

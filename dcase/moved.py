@@ -1,6 +1,6 @@
 """Modules by the names they had before they moved, so that users' scripts go on working.
 
-A module that has moved is the same object under both names. Real modules always come first.
+A module that has moved is the same object under both names.
 """
 
 from __future__ import annotations
@@ -57,4 +57,5 @@ class MovedModules(importlib.abc.MetaPathFinder):
 
 def keep_old_names(package: str, rooms: Mapping[str, str]) -> None:
     """Make modules of ``package`` importable by their old names too (see :class:`MovedModules`)."""
-    sys.meta_path.append(MovedModules(package, rooms))
+    # First: else a folder that has moved would have its modules found, and made, a second time.
+    sys.meta_path.insert(0, MovedModules(package, rooms))

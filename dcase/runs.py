@@ -1,0 +1,574 @@
+"""One record for every run: whose folder this is, whether one may go on, and with what.
+
+Training, simulations, relaxations, PINNs, neural DAEs, active learning, generated data: each keeps
+what it writes in a folder, and each begins with :func:`claim`. It answers three questions in one
+place:
+
+* *Does the folder hold a run?* If so it is touched only to go on with it or to replace it.
+* *May I?* Only one process at a time. A lock of the operating system says so, which ends with its
+  process, however that ends.
+* *With what?* The record ``run.json`` says what made the run (:class:`Identity`): a resume has to
+  agree with it, but for what may change.
+
+Nothing is written before all three are answered, and a refusal leaves the folder byte for byte as
+it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dcase._version import __version__
+from dcase.errors import DcaseError, RunError
+from dcase.files import is_leftover, write_json
+
+try:
+    import fcntl
+except ImportError:  # without it two runs in one folder are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+RECORD = "run.json"
+LOCK = ".lock"
+FORMAT = 1
+"""Of the record."""
+
+CHECK_SECONDS = 1.0
+"""Least time between two looks whether the folder is still there."""
+
+RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a run the run it is; a resume must agree with it.
+
+    Attributes:
+        kind: The command, ``"md"``, ``"train"``...
+        settings: Every choice, as plain values; tables may be nested.
+        free: Names of settings that may change on a resume (``"table.name"`` for nested ones).
+        data: Fingerprint of what it learns from, or of the structure it starts at.
+        model: Fingerprint of the weights it uses; empty where it has none or trains them.
+        dtype: Precision of the arithmetic, where it is not among the settings.
+        version: Of the kind's code: raised when the same settings give another run.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    data: str = ""
+    model: str = ""
+    dtype: str = ""
+    version: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON will give it back."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_plain))
+        return found
+
+    def differences(self, then: Mapping[str, Any]) -> list[str]:
+        """How a record's identity differs from this one, one phrase each; settings by name."""
+        now = self.to_dict()
+        if then.get("version") != now["version"]:
+            return ["it was begun by another version of dcase"]
+        found = list(_differing("", then.get("settings", {}), now["settings"], self.free))
+        for key, what in (("data", "data"), ("model", "model")):
+            if then.get(key) != now[key]:
+                found.append(f"it has other {what}" if key == "data" else f"it has another {what}")
+        if then.get("dtype") != now["dtype"]:
+            found.append(f"dtype was {then.get('dtype')}, now {now['dtype']}")
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{value!r} is no plain value")
+
+
+def _differing(
+    table: str, then: Mapping[str, Any], now: Mapping[str, Any], free: Iterable[str]
+) -> Iterator[str]:
+    for key in [*now, *(k for k in then if k not in now)]:
+        name, old, new = f"{table}{key}", then.get(key), now.get(key)
+        if name in free or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differing(f"{name}.", old, new, free)
+        else:
+            yield f"{name} was {_shown(old)}, now {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of plain values, NumPy arrays and tensors: equal for equal content, else not.
+
+    Raises:
+        TypeError: For anything else, which could differ without a difference in the digest.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        digest.update(b"{%d" % len(value))
+        for key in sorted(value, key=str):
+            _feed(digest, str(key))
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(b"[%d" % len(value))
+        for item in value:
+            _feed(digest, item)
+    elif hasattr(value, "detach"):  # a tensor; bfloat16 has no NumPy
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        if flat.numel():
+            digest.update(flat.view(_uint8()).numpy().tobytes())
+    elif isinstance(value, np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        if array.dtype == object:
+            raise TypeError("an array of objects has no fingerprint")
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    elif value is None or isinstance(value, str | int | float | bool | bytes):
+        digest.update(f"{type(value).__name__}:{value!r};".encode())
+    else:
+        raise TypeError(f"{type(value).__name__} has no fingerprint")
+
+
+def _uint8() -> Any:
+    import torch  # late: what only reads records does without
+
+    return torch.uint8
+
+
+# ------------------------------------------------------------------------------------------------
+# Claiming a folder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a kind of run keeps its files.
+
+    Attributes:
+        folder: With the record and the lock.
+        files: Patterns, relative to the folder, of all files and folders that such a run writes:
+            any of them is a sign of a run, and all of them go when it is replaced.
+        results: Files outside of the folder that belong to the run as well.
+        empty: Whether the folder has to be the run's alone.
+    """
+
+    folder: Path
+    files: tuple[str, ...] = ()
+    results: tuple[Path, ...] = ()
+    empty: bool = False
+
+    @property
+    def record(self) -> Path:
+        """``run.json``."""
+        return self.folder / RECORD
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked while a process is at work."""
+        return self.folder / LOCK
+
+    def found(self) -> list[Path]:
+        """What a run has left here, the record first."""
+        matches = (path for pattern in self.files for path in sorted(self.folder.glob(pattern)))
+        here = [path for path in (self.record, *self.results, *matches) if _exists(path)]
+        return list(dict.fromkeys(path for path in here if path != self.lock))
+
+    def clear(self) -> None:
+        """Remove the files of a run, and nothing else.
+
+        The record goes first: what a kill in between leaves then belongs to no run, and cannot be
+        taken for a part of the next one.
+        """
+        for path in self.found():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what kills in the middle of atomic writes have left."""
+        for path in self.results:
+            _sweep(path.parent, path.name)
+        folders = [self.folder]
+        while folders:
+            folder = folders.pop()
+            _sweep(folder)
+            for path in folder.iterdir():
+                # Runs inside of this one sweep their own when they are claimed.
+                if path.is_dir() and not path.is_symlink() and not _exists(path / RECORD):
+                    folders.append(path)
+
+
+def _sweep(folder: Path, name: str | None = None) -> None:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_leftover(path.name, name):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+class Run:
+    """A claimed folder, until it is released; made by :func:`claim`.
+
+    Attributes:
+        place: Its files.
+        identity: What it is.
+        resumed: Whether there was such a run before.
+        record: ``run.json``: ``kind``, ``identity``, ``status``, ``begun``, ``version`` of dcase,
+            and whatever :meth:`note` adds.
+    """
+
+    def __init__(
+        self, place: Place, identity: Identity, lock: _Lock, record: dict[str, Any], resumed: bool
+    ):
+        self.place, self.identity, self.resumed, self.record = place, identity, resumed, record
+        self._lock = lock
+        self._inode = _inode(place.folder)
+        self._checked = time.monotonic()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return self.place.folder
+
+    def check(self, *, now: bool = False) -> None:
+        """Make sure that the folder is still the one that was claimed (once a second at most).
+
+        Args:
+            now: Look however short ago the last look was; before a file is written.
+
+        Raises:
+            RunError: If it was moved, removed or replaced.
+        """
+        moment = time.monotonic()
+        if not now and moment - self._checked < CHECK_SECONDS:
+            return
+        self._checked = moment
+        if _inode(self.folder) != self._inode or not self._lock.in_place():
+            raise RunError(
+                f"{self.folder} was moved, removed or replaced while the run was writing to it; "
+                "it stops here. If you still have the folder, move it back and use --resume"
+            )
+
+    def note(self, **facts: Any) -> None:
+        """Add plain values to the record."""
+        self.check(now=True)
+        self.record |= facts
+        write_json(self.place.record, self.record)
+
+    def finish(self, status: str = FINISHED) -> None:
+        """Write down how the run stands."""
+        self.note(status=status)
+
+    def release(self) -> None:
+        """Give the folder back."""
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None:  # which says more than what could go wrong here
+                with suppress(DcaseError):
+                    self.finish(FAILED if isinstance(error, Exception) else INTERRUPTED)
+            elif self.record["status"] == RUNNING:
+                self.finish()
+        finally:
+            self.release()
+
+
+def claim(
+    place: Place,
+    identity: Identity,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Take possession of a folder for a run, or refuse and leave it as it is.
+
+    Args:
+        place: The folder, and what belongs to a run in it.
+        identity: Of the run to begin or to go on with.
+        resume: Go on with the run there.
+        overwrite: Replace the run there.
+        check: Called with the record of the run to go on with, under the lock and before anything
+            is written; raises what else is against it.
+
+    Returns:
+        The run. Use it as a context manager, which releases the folder in the end.
+
+    Raises:
+        RunError: If there is a run and neither flag is given, nothing to resume, a run of another
+            kind or with other settings, data, weights or precision; if a process is at work in the
+            folder; or if the folder cannot be written to.
+    """
+    if resume and overwrite:
+        raise RunError("resume and overwrite exclude each other")
+    if resume and not place.folder.is_dir():
+        raise RunError(f"nothing to resume: there is no run in {place.folder}")
+    lock = _Lock(place.lock)
+    lock.take()
+    try:
+        then = _decide(place, identity, resume, overwrite, lock.leftover)
+        if then is not None and check is not None:
+            check(then)
+        if overwrite:
+            place.clear()
+        place.sweep()
+        begun = {"begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "begun_with": __version__}
+        record = {
+            **(begun if then is None else then),
+            "format": FORMAT,
+            "kind": identity.kind,
+            "identity": identity.to_dict(),
+            "status": RUNNING,
+        }
+        write_json(place.record, record)
+        lock.sign()
+    except OSError as error:
+        lock.undo()
+        raise RunError(f"cannot write to {place.folder}: {error.strerror or error}") from error
+    except BaseException:
+        lock.undo()
+        raise
+    return Run(place, identity, lock, record, then is not None)
+
+
+def _decide(
+    place: Place, identity: Identity, resume: bool, overwrite: bool, leftover: bool
+) -> dict[str, Any] | None:
+    """The record of the run to go on with, None to begin one; or a refusal."""
+    folder, found = place.folder, place.found()
+    record = None
+    if _exists(place.record):
+        try:
+            record = read_record(folder)
+        except RunError:
+            if not overwrite:
+                raise
+    if record is not None and record["kind"] != identity.kind:
+        raise RunError(
+            f"{folder} holds a run of another kind ({record['kind']}): choose another --out"
+        )
+    if overwrite:
+        return None
+    if not resume:
+        if found:
+            first = found[0] if found[0] in place.results else folder
+            raise RunError(
+                f"{first} already exists and holds a run: --resume goes on, --overwrite starts "
+                "again, or choose another --out"
+            )
+        if place.empty and any(p.name != LOCK for p in folder.iterdir()):
+            raise RunError(f"{folder} is not empty: choose another --out")
+        return None
+    if record is None:
+        if found:
+            raise RunError(
+                f"cannot resume: {found[0]} has no {RECORD} that says how it was made (an earlier "
+                "version of dcase?); --overwrite starts again"
+            )
+        if leftover:  # killed between the lock and the record
+            return None
+        raise RunError(f"nothing to resume: there is no run in {folder}")
+    changed = identity.differences(record["identity"])
+    if changed:
+        may = f"; only {', '.join(identity.free)} may change" if identity.free else ""
+        raise RunError(
+            f"cannot resume {folder}: {'; '.join(changed)}{may}; use the same, or --overwrite to "
+            "start again"
+        )
+    return record
+
+
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of the run in a folder.
+
+    Raises:
+        RunError: If there is none, or it is damaged.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{folder} holds no run (there is no {RECORD})") from None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); --overwrite starts again") from error
+    whole = isinstance(record, dict) and isinstance(record.get("kind"), str)
+    identity = record.get("identity") if whole else None
+    if not isinstance(identity, dict) or not isinstance(identity.get("settings"), dict):
+        raise RunError(f"{path} is not of this version of dcase; --overwrite starts again")
+    if record.get("format", 0) > FORMAT:
+        raise RunError(f"{path} was written by a newer version of dcase")
+    return record
+
+
+# ------------------------------------------------------------------------------------------------
+# The lock
+
+_BUSY = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
+
+
+class _Lock:
+    """A locked file in a folder, which is made for it where there is none.
+
+    The kernel's lock is what counts; the file's content only says for people whose it is.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.leftover = False
+        self._handle: int | None = None
+        self._made: list[Path] = []  # folders, and the lock file, that were not there before
+
+    def take(self) -> None:
+        """Lock, or raise RunError and leave everything as it was."""
+        try:
+            self._make_folder()
+            while not self._try():
+                pass
+        except OSError as error:
+            self.undo()
+            reason = error.strerror or str(error)
+            raise RunError(f"cannot write to {self.path.parent}: {reason}") from error
+        except BaseException:
+            self.undo()
+            raise
+
+    def _make_folder(self) -> None:
+        missing = []
+        folder = self.path.parent
+        while not _exists(folder):
+            missing.append(folder)
+            folder = folder.parent
+        for folder in reversed(missing):
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another process was faster
+                continue
+            self._made.append(folder)
+
+    def _try(self) -> bool:
+        """Lock the file that is there now; False if it was replaced in between."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            handle = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            made = True
+        except FileExistsError:
+            made = False
+            try:
+                handle = os.open(self.path, flags)
+            except FileNotFoundError:
+                return False
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = _owner(handle)
+            os.close(handle)
+            if error.errno in _BUSY:
+                raise RunError(
+                    f"another process{owner} is at work in {self.path.parent}: wait for it, stop "
+                    "it, or choose another --out"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+            # Some network file systems know no locks: go on without.
+            handle = os.open(self.path, flags)
+        if _inode(self.path) != _inode(handle):  # its owner released it in between
+            os.close(handle)
+            return False
+        self._handle, self.leftover = handle, not made
+        if made:
+            self._made.append(self.path)
+        return True
+
+    def sign(self) -> None:
+        """Write down whose lock it is."""
+        assert self._handle is not None
+        text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, text.encode(), 0)
+
+    def in_place(self) -> bool:
+        """Whether the file is where it was locked."""
+        return self._handle is not None and _inode(self.path) == _inode(self._handle)
+
+    def release(self) -> None:
+        """Unlock, and remove the file."""
+        if self._handle is None:
+            return
+        if self.in_place():  # while it is locked, so that it is nobody else's
+            with suppress(OSError):
+                self.path.unlink()
+        os.close(self._handle)
+        self._handle = None
+
+    def undo(self) -> None:
+        """Unlock, and remove what :meth:`take` has made."""
+        keep = self.path not in self._made
+        if self._handle is not None and keep:
+            os.close(self._handle)
+            self._handle = None
+        self.release()
+        for folder in reversed([p for p in self._made if p != self.path]):
+            with suppress(OSError):  # not empty: another process is in there now
+                folder.rmdir()
+
+
+def _owner(handle: int) -> str:
+    with suppress(OSError):
+        text = os.pread(handle, 200, 0).decode(errors="replace")
+        if re.fullmatch(r"process \d+ on \S+ since [\d:]+", text):
+            return f" ({text.removeprefix('process ')})"
+    return ""
+
+
+def _inode(place: Path | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,343 @@
+"""The record of a run: who may write into a folder, and with what."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcase.errors import DcaseError, OptionError, RunError, SimulationError
+from dcase.runs import LOCK, RECORD, Identity, Place, claim, fingerprint, read_record
+
+SETTINGS = {"steps": 10, "seed": 1, "loss": {"weight": 1.0, "delta": 2.0}}
+IDENTITY = Identity("test", SETTINGS, free=("steps", "loss.delta"), data="d", model="m", dtype="f")
+
+
+def place(folder, **options):
+    return Place(folder / "run", files=("state", "*.txt"), **options)
+
+
+def content(folder):
+    """Every file, folder and byte."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A finished run with results, and one file that is not its own."""
+    here = place(tmp_path, results=(tmp_path / "result.pt",))
+    with claim(here, IDENTITY):
+        (here.folder / "state").mkdir()
+        (here.folder / "state" / "weights").write_text("w")
+        (here.folder / "log.txt").write_text("l")
+        (here.folder / "mine.dat").write_text("of the user")
+        here.results[0].write_text("r")
+    return here
+
+
+def test_a_new_run_has_a_record_and_the_lock_goes_with_it(tmp_path):
+    here = Place(tmp_path / "a" / "b")
+    with claim(here, IDENTITY) as run:
+        assert not run.resumed
+        assert here.lock.exists()
+        assert read_record(here.folder)["status"] == "running"
+    assert content(tmp_path).keys() == {"a", "a/b", f"a/b/{RECORD}"}
+    record = read_record(here.folder)
+    assert record["status"] == "finished"
+    assert record["identity"]["settings"] == SETTINGS
+    assert record["kind"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("identity", "resume", "overwrite", "message"),
+    [
+        (IDENTITY, False, False, "already exists and holds a run: --resume goes on, --overwrite"),
+        (IDENTITY, True, True, "exclude each other"),
+        (replace(IDENTITY, kind="other"), True, False, "holds a run of another kind (test)"),
+        (replace(IDENTITY, kind="other"), False, True, "holds a run of another kind (test)"),
+        (replace(IDENTITY, data="e"), True, False, "it has other data"),
+        (replace(IDENTITY, model="n"), True, False, "it has another model"),
+        (replace(IDENTITY, dtype="g"), True, False, "dtype was f, now g"),
+        (replace(IDENTITY, version=2), True, False, "begun by another version"),
+        (replace(IDENTITY, settings=SETTINGS | {"seed": 2}), True, False, "seed was 1, now 2"),
+        (replace(IDENTITY, settings={}), True, False, "seed was 1, now None"),
+        (
+            replace(IDENTITY, settings=SETTINGS | {"loss": {"weight": 3.0, "delta": 2.0}}),
+            True,
+            False,
+            "loss.weight was 1.0, now 3.0; only steps, loss.delta may change",
+        ),
+    ],
+)
+def test_a_refusal_changes_nothing(begun, tmp_path, identity, resume, overwrite, message):
+    before = content(tmp_path)
+    with pytest.raises(RunError) as refused:
+        claim(begun, identity, resume=resume, overwrite=overwrite)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert content(tmp_path) == before
+
+
+def test_the_errors_are_those_that_callers_know():
+    assert issubclass(RunError, OptionError)
+    assert issubclass(RunError, SimulationError)
+
+
+def test_what_may_change_is_written_down(begun):
+    changed = SETTINGS | {"steps": 20, "loss": {"weight": 1.0, "delta": 5.0}}
+    with claim(begun, replace(IDENTITY, settings=changed), resume=True) as run:
+        assert run.resumed
+        assert run.record["begun"]
+        assert (begun.folder / "state" / "weights").read_text() == "w"
+    assert read_record(begun.folder)["identity"]["settings"] == changed
+
+
+def test_overwriting_takes_the_runs_files_and_no_others(begun, tmp_path):
+    with claim(begun, replace(IDENTITY, data="e"), overwrite=True) as run:
+        assert not run.resumed
+        assert content(tmp_path).keys() == {
+            "run", f"run/{RECORD}", f"run/{LOCK}", "run/mine.dat"
+        }  # fmt: skip
+
+
+def test_a_check_of_the_kind_comes_before_anything_is_written(begun, tmp_path):
+    def refuse(record):
+        raise SimulationError(f"{record['kind']} cannot go on")
+
+    before = content(tmp_path)
+    with pytest.raises(SimulationError, match="test cannot go on"):
+        claim(begun, IDENTITY, resume=True, check=refuse)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_without_a_record(begun, tmp_path, resume):
+    begun.record.unlink()
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="--overwrite starts again"):
+        claim(begun, IDENTITY, resume=resume)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"kind": "test"}', '{"kind": 1, "identity": {}}', "\xff"]
+)
+def test_a_damaged_record(begun, tmp_path, text):
+    begun.record.write_bytes(text.encode("latin1"))
+    before = content(tmp_path)
+    for resume in (False, True):
+        with pytest.raises(RunError, match="overwrite"):
+            claim(begun, IDENTITY, resume=resume)
+        assert content(tmp_path) == before
+    with claim(begun, IDENTITY, overwrite=True):
+        assert not (begun.folder / "log.txt").exists()
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RunError, match="nothing to resume"):
+        claim(place(tmp_path), IDENTITY, resume=True)
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.dat").touch()
+    with pytest.raises(RunError, match="nothing to resume"):
+        claim(place(tmp_path), IDENTITY, resume=True)
+    assert content(tmp_path / "run").keys() == {"mine.dat"}
+
+
+def test_a_folder_of_its_own(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.dat").touch()
+    with pytest.raises(RunError, match="not empty"):
+        claim(place(tmp_path, empty=True), IDENTITY)
+    assert content(tmp_path / "run").keys() == {"mine.dat"}
+    with claim(place(tmp_path), IDENTITY):
+        pass
+
+
+def test_the_second_in_one_folder_is_refused_and_told_whose_it_is(begun, tmp_path):
+    with claim(begun, IDENTITY, resume=True):
+        before = content(tmp_path)
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(RunError, match=rf"another process \({os.getpid()} on .* at work"):
+                claim(begun, IDENTITY, **options)
+            assert content(tmp_path) == before
+    with claim(begun, IDENTITY, resume=True) as run:
+        assert run.resumed
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from dcase.runs import Identity, Place, claim
+run = claim(Place(Path(sys.argv[1])), Identity("test"), resume=len(sys.argv) > 2)
+print("mine", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold(folder, *options):
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_dead_process_does_not_block_and_its_leftovers_go(tmp_path):
+    with hold(tmp_path / "run") as process:
+        assert process.stdout.readline() == "mine\n"
+        with pytest.raises(RunError, match=rf"\({process.pid} on "):
+            claim(Place(tmp_path / "run"), Identity("test"), resume=True)
+        process.send_signal(signal.SIGKILL)
+    left = tmp_path / "run" / "state" / ".weights.pt.0123456789ab.pt"
+    left.parent.mkdir()
+    left.touch()
+    (left.parent / ".mine").touch()
+    assert (tmp_path / "run" / LOCK).exists()
+    assert read_record(tmp_path / "run")["status"] == "running"
+    with claim(Place(tmp_path / "run"), Identity("test"), resume=True) as run:
+        assert run.resumed
+        assert content(tmp_path / "run" / "state").keys() == {".mine"}
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_of_many_starts_at_once_one_gets_the_folder(tmp_path):
+    processes = [hold(tmp_path / "run") for _ in range(5)]
+    # Those that are refused end; the one that is not waits for us.
+    said = [p.stdout.readline() for p in processes]
+    errors = [p.communicate()[1] for p in processes]
+    assert sorted(said) == ["", "", "", "", "mine\n"]
+    for text, error in zip(said, errors, strict=True):
+        assert text or "RunError" in error
+    assert content(tmp_path / "run").keys() <= {RECORD, LOCK}
+
+
+def test_a_killed_start_leaves_nothing_that_blocks(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).touch()  # killed between the lock and the record
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="not empty"):
+        claim(Place(tmp_path, empty=True), IDENTITY)
+    assert content(tmp_path) == before
+    with claim(Place(tmp_path / "run", empty=True), IDENTITY, resume=True) as run:
+        assert not run.resumed
+
+
+@pytest.mark.parametrize("what", ["moved", "removed", "replaced", "unlocked"])
+def test_a_folder_that_goes_away_is_noticed(begun, tmp_path, what):
+    run = claim(begun, IDENTITY, resume=True)
+    run.check(now=True)
+    if what == "unlocked":
+        begun.lock.unlink()
+    else:
+        begun.folder.rename(tmp_path / "elsewhere")
+    if what == "replaced":
+        begun.folder.mkdir()
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="was moved, removed or replaced"):
+        run.check(now=True)
+    with pytest.raises(RunError, match="was moved, removed or replaced"):
+        run.note(more=1)
+    run.release()
+    if what != "moved":
+        assert content(tmp_path) == before
+
+
+def test_an_error_is_not_hidden_by_a_folder_that_went_away(begun, tmp_path):
+    def work():
+        with claim(begun, IDENTITY, resume=True):
+            begun.folder.rename(tmp_path / "elsewhere")
+            raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        work()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")]
+)
+def test_how_it_ended(begun, error, status):
+    with pytest.raises(error), claim(begun, IDENTITY, resume=True):
+        raise error
+    assert read_record(begun.folder)["status"] == status
+    with claim(begun, IDENTITY, resume=True) as run:
+        run.finish("interrupted")
+    assert read_record(begun.folder)["status"] == "interrupted"
+
+
+def test_notes_stay(begun):
+    with claim(begun, IDENTITY, resume=True) as run:
+        run.note(rounds=3)
+    with claim(begun, IDENTITY, resume=True) as run:
+        assert run.record["rounds"] == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RunError, match="cannot write"):
+            claim(Place(tmp_path / "run"), IDENTITY)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match="cannot write"):
+            claim(Place(folder), IDENTITY)
+    assert content(tmp_path).keys() == {"file"}
+
+
+def test_a_full_disk_leaves_what_was_there(begun, tmp_path, monkeypatch):
+    def full(*args):
+        raise DcaseError("no space left on device")
+
+    before = content(tmp_path)
+    monkeypatch.setattr("dcase.runs.write_json", full)
+    with pytest.raises(DcaseError, match="no space"):
+        claim(begun, IDENTITY, resume=True)
+    with pytest.raises(DcaseError, match="no space"):
+        claim(Place(tmp_path / "new" / "run"), IDENTITY)
+    assert content(tmp_path) == before
+
+
+def test_fingerprints():
+    values = [
+        None, True, 1, 1.0, "1", b"1", [1], [[1]], [1, 2], {"a": 1}, {"a": 1, "b": 2}, {"b": 1},
+        np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.float32), np.zeros(2, int), np.float64(3),
+        torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(0), torch.ones(2),
+    ]  # fmt: skip
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint({"a": 1, "b": [np.ones(3)]}) == fingerprint({"b": [np.ones(3)], "a": 1})
+    assert fingerprint(np.arange(6).reshape(2, 3).T) == fingerprint(
+        np.ascontiguousarray(np.arange(6).reshape(2, 3).T)
+    )
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    for strange in (object(), Path("a"), np.array([object()]), {1: {2, 3}}):
+        with pytest.raises(TypeError, match="fingerprint"):
+            fingerprint(strange)
+
+
+def test_the_record_is_plain_json(tmp_path):
+    identity = Identity(
+        "test", {"a": np.float64(1.5), "b": (1, 2), "c": tmp_path, "d": np.arange(2)}
+    )
+    with claim(Place(tmp_path / "run"), identity):
+        pass
+    saved = json.loads((tmp_path / "run" / RECORD).read_text())["identity"]["settings"]
+    assert saved == {"a": 1.5, "b": [1, 2], "c": str(tmp_path), "d": [0, 1]}
+    with claim(Place(tmp_path / "run"), identity, resume=True) as run:
+        assert run.resumed
