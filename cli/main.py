@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from dcase._version import __version__
-from dcase.errors import DcaseError, PaperVariantWarning
+from dcase.errors import DcaseError, KernelWarning, PaperVariantWarning
+
+_OURS = (KernelWarning, PaperVariantWarning)
 
 # name -> (module, attribute, one line for --help); imported when the command runs, so that
 # ``dcase --help`` does not wait for torch.
@@ -98,7 +100,8 @@ def entry_point(argv: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     with warnings.catch_warnings():
-        warnings.simplefilter("always", PaperVariantWarning)
+        for category in _OURS:
+            warnings.simplefilter("always", category)
         warnings.showwarning = _one_line_each(warnings.showwarning)
         _run(arguments, debug)
 
@@ -108,7 +111,7 @@ def _one_line_each(others: Callable[..., Any]) -> Callable[..., Any]:
     shown = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, PaperVariantWarning):
+        if not issubclass(category, _OURS):
             others(message, category, *where, **more)
         elif str(message) not in shown:
             shown.add(str(message))

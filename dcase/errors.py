@@ -45,3 +45,7 @@ class RunError(OptionError, SimulationError):
 
 class PaperVariantWarning(UserWarning):
     """A published implementation is used to the letter, with what is wrong with it."""
+
+
+class KernelWarning(UserWarning):
+    """There is no compiled form to be had here, or no place to keep it; the line says why."""

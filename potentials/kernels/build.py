@@ -1,8 +1,8 @@
 """Small C files compiled when they are first needed, and kept for the user.
 
-There is no need of a compiler: where there is none, or it fails, callers have a slower way in
-PyTorch. Libraries are kept in the user's cache under a name that tells source, compiler, flags and
-processor apart, in a folder that nobody else can write to.
+There is no need of a compiler: where there is none, or it fails, one warning says so and callers
+have a slower way in PyTorch. Libraries are kept (:mod:`dcase.potentials.kernels.cache`) under a
+name that tells source, compiler, its arguments and processor apart.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ import ctypes
 import functools
 import hashlib
 import itertools
-import os
 import platform
-import shlex
-import shutil
-import stat
-import subprocess
-import sys
-import sysconfig
 import tempfile
+import warnings
 from pathlib import Path
 
-import pooch
+from dcase.errors import KernelWarning
+from dcase.potentials.kernels import cache
+from dcase.potentials.kernels.compiler import SECONDS, Compiler, CompilerError, compilers
 
 SOURCES = Path(__file__).parent
-SECONDS = 60.0
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # Sums may be reordered, which vectorisation needs; NaN and infinity are left alone, and so are
 # the processor's rounding modes, which -ffast-math would change for the whole process.
@@ -35,7 +30,12 @@ EXACT = ("-ffp-contract=off",)
 
 @functools.cache
 def load_library(
-    name: str, real: str, *, sources: Path = SOURCES, exact: bool = False
+    name: str,
+    real: str,
+    *,
+    sources: Path = SOURCES,
+    exact: bool = False,
+    seconds: float = SECONDS,
 ) -> ctypes.CDLL | None:
     """The library of ``NAME.c`` for floating point type ``real``, compiled if it is not there yet.
 
@@ -44,39 +44,88 @@ def load_library(
         real: ``"float"`` or ``"double"``.
         sources: Folder of the source and its headers.
         exact: Every operation in the order written and rounded by itself.
+        seconds: For which a compiler may run.
 
     Returns:
-        The library, or None where it cannot be made (no compiler, no place to keep it).
+        The library, or None where it cannot be made, which a
+        :class:`~dcase.errors.KernelWarning` explains.
     """
-    compiler = _compiler()
-    if compiler is None:
-        return None
     source = sources / f"{name}.c"
-    arithmetic = EXACT if exact else FAST
+    reasons = []
     try:
-        # A compiler may not know this processor, or (Apple's) have no OpenMP.
-        for extra in itertools.product((_native_flag(), ()), (("-fopenmp",), ())):
-            flags = (*FLAGS, *arithmetic, *extra[0], *extra[1], f"-DREAL={real}")
-            library = _folder() / f"{name}-{real}-{_digest(source, compiler, flags)}.so"
-            for _ in range(2):
-                if not (library.exists() or _compile(source, compiler, flags, library)):
+        for compiler in compilers():
+            try:
+                return _load(source, real, compiler, exact, seconds)
+            except CompilerError as error:
+                reasons.append(str(error))
+    except (CompilerError, OSError) as error:
+        reasons.append(str(error))
+    warnings.warn(
+        f"no compiled form, PyTorch is used, which may be many times slower: {'; '.join(reasons)}",
+        KernelWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _load(source: Path, real: str, compiler: Compiler, exact: bool, seconds: float) -> ctypes.CDLL:
+    """As :func:`load_library`, by one compiler.
+
+    Raises:
+        CompilerError: If it cannot be made.
+    """
+    arithmetic = EXACT if exact else FAST
+    reason = ""
+    # A compiler may not know this processor, or (Apple's) have no OpenMP.
+    for extra in itertools.product((_native_flag(), ()), (("-fopenmp",), ())):
+        flags = (*FLAGS, *arithmetic, *extra[0], *extra[1], f"-DREAL={real}")
+        name = f"{source.stem}-{real}-{_key(source, compiler, flags)}"
+        library = _kept(name)
+        if library is not None:
+            return library
+        with tempfile.TemporaryDirectory(prefix="dcase-") as folder:
+            made = Path(folder) / "kernel.so"
+            try:
+                compiler.compile(source, flags, made, seconds)
+                return _keep(made, name)
+            except (CompilerError, OSError) as error:
+                reason = reason or str(error)
+                if compiler.hung:
                     break
-                try:
-                    return ctypes.CDLL(str(library))
-                except OSError:  # damaged, or without what it needs: once more, then otherwise
-                    library.unlink(missing_ok=True)
-    except (OSError, subprocess.SubprocessError):
+    raise CompilerError(reason)
+
+
+def _kept(name: str) -> ctypes.CDLL | None:
+    """The library of an earlier build, if there is one that is whole and can be loaded."""
+    try:
+        path = cache.find(cache.user_folder(), name)
+        return None if path is None else ctypes.CDLL(str(path))
+    except OSError:  # no such place, or a library without what it needs
         return None
-    return None
 
 
-def _compiler() -> tuple[str, ...] | None:
-    """The C compiler: $CC, that of this Python, or cc."""
-    for words in (os.environ.get("CC", ""), sysconfig.get_config_var("CC") or "", "cc", "gcc"):
-        parts = shlex.split(words)
-        if parts and shutil.which(parts[0]):
-            return tuple(parts)
-    return None
+def _keep(made: Path, name: str) -> ctypes.CDLL:
+    """Load a library from the user's cache, or from a folder of this process if that fails.
+
+    Raises:
+        OSError: If it cannot be loaded.
+    """
+    try:
+        path = cache.keep(made, cache.user_folder(), name)
+    except OSError as error:
+        library = ctypes.CDLL(str(cache.keep(made, cache.temporary_folder(), name)))
+        warnings.warn(
+            f"compiled forms cannot be kept and are made anew by every process: {error} "
+            "(another place: $DCASE_DATA_DIR)",
+            KernelWarning,
+            stacklevel=4,
+        )
+        return library
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # damaged on the way, or a disk that nothing may be loaded from
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(cache.keep(made, cache.temporary_folder(), name)))
 
 
 def _native_flag() -> tuple[str, ...]:
@@ -84,55 +133,28 @@ def _native_flag() -> tuple[str, ...]:
     return ("-mcpu=native",) if arm else ("-march=native",)
 
 
-def _digest(source: Path, compiler: tuple[str, ...], flags: tuple[str, ...]) -> str:
-    version = subprocess.run(
-        [*compiler, "--version"], capture_output=True, timeout=SECONDS, check=False
-    ).stdout
+def _key(source: Path, compiler: Compiler, flags: tuple[str, ...]) -> str:
+    """Of everything that a library depends on."""
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    words = [*texts, version, " ".join(flags).encode(), _processor().encode()]
-    return hashlib.sha256(b"\0".join(words)).hexdigest()[:24]
+    words = (*compiler.identity, "flags", *flags, "processor", _processor())
+    found = hashlib.sha256()
+    for part in [*texts, *(word.encode(errors="surrogateescape") for word in words)]:
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()[:24]
+
+
+_TELLING = (
+    "flags", "Features", "vendor_id", "cpu family", "model", "stepping", "CPU implementer",
+    "CPU architecture", "CPU variant", "CPU part",
+)  # fmt: skip
+"""Lines of /proc/cpuinfo that -march=native depends on; "model" begins "model name", too."""
 
 
 def _processor() -> str:
     """What the processor can do: a home folder may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        known = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-        return platform.machine() + "".join(sorted(set(known)))
     except OSError:
         return f"{platform.machine()} {platform.processor()} {platform.release()}"
-
-
-def _folder() -> Path:
-    """Where libraries are kept.
-
-    Raises:
-        PermissionError: If others could put a library there.
-    """
-    chosen = os.environ.get("DCASE_DATA_DIR")
-    folder = (Path(chosen) if chosen else Path(pooch.os_cache("dcase"))) / "kernels"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if hasattr(os, "getuid") and found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"others can write to {folder}")
-    return folder
-
-
-def _compile(
-    source: Path, compiler: tuple[str, ...], flags: tuple[str, ...], library: Path
-) -> bool:
-    """Make ``library``, whole or not at all; whether that worked."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        target = Path(folder) / "kernel.so"
-        shared = "-dynamiclib" if sys.platform == "darwin" else "-shared"
-        command = [*compiler, *flags, shared, "-o", str(target), str(source), "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
-        except (subprocess.TimeoutExpired, OSError):
-            return False
-        if done.returncode != 0 or not target.exists():
-            return False
-        target.replace(library)
-        return True
+    known = {line for line in lines if line.startswith(_TELLING)}
+    return platform.machine() + "\n".join(sorted(known))

@@ -21,7 +21,6 @@ from dcase.errors import OptionError
 from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graphs.graph import build_graph
-from dcase.potentials.kernels import build
 from dcase.potentials.kernels import schnet as schnet_kernel
 from dcase.potentials.kernels.curve import fit_curve
 from dcase.potentials.kernels.deployed import FILTER_ERROR, deploy
@@ -358,20 +357,6 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @needs_compiler
-def test_a_damaged_library_is_made_anew(monkeypatch, tmp_path):
-    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
-    load = build.load_library.__wrapped__
-    assert load("filter_table", "double") is not None
-    (made,) = (tmp_path / "kernels").iterdir()
-    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path / "other"))
-    (tmp_path / "other" / "kernels").mkdir(parents=True, mode=0o700)
-    library = tmp_path / "other" / "kernels" / made.name
-    library.write_bytes(b"")
-    assert load("filter_table", "double") is not None
-    assert library.stat().st_size > 0
-
-
-@needs_compiler
 def test_atoms_on_top_of_each_other_are_an_error():
     atoms = ethanol()
     atoms.positions[1] = atoms.positions[0]
@@ -388,35 +373,6 @@ def test_calculator_without_a_compiler(monkeypatch):
     assert np.isfinite(calc.results["energy"])
     with pytest.raises(OptionError, match="no C compiler"):
         DCCalculator(splined(), optimize=True)
-
-
-@needs_compiler
-def test_libraries_are_compiled_once_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
-    load = build.load_library.__wrapped__
-    assert load("schnet", "double") is not None
-    (library,) = (tmp_path / "kernels").iterdir()  # nothing half made is left
-    assert library.suffix == ".so"
-    made = library.stat().st_mtime_ns
-    assert load("schnet", "double") is not None
-    assert library.stat().st_mtime_ns == made
-    assert load("schnet", "float") is not None
-    assert len(list((tmp_path / "kernels").iterdir())) == 2
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_libraries_are_not_taken_from_where_others_can_write(monkeypatch, tmp_path):
-    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels").chmod(0o777)
-    assert build.load_library.__wrapped__("schnet", "float") is None
-    assert list((tmp_path / "kernels").iterdir()) == []
-
-
-def test_a_compiler_that_fails_is_no_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("DCASE_DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("CC", f"{sys.executable} -c 'raise SystemExit(1)'")
-    assert build.load_library.__wrapped__("schnet", "float") is None
 
 
 @needs_compiler
