@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from dcase.cli.options import FrameCount, Number
-from dcase.cli.structures import check_writable, load_frames
+from dcase.cli.structures import load_frames
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import split
 from dcase.errors import DataError
-from dcase.files import write_json
+from dcase.files import check_writable, write_json
 
 
 @click.command()

@@ -140,7 +140,8 @@ def bench(
     from rich.console import Console
 
     from dcase.cli.show import results_console
-    from dcase.cli.structures import check_writable, load_structure
+    from dcase.cli.structures import load_structure
+    from dcase.files import check_writable
     from dcase.md_runs.bench.measure import bench_md
     from dcase.potentials.calculator import DCCalculator
 

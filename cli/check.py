@@ -40,7 +40,8 @@ def check(
     invariance to rotation) is measured too, and shown as "by design".
     """
     from dcase.cli.show import results_console
-    from dcase.cli.structures import check_writable, load_structure, molecule_of
+    from dcase.cli.structures import load_structure, molecule_of
+    from dcase.files import check_writable
     from dcase.md_runs.checks.conformance import print_results, run_checks
     from dcase.potentials.potential import load_potential
 

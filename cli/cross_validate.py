@@ -18,11 +18,11 @@ from rich.text import Text
 from dcase.cli.options import FrameCount, SectionedCommand, refuse_both, use_threads
 from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, results_console
-from dcase.cli.structures import check_writable
 from dcase.cli.train import RUNNER, Load, train
 from dcase.cli.train_options import chosen_recipe
 from dcase.data.splits import SplitFrames
 from dcase.errors import OptionError
+from dcase.files import check_writable
 from dcase.potentials.fitting.cross_validation import (
     CrossValidation,
     Folds,
@@ -143,7 +143,7 @@ def _cross_validate(
     out = Path(chosen["out"] or _default_name(name, recipe))
     if out.suffix == ".run":
         raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
-    check_writable(out)
+    check_writable(out, [out.with_suffix(".run") / "x"], stream=False)
     device = choose_device(chosen["device"])
     if jobs is None:
         jobs = min(folds, _cores()) if device.type == "cpu" else 1

@@ -23,13 +23,13 @@ from dcase.cli.options import (
 )
 from dcase.cli.progress import TrainingDisplay, step_bar
 from dcase.cli.show import results_console
-from dcase.cli.structures import check_writable
 from dcase.dae.run import Outcome, compare, load_data, load_model, read_settings
 from dcase.dae.run import train as train_run
 from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import SYSTEMS, system_named
 from dcase.dae.task import PairSource
 from dcase.errors import DataError, OptionError
+from dcase.files import check_writable
 from dcase.potentials.fitting.evaluation import choose_device
 
 data_option = click.option(

@@ -9,9 +9,9 @@ import click
 
 from dcase.cli.options import device_option, dtype_option, threads_option, use_threads
 from dcase.cli.show import error_table, results_console
-from dcase.cli.structures import check_writable, load_frames
+from dcase.cli.structures import load_frames
 from dcase.errors import OptionError
-from dcase.files import write_json
+from dcase.files import check_writable, write_json
 
 
 @click.command()

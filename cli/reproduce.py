@@ -16,9 +16,9 @@ from dcase.cli.reproduce_dae import COMMANDS as DAE_COMMANDS
 from dcase.cli.reproduce_options import Chosen, experiment_options
 from dcase.cli.reproduce_pinn import table3, table4, table5
 from dcase.cli.reproduce_report import COMMANDS as REPORT_COMMANDS
-from dcase.cli.structures import check_writable
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
+from dcase.files import check_writable
 from dcase.potentials.experiments import curves, tables
 from dcase.potentials.experiments.protocol import (
     BETAS,

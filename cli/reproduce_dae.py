@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dcase.cli.options import POSITIVE, threads_option, use_threads
 from dcase.cli.progress import TrainingDisplay, step_bar
-from dcase.cli.structures import check_writable
+from dcase.files import check_writable
 
 TABLES = {"dae-table1": "pendulum", "dae-table2": "water"}
 MAE_NOTE = (

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dcase.cli.options import POSITIVE, threads_option, use_threads
 from dcase.cli.pinn_display import FitDisplay
-from dcase.cli.structures import check_writable
+from dcase.files import check_writable
 from dcase.pinn.experiments.protocol import table_runs, with_file
 from dcase.pinn.experiments.published import TITLES
 from dcase.pinn.experiments.runs import PinnRun, perform

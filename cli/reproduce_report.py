@@ -13,7 +13,7 @@ from rich.console import Console
 from dcase.cli.options import use_threads
 from dcase.cli.reproduce_report_options import Chosen, report_options, warn, with_files
 from dcase.cli.reproduce_report_runs import Piece, Sitting
-from dcase.cli.structures import check_writable
+from dcase.files import check_writable
 from dcase.potentials.experiments.report_published import (
     LONG,
     MOLECULES,

@@ -15,8 +15,8 @@ from rich.console import Console
 from dcase.cli.options import use_threads
 from dcase.cli.progress import TrainingDisplay, duration
 from dcase.cli.reproduce_report_options import Chosen, warn
-from dcase.cli.structures import check_writable
 from dcase.errors import DataError, OptionError
+from dcase.files import check_writable
 from dcase.potentials.experiments.report_published import SYSTEMS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import numpy as np
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.molecules import find_molecule, structure
-from dcase.errors import DataError, DcaseError, OptionError
+from dcase.errors import DataError, OptionError
+from dcase.files import check_readable
 from dcase.potentials.potential import Potential
 
 
@@ -39,8 +39,7 @@ def load_structure(given: str | None, potential: Potential) -> tuple[ase.Atoms, 
         return structure(trained_on), f"{trained_on} (shipped geometry)"
     path = Path(given)
     if path.exists():
-        if path.is_dir():
-            raise DataError(f"{path}: is a folder, not a structure file")
+        check_readable(path)
         try:
             atoms = ase.io.read(path)
         except Exception as error:  # ASE's readers raise all sorts
@@ -133,21 +132,3 @@ def _as_slice(text: str) -> slice:
     raise OptionError(
         f"--index {text!r} is not understood; use ASE's notation: 5, :100, -50:, ::10"
     )
-
-
-def check_writable(path: str | Path) -> None:
-    """Refuse a file that could not be written, before the work that it is to hold.
-
-    Raises:
-        DcaseError: If it is a folder, or lies in something that is not one or may not be written.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise DcaseError(f"cannot write {path}: it is a folder")
-    parent = path.absolute().parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if not parent.is_dir():
-        raise DcaseError(f"cannot write {path}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise DcaseError(f"cannot write {path}: no permission to write in {parent}")

@@ -13,12 +13,12 @@ from dcase.cli.launch import first_then_others, launch
 from dcase.cli.options import refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
 from dcase.cli.show import error_table, results_console
-from dcase.cli.structures import check_writable
 from dcase.cli.train_options import chosen_recipe
 from dcase.cli.value_table import value_table
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
+from dcase.files import check_writable
 from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
 from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, run_folder
 from dcase.potentials.fitting.recipe import ModelChoice, Recipe
@@ -107,8 +107,7 @@ def _check_target(out: Path, resume: bool) -> str:
     folder = run_folder(out)
     if out == folder:
         raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
-    check_writable(out)
-    check_writable(folder / "state.pt")
+    check_writable(out, [folder / "state.pt"], stream=False)
     if not resume or (folder / "state.pt").exists():
         return ""
     if out.exists() or not folder.exists():

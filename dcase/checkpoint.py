@@ -19,7 +19,7 @@ import torch
 
 from dcase._version import __version__
 from dcase.errors import CheckpointError
-from dcase.files import atomic_path
+from dcase.files import atomic_path, check_readable
 
 Migration = Callable[[dict[str, Any]], None]
 
@@ -105,12 +105,7 @@ def load_any(path: str | os.PathLike[str], kinds: dict[str, int]) -> tuple[str, 
         CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder, not a checkpoint file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the file is empty")
+    check_readable(path, CheckpointError)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path}: not a dcase checkpoint, or truncated (nothing in it was executed)"

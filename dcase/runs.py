@@ -35,7 +35,7 @@ import numpy as np
 
 from dcase._version import __version__
 from dcase.errors import DcaseError, RunError
-from dcase.files import is_leftover, write_json
+from dcase.files import is_leftover, remove_leftovers, write_json
 
 try:
     import fcntl
@@ -217,7 +217,7 @@ class Place:
     def sweep(self) -> None:
         """Remove what kills in the middle of atomic writes have left."""
         for path in self.results:
-            _sweep(path.parent, path.name)
+            remove_leftovers(path)
         folders = [self.folder]
         while folders:
             folder = folders.pop()
@@ -228,10 +228,10 @@ class Place:
                     folders.append(path)
 
 
-def _sweep(folder: Path, name: str | None = None) -> None:
+def _sweep(folder: Path) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
-            if is_leftover(path.name, name):
+            if is_leftover(path.name):
                 with suppress(OSError):
                     path.unlink()
 

@@ -18,6 +18,7 @@ from dcase.dae.pairs import Pairs, make_pairs, predictor_errors
 from dcase.dae.trajectory_file import UNITS, Trajectory, read, write
 from dcase.data.download import cache_folder
 from dcase.errors import DataError, DcaseError, OptionError
+from dcase.files import check_writable
 
 __all__ = [
     "UNITS",
@@ -124,6 +125,7 @@ def make_file(
         if target.exists() and not overwrite:
             raise OptionError(f"{target} exists; choose another name, or replace it (--overwrite)")
     _check_writable(target.parent, cache=path is None)  # before a long simulation, not after
+    check_writable(target)
     _, simulate = _simulator(system)
     made = {k: v for k, v in wanted.items() if k not in ("revision", "version") and v is not None}
     return write(target, simulate(**made, progress=progress))

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dcase import hdf5
 from dcase.errors import DataError
 from dcase.files import atomic_path
 from dcase.units import FS
@@ -173,17 +174,10 @@ def read(path: str | os.PathLike[str]) -> Trajectory:
             arrays do not fit each other or hold NaN.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"no such file: {path}; make it with dcase dae data")
-    try:
-        if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an HDF5 file; make one with dcase dae data")
-        with h5py.File(path, "r") as file:
-            trajectory, recorded = _parse(file, path)
-    except DataError:
-        raise
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for a file cut off
-        raise DataError(f"{path} is damaged or cut off; delete it and make it again") from error
+    with hdf5.opened(path, DataError, "delete it and make it again (dcase dae data)") as file:
+        trajectory, recorded = _parse(file, path)
     if recorded != trajectory.fingerprint():
         raise DataError(f"{path} has changed since it was written; delete it and make it again")
     return trajectory

@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.npz import file_sha256
 from dcase.errors import DataError, OptionError
+from dcase.files import check_readable
 
 LABELS = ("energy", "forces", "stress")
 
@@ -109,12 +110,7 @@ def read_atoms(
 
 
 def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
-    if not path.exists():
-        raise DataError(f"no such file: {path}")
-    if not path.is_file():  # also keeps out ASE's bundle folders, which may hold pickles
-        raise DataError(f"{path} is not a file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; fetch or make it again")
+    check_readable(path)  # also keeps out ASE's bundle folders, which may hold pickles
     database = path.suffix in (".db", ".json")
     chosen = string2index(index) if isinstance(index, str) and _is_index(index) else index
     if isinstance(chosen, str) and not database:

@@ -34,6 +34,7 @@ from dcase.data.generate_state import (
 )
 from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
+from dcase.files import check_writable
 from dcase.units import FS, KCAL_PER_MOL
 
 PILOT_STEPS = 4000
@@ -95,6 +96,7 @@ def generate(
         OptionError: If an option is impossible.
         DataError: If the source is of no use, the molecule keeps reacting, or the files at ``out``
             belong to other settings.
+        DcaseError: If ``out`` cannot be written.
         MissingExtraError: If tblite (or, for a SMILES, rdkit) is missing.
         KeyboardInterrupt: On Ctrl-C, after saving; the message says how to go on.
     """
@@ -102,6 +104,7 @@ def generate(
     _check_options(n_frames, temperature, timestep, interval, equilibrate, friction, walkers, out)
     if seed < 0:
         raise OptionError(f"seed must not be negative, got {seed}")
+    check_writable(out, [state_path(out)], stream=False)
     xtb_calculator()  # say at once that tblite is missing
     name, atoms, structure_hash = start_structure(source, seed)
     settings: dict[str, Any] = {

@@ -26,6 +26,7 @@ from dcase.data.molecules import (
     find_molecule,
 )
 from dcase.errors import DataError, OptionError
+from dcase.files import check_readable
 from dcase.units import ENERGY_UNITS
 
 LABEL_SETS = ("md17", "rmd17")
@@ -115,18 +116,13 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The npz, open. The handle is ours, because numpy forgets to close that of a damaged file."""
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; fetch or make it again")
+    check_readable(path)
     with ExitStack() as stack:
         try:
             handle = stack.enter_context(open(path, "rb"))
             file = np.load(handle, allow_pickle=False)
         except (zipfile.BadZipFile, EOFError) as error:
             raise DataError(f"{path} is damaged or cut short; fetch or make it again") from error
-        except PermissionError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, OSError) as error:
             raise DataError(f"{path} is not an npz file (pickles are not loaded)") from error
         if not isinstance(file, np.lib.npyio.NpzFile):

@@ -21,6 +21,8 @@ Standard: https://www.nongnu.org/h5md/h5md.html (de Buyl, Colberg, Hoefling, Com
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from dcase import hdf5
 from dcase._version import __version__
 from dcase.errors import SimulationError
 from dcase.files import atomic_path
@@ -243,17 +246,14 @@ def _file_of(path: str | Path) -> Path:
     return path / "trajectory.h5" if path.is_dir() else path
 
 
-def _open(path: Path) -> h5py.File:
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise SimulationError(f"there is no trajectory {path}") from error
-    except OSError as error:
-        raise SimulationError(f"{path} is not an HDF5 file, or is damaged") from error
-    if "particles/atoms/position" not in file:
-        file.close()
-        raise SimulationError(f"{path} is not an H5MD trajectory of dcase")
-    return file
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    if not path.exists():
+        raise SimulationError(f"there is no trajectory {path}")
+    with hdf5.opened(path, SimulationError) as file:
+        if "particles/atoms/position" not in file:
+            raise SimulationError(f"{path} is not an H5MD trajectory of dcase")
+        yield file
 
 
 def _user() -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dcase import hdf5
 from dcase.errors import DataError
 
 TASKS = ("advection", "cfd", "diffusion-reaction")
@@ -20,36 +20,15 @@ FLOW_KEYS = {"rho": "density", "v": "Vx", "p": "pressure"}
 GROUP = re.compile(r"\d{4,}")
 
 
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def opened(path: str | os.PathLike[str]) -> AbstractContextManager[h5py.File]:
     """An HDF5 file open for reading; damage found while it is open is reported in one line.
 
     Raises:
         DataError: If it is missing, not HDF5, cut short or damaged.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise DataError(f"{path} does not exist; `dcase pinn data` makes or downloads such a file")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, not an HDF5 file")
-    try:
-        with open(path, "rb") as plain:
-            plain.read(1)
-        if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an HDF5 file ({path.stat().st_size} bytes)")
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError:
-        raise
-    except PermissionError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (OSError, RuntimeError, KeyError) as error:
-        text = " ".join(str(error).split())
-        if "truncated" in text:
-            raise DataError(
-                f"{path} is cut short ({path.stat().st_size} bytes); fetch or make it again"
-            ) from error
-        raise DataError(f"{path} is damaged ({text.strip(chr(39))})") from error
+    return hdf5.opened(path, DataError, "fetch or make it again")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError
-from dcase.files import write_json
+from dcase.files import check_writable, write_json
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.fitting.energy_forces import EnergyForces
@@ -155,6 +155,7 @@ def cross_validate(
             f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
             "start again, or --out for another name"
         )
+    check_writable(out, [folder / FOLDS], stream=False)
     count = len(folds.parts)
     plan = {
         "dataset": dataset.fingerprint(),

@@ -16,7 +16,7 @@ from dcase import checkpoint
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError
-from dcase.files import write_json
+from dcase.files import check_writable, write_json
 from dcase.objective import Objective
 from dcase.potentials.fitting.batches import FrameBatches, RotatedFrames
 from dcase.potentials.fitting.energy_forces import EnergyForces
@@ -93,6 +93,7 @@ def fit_potential(
 
     Raises:
         OptionError: If ``out`` exists and neither ``resume`` nor ``overwrite`` is given.
+        DcaseError: If ``out`` or its folder cannot be written.
         DataError: If a label that the loss needs is missing.
         TrainingError: If training diverges.
     """
@@ -110,6 +111,7 @@ def fit_potential(
             f"{folder} holds no training state to resume, and {out} exists; use --overwrite to "
             "start again, or --out for another name"
         )
+    check_writable(out, [folder / "state.pt"], stream=False)
     quantity = quantity_of(dataset)
     if not quantity.is_energy:
         dataset = replace(dataset, forces=None)

@@ -76,7 +76,7 @@ def test_index(dcase, model, empty_folder, index, count):
     ("arguments", "reason"),
     [
         (["nowhere.npz"], "no such file: nowhere.npz"),
-        (["folder"], "folder is not a file"),
+        (["folder"], "folder is a folder"),
         (["text.npz"], "text.npz is not an npz file"),
         (["text.xyz"], "cannot read"),
         (["plain.xyz"], "neither energies nor forces"),
@@ -148,7 +148,7 @@ def test_info_on_an_untrained_potential_in_a_folder_with_brackets(dcase, empty_f
     ("name", "reason"),
     [
         ("nowhere.pt", "nowhere.pt: no such file"),
-        ("folder", "folder: is a folder"),
+        ("folder", "folder is a folder"),
         ("text.pt", "not a dcase checkpoint"),
         ("cut.pt", "truncated"),
     ],

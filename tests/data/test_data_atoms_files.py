@@ -239,7 +239,7 @@ def test_index(tmp_path):
 def test_files_that_are_no_good(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_atoms(tmp_path / "none.xyz")
-    with pytest.raises(DataError, match="not a file"):
+    with pytest.raises(DataError, match="is a folder"):
         read_atoms(tmp_path)
     (tmp_path / "empty.xyz").touch()
     with pytest.raises(DataError, match="empty"):

@@ -155,7 +155,7 @@ def test_missing_empty_and_foreign_files(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match="single array"):
         read_npz(tmp_path / "one.npy")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="is a folder"):
         read_npz(tmp_path)
 
 
