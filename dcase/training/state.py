@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcase import checkpoint
 from dcase.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from dcase.training.trainer import Trainer
+from dcase.objective import Objective
+from dcase.training.balance import Balance
+from dcase.training.ema import WeightAverage
+from dcase.training.schedule import Schedule
+from dcase.training.settings import TrainSettings
 
 STATE_VERSION = 1
 
@@ -25,48 +29,90 @@ def buffers(model: nn.Module) -> list[Tensor]:
     return [value for name, value in model.named_buffers() if name in persistent]
 
 
-def save_state(trainer: Trainer) -> None:
-    """Write the state to ``trainer.state_file``."""
-    ema = trainer.ema
+@dataclass
+class TrainState:
+    """Where a run stands: what the trainer counts and keeps from step to step.
+
+    The names are those of the file's entries.
+
+    Attributes:
+        epoch: Epochs completed.
+        batch_in_epoch: Batches done of the present epoch.
+        step: Optimiser steps done.
+        elapsed: Seconds, over all sittings.
+        sums: Of the losses of the present epoch's batches, by name.
+        losses: Of the last step, by name.
+        best: Validation metrics of the best weights so far, and their epoch.
+        best_weights: Of the model's parameters, or None where none were validated.
+        best_buffers: Likewise, of :func:`buffers`.
+        validations_since_best: Validations without improvement.
+        last_validation: Metrics by the names of the log's columns.
+        validated_step: The step after which that was; -1: none.
+    """
+
+    epoch: int = 0
+    batch_in_epoch: int = 0
+    step: int = 0
+    elapsed: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_weights: list[Tensor] | None = None
+    best_buffers: list[Tensor] | None = None
+    validations_since_best: int = 0
+    last_validation: dict[str, float] = field(default_factory=dict)
+    validated_step: int = -1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a run has a state of its own; ``ema`` and ``balance`` are None where not in use."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: WeightAverage | None
+    balance: Balance | None
+
+
+def origin(
+    identity: dict[str, Any], settings: TrainSettings, objective: Objective
+) -> dict[str, Any]:
+    """What must agree between the sittings of a run, as plain values."""
+    terms = {name: [t.weight, t.loss, t.delta] for name, t in objective.terms.items()}
+    return {"identity": identity, "settings": settings.to_dict(), "terms": terms}
+
+
+def save_state(file: Path, run: dict[str, Any], parts: Parts, state: TrainState) -> None:
+    """Write the state of the run whose :func:`origin` is ``run`` to ``file``."""
+    ema, balance = parts.ema, parts.balance
     content = {
-        "identity": trainer.identity,
-        "settings": trainer.settings.to_dict(),
-        "terms": _terms(trainer),
-        "model": {name: value.cpu() for name, value in trainer.model.state_dict().items()},
+        **run,
+        "model": {name: value.cpu() for name, value in parts.model.state_dict().items()},
         "ema": ema.state() if ema else None,
-        "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state(),
-        "balance": trainer.balance.state() if trainer.balance else None,
-        "epoch": trainer.epoch,
-        "batch_in_epoch": trainer.batch_in_epoch,
-        "step": trainer.step,
-        "elapsed": trainer.elapsed,
-        "sums": trainer.sums,
-        "losses": trainer.losses,
-        "best": trainer.best,
-        "best_weights": _to_cpu(trainer.best_weights),
-        "best_buffers": _to_cpu(trainer.best_buffers),
-        "validations_since_best": trainer.validations_since_best,
-        "last_validation": trainer.last_validation,
-        "validated_step": trainer.validated_step,
+        "optimizer": parts.optimizer.state_dict(),
+        "schedule": parts.schedule.state(),
+        "balance": balance.state() if balance else None,
+        **vars(state),
+        "best_weights": _to_cpu(state.best_weights),
+        "best_buffers": _to_cpu(state.best_buffers),
     }
-    checkpoint.save(trainer.state_file, "training", STATE_VERSION, content)
+    checkpoint.save(file, "training", STATE_VERSION, content)
 
 
-def load_state(trainer: Trainer) -> dict[str, Any]:
-    """Read the state of ``trainer`` and check that it belongs to the same run.
+def load_state(file: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Read a state and check that it is one of the run whose :func:`origin` is ``run``.
 
     Raises:
         CheckpointError: If it cannot be read, or is of another run; the message names what differs.
     """
-    state = checkpoint.load(trainer.state_file, "training", STATE_VERSION)
-    where = f"{trainer.state_file}: cannot resume"
-    now = {"settings": trainer.settings.to_dict(), "identity": trainer.identity}
-    for part, values in now.items():
-        then = state.get(part)
+    saved = checkpoint.load(file, "training", STATE_VERSION)
+    where = f"{file}: cannot resume"
+    for part in ("settings", "identity"):
+        then = saved.get(part)
         if not isinstance(then, dict):
             raise CheckpointError(f"{where}: the file has no {part}")
-        for key, value in values.items():
+        for key, value in run[part].items():
             # What an older dcase did not write yet cannot be compared.
             if key in then and not (part == "settings" and key in FREE):
                 difference = _difference(key, then[key], value)
@@ -74,47 +120,45 @@ def load_state(trainer: Trainer) -> dict[str, Any]:
                     raise CheckpointError(
                         f"{where}: {difference}; use the same, or --overwrite to start again"
                     )
-    difference = _difference("loss", state.get("terms"), _terms(trainer))
+    difference = _difference("loss", saved.get("terms"), run["terms"])
     if difference:
         raise CheckpointError(f"{where}: {difference}")
-    return state
+    return saved
 
 
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put a loaded state into ``trainer``.
+def restore(file: Path, saved: dict[str, Any], parts: Parts) -> TrainState:
+    """Put what :func:`load_state` read from ``file`` into ``parts``; returns the rest of it.
 
     Raises:
         CheckpointError: If parts are missing or do not fit the model.
     """
     try:
-        trainer.model.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        if trainer.ema:
-            trainer.ema.load_state(state["ema"])
-        trainer.schedule.load_state(state["schedule"])
-        if trainer.balance:
-            trainer.balance.load_state(state["balance"])
-        trainer.epoch, trainer.batch_in_epoch = state["epoch"], state["batch_in_epoch"]
-        trainer.step, trainer.elapsed = state["step"], state["elapsed"]
-        trainer.sums, trainer.best = dict(state["sums"]), dict(state["best"])
-        trainer.losses = dict(state.get("losses", {}))
-        trainer.best_weights = _like(state["best_weights"], trainer.model.parameters())
-        trainer.best_buffers = _like(state.get("best_buffers"), buffers(trainer.model))
-        trainer.validations_since_best = state["validations_since_best"]
-        trainer.last_validation = dict(state["last_validation"])
-        trainer.validated_step = state.get("validated_step", -1)
+        parts.model.load_state_dict(saved["model"])
+        parts.optimizer.load_state_dict(saved["optimizer"])
+        if parts.ema:
+            parts.ema.load_state(saved["ema"])
+        parts.schedule.load_state(saved["schedule"])
+        if parts.balance:
+            parts.balance.load_state(saved["balance"])
+        return TrainState(
+            epoch=saved["epoch"],
+            batch_in_epoch=saved["batch_in_epoch"],
+            step=saved["step"],
+            elapsed=saved["elapsed"],
+            sums=dict(saved["sums"]),
+            losses=dict(saved.get("losses", {})),
+            best=dict(saved["best"]),
+            best_weights=_like(saved["best_weights"], parts.model.parameters()),
+            best_buffers=_like(saved.get("best_buffers"), buffers(parts.model)),
+            validations_since_best=saved["validations_since_best"],
+            last_validation=dict(saved["last_validation"]),
+            validated_step=saved.get("validated_step", -1),
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{trainer.state_file}: cannot resume: parts are missing or do not fit the model "
-            f"({reason})"
+            f"{file}: cannot resume: parts are missing or do not fit the model ({reason})"
         ) from error
-
-
-def _terms(trainer: Trainer) -> dict[str, list[Any]]:
-    return {
-        name: [term.weight, term.loss, term.delta] for name, term in trainer.objective.terms.items()
-    }
 
 
 def _to_cpu(tensors: list[Tensor] | None) -> list[Tensor] | None:

@@ -30,17 +30,22 @@ from dcase.errors import OptionError
 from dcase.files import remove_leftovers
 from dcase.interrupt import interruptible
 from dcase.objective import Objective
-from dcase.training import state
-from dcase.training.balance import Balance
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog
-from dcase.training.optimizers import make_optimizer
 from dcase.training.processes import Processes
 from dcase.training.progress import Progress, TrainResult
 from dcase.training.quasi_newton import QuasiNewton
-from dcase.training.schedule import Schedule
 from dcase.training.settings import TrainSettings
-from dcase.training.steps import descend, search
+from dcase.training.state import (
+    Parts,
+    TrainState,
+    buffers,
+    load_state,
+    origin,
+    restore,
+    save_state,
+)
+from dcase.training.steps import Stepper
 from dcase.training.validation import BatchSource, evaluate
 
 __all__ = ["BatchSource", "Progress", "TrainResult", "Trainer", "evaluate"]
@@ -101,29 +106,18 @@ class Trainer:
         self.on_step, self.on_state = on_step, on_state
 
         self.processes.share_weights(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(settings, self.parameters)
-        self.schedule = Schedule(settings)
-        self.balance = Balance(settings, objective) if settings.balance != "none" else None
+        self.batch_size = min(settings.batch_size or len(train_data), len(train_data))
+        self.steps_per_epoch = -(-len(train_data) // self.batch_size)
+        steps = (self.steps_per_epoch, self.processes, lambda: self.interrupted)
+        self.stepper = Stepper(model, objective, settings, *steps)
+        self.parameters, self.balance = self.stepper.parameters, self.stepper.balance
+        self.optimizer, self.schedule = self.stepper.optimizer, self.stepper.schedule
         self.ema = WeightAverage(model, settings.ema) if settings.ema > 0 else None
+        self.state = TrainState()
         self.log = None
         if self.rank == 0:
             self.log = MetricsLog(self.folder, self._columns(), tensorboard=tensorboard)
 
-        self.batch_size = min(settings.batch_size or len(train_data), len(train_data))
-        self.steps_per_epoch = -(-len(train_data) // self.batch_size)
-        self.epoch = 0  # epochs completed
-        self.batch_in_epoch = 0  # batches done of the current epoch
-        self.step = 0
-        self.elapsed = 0.0
-        self.losses: dict[str, float] = {}  # of the last step
-        self.sums: dict[str, float] = {}  # of the losses of the current epoch's batches
-        self.best: dict[str, float] = {}
-        self.best_weights: list[Tensor] | None = None
-        self.best_buffers: list[Tensor] | None = None
-        self.validations_since_best = 0
-        self.last_validation: dict[str, float] = {}
-        self.validated_step = -1
         self.fresh = True  # whether the next batch is another than the last
         self._stop = threading.Event()
 
@@ -140,6 +134,11 @@ class Trainer:
     def state_file(self) -> Path:
         """The training state, for resuming."""
         return self.folder / "state.pt"
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Losses of the last step by name: ``"loss"`` and the terms."""
+        return self.state.losses
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -174,16 +173,16 @@ class Trainer:
         """
         saved = self.processes.from_first(lambda: self._prepare(resume))
         if saved is not None:
-            state.restore(self, saved)
+            self.state = restore(self.state_file, saved, self._parts())
         self.model.train()
-        self._started = time.monotonic() - self.elapsed
+        self._started = time.monotonic() - self.state.elapsed
         self._saved = time.monotonic()
-        self._rate = (time.monotonic(), self.step)
+        self._rate = (time.monotonic(), self.state.step)
         try:
             with interruptible(signal.SIGINT, signal.SIGTERM) as self._stop:
                 status = self._run()
                 self._clock()
-                if status != "interrupted" and self.batch_in_epoch:  # a limit within an epoch
+                if status != "interrupted" and self.state.batch_in_epoch:  # a limit within an epoch
                     self._validate()
                     self._write_row()
                 self._save_state()
@@ -191,15 +190,16 @@ class Trainer:
             if self.log:
                 self.log.close()
         self._adopt_best()
-        best, losses = dict(self.best), dict(self.losses)
-        return TrainResult(status, self.epoch, self.step, self.elapsed, best, losses)
+        end = self.state
+        best, losses = dict(end.best), dict(end.losses)
+        return TrainResult(status, end.epoch, end.step, end.elapsed, best, losses)
 
     def _prepare(self, resume: bool) -> dict[str, Any] | None:
         """The state to go on from, or None after clearing the folder for a new run."""
         assert self.log is not None
         remove_leftovers(self.state_file)
         if resume and self.state_file.exists():
-            saved = state.load_state(self)
+            saved = load_state(self.state_file, self._origin())
             self.log.cut_after(saved["epoch"])
             return saved
         # Else a kill before the first save would leave the old run's state to be resumed.
@@ -208,9 +208,10 @@ class Trainer:
         return None
 
     def _run(self) -> str:
-        limit = self.settings.time_limit
-        used_up = limit is not None and self.step > 0 and self.elapsed >= limit  # before the resume
-        while self.epoch < self.settings.epochs:
+        state, limit = self.state, self.settings.time_limit
+        # Before the resume already.
+        used_up = limit is not None and state.step > 0 and state.elapsed >= limit
+        while state.epoch < self.settings.epochs:
             if used_up:
                 return "time limit"
             if self._converged():
@@ -218,21 +219,21 @@ class Trainer:
             if self._early():
                 return "early stopping"
             stopped = self._run_epoch()
-            if stopped and self.epoch < self.settings.epochs:
+            if stopped and state.epoch < self.settings.epochs:
                 return stopped
         return "finished"
 
     def _run_epoch(self) -> str | None:
         set_epoch = getattr(self.train_data, "set_epoch", None)
-        changed = set_epoch is not None and set_epoch(self.epoch) is not False
+        changed = set_epoch is not None and set_epoch(self.state.epoch) is not False
         self.fresh = changed or self.steps_per_epoch > 1
-        order = self._order(self.epoch)
+        order = self._order(self.state.epoch)
         for number, chunk in enumerate(order.split(self.batch_size)):
-            if number < self.batch_in_epoch:  # done before the resume
+            if number < self.state.batch_in_epoch:  # done before the resume
                 continue
             stop = self._step(chunk)
-            self.batch_in_epoch = number + 1
-            if self.batch_in_epoch == self.steps_per_epoch:
+            self.state.batch_in_epoch = number + 1
+            if self.state.batch_in_epoch == self.steps_per_epoch:
                 self._end_epoch(stop)
             if stop:
                 return stop
@@ -241,25 +242,27 @@ class Trainer:
         return None
 
     def _end_epoch(self, stop: str | None) -> None:
-        self.epoch += 1
-        self.batch_in_epoch = 0
+        state = self.state
+        state.epoch += 1
+        state.batch_in_epoch = 0
         self._clock()
         # Not at an interruption: the run goes on as if there had been none.
-        last = self.epoch == self.settings.epochs or stop in ("time limit", "converged")
-        if self.epoch % self.settings.validate_every == 0 or last:
+        last = state.epoch == self.settings.epochs or stop in ("time limit", "converged")
+        if state.epoch % self.settings.validate_every == 0 or last:
             self._validate()
         self._write_row()
-        self.sums = {}
+        state.sums = {}
 
     def _write_row(self) -> None:
         """Log the epoch that ends here, or the part of it that a limit left."""
         if self.log is None:
             return
-        batches = self.batch_in_epoch or self.steps_per_epoch
-        row = {f"train_{name}": value / batches for name, value in self.sums.items()}
-        if self.validated_step == self.step:
-            row |= self.last_validation
-        row |= {"step": self.step, "elapsed_s": self.elapsed}
+        state = self.state
+        batches = state.batch_in_epoch or self.steps_per_epoch
+        row = {f"train_{name}": value / batches for name, value in state.sums.items()}
+        if state.validated_step == state.step:
+            row |= state.last_validation
+        row |= {"step": state.step, "elapsed_s": state.elapsed}
         if self.balance:
             row |= {f"weight_{name}": weight for name, weight in self.term_weights.items()}
         self.log.write(
@@ -268,9 +271,9 @@ class Trainer:
 
     def _epochs_done(self) -> float:
         """Whole epochs as an int, for the log."""
-        if not self.batch_in_epoch:
-            return self.epoch
-        return self.epoch + self.batch_in_epoch / self.steps_per_epoch
+        if not self.state.batch_in_epoch:
+            return self.state.epoch
+        return self.state.epoch + self.state.batch_in_epoch / self.steps_per_epoch
 
     def _order(self, epoch: int) -> Tensor:
         """The order of the samples: a function of seed and epoch, which needs no saved state."""
@@ -285,25 +288,26 @@ class Trainer:
         mine = indices[self.rank :: self.world]
         # A process may be left without samples in the last batch.
         batch = self.train_data.batch(mine) if len(mine) else None
-        advance = search if isinstance(self.optimizer, QuasiNewton) else descend
-        self.losses, limit_share, interrupted = advance(self, batch)
+        state = self.state
+        done = self.stepper.advance(batch, state, fresh=self.fresh)
+        state.losses = done.losses
         if self.ema:
             self.ema.update()
-        self.step += 1
-        for name, value in self.losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        state.step += 1
+        for name, value in state.losses.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
         if self.on_step:
             lr = self.optimizer.param_groups[0]["lr"]
-            self.on_step(self._progress(lr, self.losses["loss"]))
-        if interrupted:
+            self.on_step(self._progress(lr, state.losses["loss"]))
+        if done.interrupted:
             return "interrupted"
-        if limit_share >= 1.0:
+        if done.limit_share >= 1.0:
             return "time limit"
         return "converged" if self._converged() else None
 
     def _converged(self) -> bool:
         """Whether the loss is small enough, or quasi-Newton at its end on samples that stay."""
-        if self.losses and self.losses["loss"] < self.settings.target_loss:
+        if self.state.losses and self.state.losses["loss"] < self.settings.target_loss:
             return True
         fixed = self.steps_per_epoch == 1 and not hasattr(self.train_data, "set_epoch")
         return fixed and isinstance(self.optimizer, QuasiNewton) and self.optimizer.stalled
@@ -312,12 +316,13 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validate the weights that would be kept (once a step), and keep them if they are best."""
-        if self.validated_step == self.step:
+        state = self.state
+        if state.validated_step == state.step:
             return
-        self.validated_step = self.step
-        self.last_validation = {}
+        state.validated_step = state.step
+        state.last_validation = {}
         if self.validation_data is None:
-            self.best = {"epoch": float(self._epochs_done())}
+            state.best = {"epoch": float(self._epochs_done())}
             return
         with self.ema.applied() if self.ema else nullcontext():
             metrics = evaluate(
@@ -327,63 +332,70 @@ class Trainer:
                 max(-(-self.batch_size // self.world), 32),
                 self.processes,
             )
-            self.last_validation = {f"val_{k}": v for k, v in metrics.items()}
+            state.last_validation = {f"val_{k}": v for k, v in metrics.items()}
             self.schedule.validated(metrics["loss"])
             # A loss of NaN is never the best.
-            if metrics["loss"] < self.best.get("val_loss", math.inf):
-                self.best = {"epoch": float(self._epochs_done()), **self.last_validation}
-                self.best_weights = [p.detach().clone() for p in self.model.parameters()]
-                self.best_buffers = [b.detach().clone() for b in state.buffers(self.model)]
-                self.validations_since_best = 0
+            if metrics["loss"] < state.best.get("val_loss", math.inf):
+                state.best = {"epoch": float(self._epochs_done()), **state.last_validation}
+                state.best_weights = [p.detach().clone() for p in self.model.parameters()]
+                state.best_buffers = [b.detach().clone() for b in buffers(self.model)]
+                state.validations_since_best = 0
             else:
-                self.validations_since_best += 1
+                state.validations_since_best += 1
 
     def _early(self) -> bool:
         patience = self.settings.early_stopping
-        return bool(patience) and self.validations_since_best >= patience
+        return bool(patience) and self.state.validations_since_best >= patience
 
     @torch.no_grad()
     def _adopt_best(self) -> None:
-        weights = self.best_weights
+        weights = self.state.best_weights
         if weights is None and self.ema:
             weights = self.ema.average
         if weights is not None:
             for p, w in zip(self.model.parameters(), weights, strict=True):
                 p.copy_(w)
-        if self.best_buffers is not None:
-            for b, w in zip(state.buffers(self.model), self.best_buffers, strict=True):
+        if self.state.best_buffers is not None:
+            for b, w in zip(buffers(self.model), self.state.best_buffers, strict=True):
                 b.copy_(w)
 
     # ------------------------------------------------------------ clock and state
 
     def _clock(self) -> None:
-        self.elapsed = time.monotonic() - self._started
+        self.state.elapsed = time.monotonic() - self._started
 
     def _progress(self, lr: float, loss: float) -> Progress:
-        now = time.monotonic()
+        state, now = self.state, time.monotonic()
         since, at = self._rate
-        rate = (self.step - at) / max(now - since, 1e-9)
+        rate = (state.step - at) / max(now - since, 1e-9)
         steps = self.settings.epochs * self.steps_per_epoch
-        remaining = (steps - self.step) / max(rate, 1e-9)
+        remaining = (steps - state.step) / max(rate, 1e-9)
         if self.settings.time_limit:
-            remaining = min(remaining, max(self.settings.time_limit - self.elapsed, 0.0))
+            remaining = min(remaining, max(self.settings.time_limit - state.elapsed, 0.0))
         return Progress(
-            epoch=self.epoch + 1,
+            epoch=state.epoch + 1,
             epochs=self.settings.epochs,
-            step=self.step,
+            step=state.step,
             steps=steps,
-            elapsed=self.elapsed,
+            elapsed=state.elapsed,
             steps_per_second=rate,
             remaining=remaining,
             lr=lr,
             loss=loss,
-            validation=self.last_validation,
+            validation=state.last_validation,
         )
+
+    def _origin(self) -> dict[str, Any]:
+        return origin(self.identity, self.settings, self.objective)
+
+    def _parts(self) -> Parts:
+        steps = self.stepper
+        return Parts(self.model, steps.optimizer, steps.schedule, self.ema, self.balance)
 
     def _save_state(self) -> None:
         self._clock()
         if self.rank == 0:
-            state.save_state(self)
+            save_state(self.state_file, self._origin(), self._parts(), self.state)
         self._saved = time.monotonic()
         if self.on_state:
             self.on_state()

@@ -93,7 +93,7 @@ def test_the_settings_of_that_test_do_what_they_are_for(tmp_path):
     result = run.fit()
     assert result.status == "early stopping"
     assert run.schedule.factor < 1
-    assert run.validations_since_best == 4
+    assert run.state.validations_since_best == 4
 
 
 def test_a_converged_run_stays_converged(tmp_path):

@@ -95,7 +95,7 @@ def test_a_changed_batch_is_evaluated_where_the_step_starts(tmp_path, optimizer)
         points, found, terms = [weights(run.model)], [], run.objective.problem.terms
 
         def spy(model, batch, training):
-            if len(found) == run.epoch:
+            if len(found) == run.state.epoch:
                 found.append(all(map(torch.equal, weights(model), points[-1])))
             return terms(model, batch, training)
 

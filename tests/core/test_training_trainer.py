@@ -354,9 +354,9 @@ def test_time_limit_ends_the_run_and_the_schedule(tmp_path, monkeypatch):
     assert rates[-1] == pytest.approx(0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates))
     # A limit within an epoch is validated and logged there.
-    assert run.batch_in_epoch, "the limit must come within an epoch"
+    assert run.state.batch_in_epoch, "the limit must come within an epoch"
     last = read_metrics(tmp_path / "metrics.csv")[-1]
-    assert last["epoch"] == pytest.approx(run.epoch + run.batch_in_epoch / 5)
+    assert last["epoch"] == pytest.approx(run.state.epoch + run.state.batch_in_epoch / 5)
     assert last["step"] == result.steps
     assert "val_loss" in last
 
