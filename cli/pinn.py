@@ -295,7 +295,7 @@ def compare(
     from dcase.cli.reproduce_pinn import carry_out
     from dcase.files import write_text
     from dcase.pinn.experiments.comparison import comparison_runs, write_comparison
-    from dcase.pinn.experiments.tables import grid
+    from dcase.tables import grid
 
     use_threads(threads)
     source = Source(task, file, sample)

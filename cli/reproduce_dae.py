@@ -347,7 +347,7 @@ def projection(
     from dcase.dae.experiments.projection_study import study
     from dcase.dae.trajectories import read
     from dcase.files import write_text
-    from dcase.pinn.experiments.tables import grid, write_rows
+    from dcase.tables import grid, write_rows
 
     use_threads(threads)
     folder = Path(out)

@@ -15,9 +15,10 @@ from dcase.files import check_writable
 from dcase.pinn.experiments.protocol import table_runs, with_file
 from dcase.pinn.experiments.published import TITLES
 from dcase.pinn.experiments.runs import PinnRun, perform
-from dcase.pinn.experiments.tables import markdown, paper_rows, write_rows
+from dcase.pinn.experiments.tables import markdown, paper_rows
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.run import Source
+from dcase.tables import write_rows
 
 TABLES = {"table3": "advection", "table4": "cfd", "table5": "diffusion-reaction"}
 

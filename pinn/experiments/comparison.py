@@ -11,10 +11,10 @@ import numpy as np
 
 from dcase import plotting
 from dcase.pinn.experiments.runs import PinnRun
-from dcase.pinn.experiments.tables import write_rows
 from dcase.pinn.plots import bars_figure
 from dcase.pinn.run import Source
 from dcase.pinn.settings import PinnSettings
+from dcase.tables import write_rows
 
 #: tanh, the paper's IReLU, and the rest of the integrated family.
 ACTIVATIONS = (

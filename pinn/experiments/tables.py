@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dcase.files import write_text
 from dcase.pinn.experiments.published import PUBLISHED
+from dcase.tables import markdown_table, number_text
 
 BASELINES = ("zero", "mean", "persistence")
 
@@ -66,13 +63,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[st
     errors = [c for c in columns if c.startswith(("MSE", "RMSE", "nRMSE"))]
     terms = [c for c in columns if c.startswith("L ")]
     lines = [f"**{caption}**", ""]
-    lines += _grid(
+    lines += markdown_table(
         ["method", *errors, "steps", "s"],
         [
             [
                 row["method"],
                 *(_with_paper(row, c, "paper MSE" if c == "MSE" else "") for c in errors),
-                _number(row.get("steps")),
+                number_text(row.get("steps")),
                 f"{row['seconds']:.0f}" if row.get("seconds") else "",
             ]
             for row in rows
@@ -80,7 +77,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[st
     )
     if terms:
         lines += ["", "Mean squares of the loss terms at the end:", ""]
-        lines += _grid(
+        lines += markdown_table(
             ["method", *(c.removeprefix("L ") for c in terms)],
             [
                 [row["method"], *(_with_paper(row, c, f"paper {c}") for c in terms)]
@@ -93,42 +90,6 @@ def markdown(rows: Sequence[Mapping[str, Any]], caption: str, notes: Sequence[st
 
 
 def _with_paper(row: Mapping[str, Any], column: str, paper: str) -> str:
-    text = _number(row.get(column))
+    text = number_text(row.get(column))
     published = row.get(paper) if paper else None
     return text if published is None else f"{text} [{published:.3g}]"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN"
-    return f"{value:,.0f}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    rule = "|".join(["---", *["---:"] * (len(head) - 1)])
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{rule}|",
-        *(f"| {' | '.join(cells)} |" for cells in body),
-    ]
-
-
-def grid(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of equal keys as a Markdown table."""
-    columns = list(rows[0])
-    body = [
-        [row[c] if isinstance(row[c], str) else _number(row[c]) for c in columns] for row in rows
-    ]
-    return _grid(columns, body)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All columns as CSV."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dcase import plotting
-from dcase.potentials.experiments.report_format import grid, number
+from dcase.potentials.experiments.report_format import number
 from dcase.potentials.experiments.report_format import page as page_of
 from dcase.potentials.experiments.report_published import LONG
 from dcase.potentials.experiments.report_tables import caption, run_lengths
+from dcase.tables import markdown_table
 
 SHOWN = 10_000 / LONG.steps
 """Share of the steps that the report shows: the last 10,000 of 15,630."""
@@ -136,4 +137,8 @@ def page(
         *(f"{system}: no losses were kept with this run." for system in lacking),
         *run_lengths(results, list(dict.fromkeys(key[2] for key in results))),
     ]
-    return page_of(caption(title, LONG, results, options), grid(head, body), notes), rows, drawn
+    return (
+        page_of(caption(title, LONG, results, options), markdown_table(head, body), notes),
+        rows,
+        drawn,
+    )

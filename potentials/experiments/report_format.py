@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from dcase.files import write_json, write_text
 from dcase.potentials.experiments.report_runs import REPORT, TOTAL
+from dcase.tables import write_rows
 
 
 def number(value: float | None) -> str:
@@ -32,13 +31,6 @@ def quoted(value: float | None) -> str:
     if value is None or abs(value) >= 1000 or not math.isfinite(value):
         return number(value)
     return f"{value:g}"
-
-
-def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; all columns but the first are numbers."""
-    rule = "|".join(["---", *["--:"] * (len(head) - 1)])
-    lines = [f"| {' | '.join(head)} |", f"|{rule}|"]
-    return lines + [f"| {' | '.join(cells)} |" for cells in body]
 
 
 def recipe_title(name: str) -> str:
@@ -85,11 +77,6 @@ def write_page(
     folder: Path, name: str, text: str, rows: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
     """``NAME.md``, ``NAME.csv`` and ``NAME.json``, each whole or not there."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / f"{name}.csv", buffer.getvalue())
+    write_rows(folder / f"{name}.csv", rows)
     write_json(folder / f"{name}.json", {"rows": list(rows), "text": text, **more})
     write_text(folder / f"{name}.md", text)

@@ -7,7 +7,6 @@ from typing import Any
 
 from dcase.potentials.experiments.report_format import (
     describe,
-    grid,
     number,
     page,
     quoted,
@@ -23,6 +22,7 @@ from dcase.potentials.experiments.report_published import (
     report_parameters,
 )
 from dcase.potentials.experiments.report_runs import REPORT, report_loss
+from dcase.tables import markdown_table
 
 Page = tuple[str, list[dict[str, Any]]]
 """Markdown, and rows for CSV and JSON."""
@@ -32,7 +32,6 @@ _SPREADS = (
     ("forces_y", "forces, y (kcal/mol/A)"),
     ("forces_z", "forces, z (kcal/mol/A)"),
 )
-
 
 # ------------------------------------------------------------------------------------------------
 # Table 1
@@ -101,7 +100,7 @@ def size_table(
         "Under other recipes than the report's, blocks and features are those of the table, and "
         "Gaussians and range the recipe's."
     )
-    return page(heading, grid(["", *names], body), notes), rows
+    return page(heading, markdown_table(["", *names], body), notes), rows
 
 
 def _size_row(
@@ -196,7 +195,7 @@ def fold_table(
     head = ["fold", "minimum", "maximum", "mean", "std", "E MAE", "F MAE"]
     if results and system == "iso17":
         body = [[str(n), *map(quoted, f.values()), "", ""] for n, f in enumerate(TABLE3, 1)]
-        lines += ["**The report, ISO17**", "", *grid(head, body), ""]
+        lines += ["**The report, ISO17**", "", *markdown_table(head, body), ""]
     for recipe, result in _ended(results).items():
         body = []
         for row in result["folds"]:
@@ -219,7 +218,12 @@ def fold_table(
         cells = [f"{number(m['mean'])} ± {number(m['std'])}" if m else "n.a." for m in means]
         averages = [row["report_loss"]["mean"] for row in result["folds"]]
         body.append(["mean ± std of folds", "", "", _spread_of(averages), "", *cells])
-        lines += [f"**Ours, {system}: {recipe_title(recipe)}**", "", *grid(head, body), ""]
+        lines += [
+            f"**Ours, {system}: {recipe_title(recipe)}**",
+            "",
+            *markdown_table(head, body),
+            "",
+        ]
     notes = [
         "Loss: 0.01 dE^2 + 1/n sum_i |dF_i|^2 in kcal/mol and kcal/mol/A, over the batches of 32 "
         "of the fold that the network did not see. The report does not say what its minimum, "
@@ -278,7 +282,7 @@ def spread_table(
         "and probably in eV and eV/A.",
     ]
     notes += _diverged(results)
-    text = page(_fold_heading(title, system, results, options), grid(head, body), notes)
+    text = page(_fold_heading(title, system, results, options), markdown_table(head, body), notes)
     return text, rows
 
 

@@ -10,7 +10,6 @@ from dcase.potentials.experiments import report_published as printed
 from dcase.potentials.experiments.published import schnet_literature
 from dcase.potentials.experiments.report_format import (
     describe,
-    grid,
     number,
     quoted,
     recipe_title,
@@ -18,6 +17,7 @@ from dcase.potentials.experiments.report_format import (
 )
 from dcase.potentials.experiments.report_published import TASKS
 from dcase.potentials.experiments.report_runs import REPORT, report_loss
+from dcase.tables import markdown_table
 
 TRIVIAL, BASELINE = "trivial", "baseline"
 UNITS = {
@@ -115,7 +115,7 @@ def comparison(results: Results, recipes: Sequence[str], *, authors: bool) -> li
             cells.append(quoted(second))
             cells += [_marked(own[recipe], own[TRIVIAL]) for recipe in recipes]
             body.append(cells)
-        lines += [f"**{HEADINGS[task]}**", "", *grid(head, body), ""]
+        lines += [f"**{HEADINGS[task]}**", "", *markdown_table(head, body), ""]
     both = _errors_of_both(results, recipes, systems, authors=authors)
     return lines + both
 
@@ -163,7 +163,7 @@ def _errors_of_both(
             ]
         body.append(cells)
     title = "**The same networks: MAE of energies (E, kcal/mol) and forces (F, kcal/mol/A)**"
-    return [title, "", *grid(head, body), ""]
+    return [title, "", *markdown_table(head, body), ""]
 
 
 def accuracy_notes(results: Results, recipes: Sequence[str]) -> list[str]:
@@ -352,7 +352,7 @@ def differences(results: Results, recipes: Sequence[str]) -> tuple[list[str], li
             for recipe in recipes:
                 head += [f"ours: {recipe_title(recipe)}", "%"]
             title = f"**{HEADINGS[task].split(':')[0]} ({UNITS[task]})**"
-            lines += [title, "", *grid(head, body), ""]
+            lines += [title, "", *markdown_table(head, body), ""]
     return lines, rows
 
 

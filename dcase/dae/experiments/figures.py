@@ -22,7 +22,7 @@ from dcase.dae.plots import COLOURS, FLOOR, plain_log, spread_out
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
-from dcase.pinn.experiments.tables import grid, write_rows
+from dcase.tables import grid, write_rows
 
 STRENGTHS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 TITLES = {

@@ -18,7 +18,7 @@ from dcase.dae.plots import plain_log
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
-from dcase.pinn.experiments.tables import write_rows
+from dcase.tables import write_rows
 
 BASELINES = {"identity": "(identity)", "constant_velocity": "(constant velocity)"}
 COLOURS = (plotting.BLUE, plotting.ORANGE, plotting.GREEN)
