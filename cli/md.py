@@ -289,7 +289,8 @@ def simulate(
     from dcase.cli.structures import load_frames, load_structure
     from dcase.md_runs.analysis.dt_scan import dt_scan
     from dcase.md_runs.loop.uncertainty import is_ensemble
-    from dcase.md_runs.report.report import print_summary, write_report
+    from dcase.md_runs.report.report import write_report
+    from dcase.md_runs.report.summary import print_summary
     from dcase.md_runs.simulate import run_md
     from dcase.potentials.calculator import DCCalculator
 

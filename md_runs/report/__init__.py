@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dcase.moved import lazy_names
 
 if TYPE_CHECKING:
-    from dcase.md_runs.report.report import ensemble_name, print_summary, summary_rows, write_report
+    from dcase.md_runs.report.report import write_report
+    from dcase.md_runs.report.summary import ensemble_name, print_summary, summary_rows
 
 __all__ = ["ensemble_name", "print_summary", "summary_rows", "write_report"]
 
-
-def __getattr__(name: str) -> Any:
-    # Late: what is in this folder imports its neighbours without importing all of them.
-    if name in __all__:
-        from dcase.md_runs.report import report
-
-        return getattr(report, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Late: what is in this folder imports its neighbours without importing all of them.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ensemble_name": "dcase.md_runs.report.summary",
+        "print_summary": "dcase.md_runs.report.summary",
+        "summary_rows": "dcase.md_runs.report.summary",
+        "write_report": "dcase.md_runs.report.report",
+    },
+)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from dcase.md_runs.report.summary import ensemble_name, summary_rows
 from dcase.plotting import DPI
 
 STYLE = """
@@ -52,8 +53,6 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         report: As in ``report.json``.
         images: PNG by name of the figure.
     """
-    from dcase.md_runs.report.report import ensemble_name, summary_rows
-
     title = (
         f"{report['formula']}: {ensemble_name(report['ensemble'])} at {report['temperature_K']:g} K"
     )

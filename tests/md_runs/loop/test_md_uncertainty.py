@@ -29,7 +29,8 @@ from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.files.run_folder import SERIES, Checkpoint
 from dcase.md_runs.files.trajectory import read_positions, read_series
 from dcase.md_runs.loop.uncertainty import WARNING
-from dcase.md_runs.report.report import print_summary, write_report
+from dcase.md_runs.report.report import write_report
+from dcase.md_runs.report.summary import print_summary
 from dcase.md_runs.simulate import MDSettings, recover, run_md
 
 SETTINGS = MDSettings(steps=300, equilibrate=40, checkpoint_every=50, timestep_fs=0.5, seed=2)

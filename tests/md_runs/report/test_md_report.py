@@ -15,7 +15,8 @@ from rich.console import Console
 
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.files.trajectory import read_positions, read_trajectory
-from dcase.md_runs.report.report import print_summary, write_report
+from dcase.md_runs.report.report import write_report
+from dcase.md_runs.report.summary import print_summary
 from dcase.md_runs.simulate import MDSettings, dt_scan, run_md
 
 PROMISED = {
