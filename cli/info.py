@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.show import results_console
+from dcase.potentials.create import potential_caveats, potential_limits
 from dcase.potentials.ensemble import Ensemble, load_model
-from dcase.potentials.networks.registry import potential_caveats, potential_limits
 from dcase.potentials.potential import find_checkpoint
 from dcase.potentials.quantity import Quantity
 

@@ -1,4 +1,4 @@
-"""Modules by the names they had before they moved, so that users' scripts go on working.
+"""Modules and names where they were before they moved, so that users' scripts go on working.
 
 A module that has moved is the same object under both names.
 """
@@ -9,7 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -59,3 +59,19 @@ def keep_old_names(package: str, rooms: Mapping[str, str]) -> None:
     """Make modules of ``package`` importable by their old names too (see :class:`MovedModules`)."""
     # First: else a folder that has moved would have its modules found, and made, a second time.
     sys.meta_path.insert(0, MovedModules(package, rooms))
+
+
+def lazy_names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for ``module`` that fetches names from elsewhere when they are asked for.
+
+    Args:
+        module: Its full name.
+        homes: ``{name: full name of the module it is in now}``.
+    """
+
+    def fetch(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return fetch

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dcase.moved import keep_old_names
+from dcase.moved import keep_old_names, lazy_names
 
 if TYPE_CHECKING:
-    from dcase.potentials.networks.registry import create_potential
+    from dcase.potentials.create import create_potential
     from dcase.potentials.potential import Potential, load_potential
 
 __all__ = ["Potential", "create_potential", "load_potential"]
 
 _LAZY = {
-    "create_potential": "dcase.potentials.networks.registry",
+    "create_potential": "dcase.potentials.create",
     "Potential": "dcase.potentials.potential",
     "load_potential": "dcase.potentials.potential",
 }
@@ -59,10 +59,4 @@ keep_old_names(
     },
 )
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'dcase.potentials' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _LAZY)

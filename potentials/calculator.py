@@ -23,11 +23,11 @@ from ase.data import chemical_symbols
 
 from dcase.derivatives import stress_voigt
 from dcase.errors import DcaseError, OptionError, PaperVariantWarning
+from dcase.potentials.create import potential_caveats
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.graphs.graph import AtomicGraph, build_graph
 from dcase.potentials.kernels.deployed import Deployed, deploy
-from dcase.potentials.networks.registry import potential_caveats
 from dcase.potentials.potential import Potential, find_checkpoint
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

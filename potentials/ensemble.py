@@ -25,8 +25,8 @@ from dcase import checkpoint
 from dcase.derivatives import stress_voigt
 from dcase.errors import CheckpointError, OptionError
 from dcase.potentials.graphs.graph import AtomicGraph
-from dcase.potentials.networks.schnet import SchNet
-from dcase.potentials.networks.stacked_schnet import StackedSchNet
+from dcase.potentials.networks.architecture import hook
+from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import FORMAT_VERSION as POTENTIAL_VERSION
 from dcase.potentials.potential import Potential, find_checkpoint, potential_from_document
 from dcase.potentials.quantity import Quantity
@@ -38,7 +38,8 @@ Paths = str | os.PathLike[str]
 class Ensemble(nn.Module):
     """Mean energies, forces and stress of several potentials, with standard deviations.
 
-    Members that are SchNets of one shape are evaluated in one batched pass; others one by one.
+    Members of one shape are evaluated in one batched pass where their architecture has one
+    (``stack``), others one by one.
 
     Args:
         members: At least two potentials of energies, of one dtype and device. Elements known are
@@ -69,7 +70,7 @@ class Ensemble(nn.Module):
             raise OptionError("the members have no element in common")
         self.elements = sorted(common)
         self.metadata = _shared(members) if metadata is None else dict(metadata)
-        self._stack: StackedSchNet | None = None
+        self._stack: nn.Module | None = None
 
     @property
     def _potentials(self) -> list[Potential]:
@@ -178,7 +179,7 @@ class Ensemble(nn.Module):
 
     def _can_stack(self) -> bool:
         first = self.first
-        return isinstance(first.network, SchNet) and all(
+        return get_architecture(first.architecture).stack is not None and all(
             member.quantity.is_energy
             and member.architecture == first.architecture
             and member.hyper_parameters == first.hyper_parameters
@@ -191,8 +192,11 @@ class Ensemble(nn.Module):
     def _together(self, graph: AtomicGraph, stress: bool) -> dict[str, Tensor]:
         first = self.first
         if self._stack is None:
-            networks: list[SchNet] = [member.network for member in self._potentials]  # type: ignore[misc]
-            self._stack = StackedSchNet(networks, first.hyper_parameters["activation"])
+            stack = get_architecture(first.architecture).stack
+            assert stack is not None
+            networks = [member.network for member in self._potentials]
+            self._stack = hook(stack)(networks, first.hyper_parameters.get("activation", ""))
+            assert self._stack is not None
         if stress and graph.cells is None:
             raise ValueError("the stress needs a periodic system")
         graph = replace(graph, positions=graph.positions.detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ase.data import chemical_symbols
@@ -15,12 +15,11 @@ from dcase import checkpoint
 from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
 from dcase.errors import CheckpointError, OptionError
 from dcase.potentials.graphs.graph import AtomicGraph
+from dcase.potentials.kernels.deployed import Deployed, deploy
 from dcase.potentials.networks.float64_buffers import ExactBuffers
+from dcase.potentials.networks.registry import build_network
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
-
-if TYPE_CHECKING:
-    from dcase.potentials.kernels.deployed import Deployed
 
 FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
 SHIPPED_DIR = Path(__file__).parent / "shipped"
@@ -132,8 +131,6 @@ class Potential(ExactBuffers):
 
     def deploy(self, *, tabulate: bool = False) -> Deployed:
         """The compiled form that simulations use; see :mod:`dcase.potentials.kernels.deployed`."""
-        from dcase.potentials.kernels.deployed import deploy
-
         return deploy(self, tabulate=tabulate)
 
     def forward(
@@ -240,14 +237,24 @@ class Potential(ExactBuffers):
         return f"{self.architecture} ({activation}), {count:,} parameters, elements {symbols}{what}"
 
 
+def build_potential(
+    name: str, hyper_parameters: dict[str, Any], elements: list[int], *, seed: int = 0
+) -> Potential:
+    """A potential with fresh weights from complete hyper-parameters, in evaluation mode.
+
+    Arguments as of :func:`dcase.potentials.networks.registry.build_network`.
+    """
+    network = build_network(name, hyper_parameters, elements, seed=seed)
+    potential = Potential(network, elements, architecture=name, hyper_parameters=hyper_parameters)
+    return potential.eval()
+
+
 def potential_from_document(document: dict[str, Any], where: str = "checkpoint") -> Potential:
     """Build a potential from a loaded checkpoint.
 
     Raises:
         CheckpointError: If parts are missing or do not fit together.
     """
-    from dcase.potentials.networks.registry import build_potential
-
     try:
         potential = build_potential(
             document["architecture"],

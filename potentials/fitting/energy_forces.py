@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from dcase.errors import OptionError
 from dcase.potentials.fitting.batches import LabelledGraph
-from dcase.potentials.kernels.training import TrainingKernel
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity
 
@@ -20,7 +21,8 @@ class EnergyForces:
         per_atom: Divide each energy residual by the number of atoms.
         forces: Whether forces are needed at all (energy-only training is much cheaper).
         quantity: What is learned; its residuals are the term of its key.
-        kernel: The compiled gradient of the model's network, where it has one.
+        kernel: Energies and forces of the model's network with a compiled gradient, where it has
+            such: ``(species, graph, forces=True) -> [n_atoms], [n_atoms, 3]``.
 
     Raises:
         OptionError: If forces of what is no energy are asked for.
@@ -33,7 +35,7 @@ class EnergyForces:
         per_atom: bool = False,
         forces: bool = True,
         quantity: Quantity = ENERGY,
-        kernel: TrainingKernel | None = None,
+        kernel: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ):
         if forces and not quantity.is_energy:
             raise OptionError(f"{quantity} has no forces: it is no energy")

@@ -18,12 +18,13 @@ from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError
 from dcase.files import check_writable, write_json
 from dcase.objective import Objective
+from dcase.potentials.create import create_potential
 from dcase.potentials.fitting.batches import FrameBatches, RotatedFrames
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.recipe import Recipe
-from dcase.potentials.kernels.training import training_kernel
-from dcase.potentials.networks.registry import create_potential, get_architecture
+from dcase.potentials.networks.architecture import hook
+from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, quantity_of
 from dcase.rescaling import fit_label_scale, fit_offsets
@@ -222,6 +223,12 @@ def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
         found.setdefault("filter_knots", recipe.acceleration.filter_table)
     return found
+
+
+def training_kernel(potential: Potential) -> Any:
+    """The compiled gradient that the architecture brings, or None."""
+    make = get_architecture(potential.architecture).training_kernel
+    return None if make is None else hook(make)(potential)
 
 
 def _fit_constant(potential: Potential, train: AtomicDataset, elements: list[int]) -> None:

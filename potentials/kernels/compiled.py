@@ -7,10 +7,47 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from dcase.potentials.quantity import Quantity
+from dcase.rescaling import LabelScale
+
+
+class PotentialLike(Protocol):
+    """What of a :class:`~dcase.potentials.potential.Potential` compiled forms are made of."""
+
+    network: nn.Module
+    architecture: str
+    hyper_parameters: dict[str, Any]
+    quantity: Quantity
+    scale: LabelScale
+    offsets: Tensor
+    species_of: Tensor
+
+    @property
+    def cutoff(self) -> float:
+        """A."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+
+class EnsembleLike(Protocol):
+    """Several potentials (an :class:`~dcase.potentials.ensemble.Ensemble`)."""
+
+    members: nn.ModuleList
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,18 @@ radial functions are put on splines that reproduce them to 1e-8: less than float
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from dcase.errors import OptionError
-from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.compiled import CompiledKernel
+from dcase.potentials.kernels.compiled import CompiledKernel, EnsembleLike, PotentialLike
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
-from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
-from dcase.potentials.kernels.tables import CLOSEST
-from dcase.potentials.networks.schnet import SchNet
-from dcase.potentials.networks.splines import UniformSpline
-from dcase.potentials.potential import Potential
-
-FILTER_ERROR = 1e-5
-"""Largest error of tabulated filters and of their slopes, relative to the largest of these."""
-MOST_INTERVALS = 1024
+from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.schnet_form import FILTER_ERROR
+from dcase.potentials.networks.architecture import hook
+from dcase.potentials.networks.registry import get_architecture
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class LoopParts:
 class Deployed:
     """A potential or an ensemble in its compiled form; see :func:`deploy`."""
 
-    def __init__(self, members: list[Potential], kernels: list[CompiledKernel]):
+    def __init__(self, members: list[PotentialLike], kernels: list[CompiledKernel]):
         self.members, self.kernels = members, kernels
         self.cutoff = max(member.cutoff for member in members)
         self._scales = [member.scale.constant for member in members]
@@ -120,7 +113,10 @@ class Deployed:
 
 
 def deploy(
-    model: Potential | Ensemble, *, tabulate: bool = False, filter_error: float = FILTER_ERROR
+    model: PotentialLike | EnsembleLike,
+    *,
+    tabulate: bool = False,
+    filter_error: float = FILTER_ERROR,
 ) -> Deployed:
     """Compile a potential or an ensemble.
 
@@ -135,9 +131,7 @@ def deploy(
     Raises:
         OptionError: If it has no compiled form, saying why.
     """
-    members: list[Potential] = (
-        list(model.members) if isinstance(model, Ensemble) else [model]  # type: ignore[arg-type]
-    )
+    members = list(getattr(model, "members", [model]))
     for member in members:
         if not member.quantity.is_energy:
             raise OptionError(f"the potential predicts {member.quantity}, which has no forces")
@@ -146,57 +140,18 @@ def deploy(
     return Deployed(members, [_kernel(member, tabulate, filter_error) for member in members])
 
 
-def _kernel(potential: Potential, tabulate: bool, filter_error: float) -> CompiledKernel:
-    network = potential.network
+def _kernel(potential: PotentialLike, tabulate: bool, filter_error: float) -> CompiledKernel:
     if potential.device.type != "cpu":
         raise OptionError(
             f"the compiled form runs on the CPU, the potential is on {potential.device}"
         )
-    if not isinstance(network, SchNet):
-        if potential.dtype == torch.float64 and not tabulate:
-            raise OptionError("float64 resolves the error of the radial functions' splines")
-        if not available(potential.dtype, "edge_network"):
-            raise OptionError("no C compiler works here, or the cache folder cannot be written")
-        return EdgeNetworkKernel(network)
-    if not available(potential.dtype):
+    architecture = get_architecture(potential.architecture)
+    if architecture.kernel is not None:
+        return hook(architecture.kernel)(potential, tabulate, filter_error)
+    if architecture.kernel_plan is None:
+        raise OptionError(f"there is no compiled form of {architecture.name}")
+    if potential.dtype == torch.float64 and not tabulate:
+        raise OptionError("float64 resolves the error of the radial functions' splines")
+    if not available(potential.dtype, "edge_network"):
         raise OptionError("no C compiler works here, or the cache folder cannot be written")
-    activation = potential.hyper_parameters.get("activation", "")
-    if potential.dtype == torch.float64 and activation not in ACTIVATIONS and not tabulate:
-        raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")
-    table = tabulated(network, filter_error) if tabulate and network.table is None else None
-    return SchNetKernel(network, activation, table)
-
-
-@torch.no_grad()
-def tabulated(network: SchNet, error: float) -> tuple[UniformSpline, torch.Tensor] | None:
-    """Splines of the filters of a network without any, fine enough, or None.
-
-    Args:
-        network: With ``filter_knots`` 0.
-        error: Largest deviation at eight points of every interval beyond :data:`CLOSEST`, relative
-            to the largest value, and largest slope of the deviation, relative to the largest slope.
-
-    Returns:
-        Spline and coefficients, [n_intervals + 3, layers * filters]; None where
-        :data:`MOST_INTERVALS` are not enough.
-    """
-    network = copy.deepcopy(network).double()
-    if not network.interactions:
-        return None
-    intervals = 128
-    while intervals <= MOST_INTERVALS:
-        spline = UniformSpline(network.cutoff, intervals)
-        values = network._exact_filters(spline.knots, torch.float64)
-        coefficients = spline.coefficients(torch.cat(values, dim=1).double())
-        points = torch.linspace(0.0, network.cutoff, 8 * intervals + 1, dtype=torch.float64)
-        points = points[points > CLOSEST]
-        exact = torch.cat(network._exact_filters(points, torch.float64), dim=1)
-        deviation = spline(coefficients, spline.locate(points)) - exact
-        # Differences of neighbours stand for slopes: the points are that close.
-        if all(
-            wrong.abs().max() <= error * right.abs().max()
-            for wrong, right in ((deviation, exact), (deviation.diff(dim=0), exact.diff(dim=0)))
-        ):
-            return spline, coefficients
-        intervals *= 2
-    return None
+    return EdgeNetworkKernel(potential.network, hook(architecture.kernel_plan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import nn
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.layout import OPERATIONS
-from dcase.potentials.kernels.networks import write
+from dcase.potentials.kernels.networks import Written, write
+from dcase.potentials.kernels.plan import Plan
 from dcase.potentials.kernels.schnet import REAL, integer_result
 
 _VECTOR = 16  # numbers; no kernel's vectors are longer
@@ -52,6 +54,7 @@ class EdgeNetworkKernel(CompiledKernel):
 
     Args:
         network: In evaluation mode, on the CPU, float32 or float64.
+        planner: Of its architecture (``kernel_plan``).
 
     Raises:
         RuntimeError: If there is no compiled kernel here; see
@@ -59,7 +62,7 @@ class EdgeNetworkKernel(CompiledKernel):
         OptionError: If this network has no compiled form, saying why.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, planner: Callable[[Any, Plan], Written]):
         super().__init__()
         self.dtype = next(network.parameters()).dtype
         library = load_library("edge_network", REAL[self.dtype])
@@ -71,7 +74,7 @@ class EdgeNetworkKernel(CompiledKernel):
         self._pair_bytes = int(integer_result(library.size_of_pair)())
         assert int(integer_result(library.size_of_call)()) == ctypes.sizeof(_Call)
         self._vector = int(integer_result(library.width_of_vector)())
-        self._written = write(network, self.dtype, self._vector)
+        self._written = write(network, planner, self.dtype, self._vector)
         step = self._written.program.steps
         assert int(integer_result(library.size_of_step)()) * len(step) == ctypes.sizeof(step)
         self._cutoff = float(network.cutoff)  # type: ignore[arg-type]

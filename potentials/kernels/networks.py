@@ -21,12 +21,8 @@ from dcase.normalization import PassThrough
 from dcase.potentials.kernels.layout import Buffer, Program
 from dcase.potentials.kernels.plan import Plan
 from dcase.potentials.kernels.tables import Function, coefficients, fine_enough
-from dcase.potentials.networks.cgcnn import CGCNN
-from dcase.potentials.networks.dimenet import DimeNetPP
-from dcase.potentials.networks.forcenet import ForceNet
 from dcase.potentials.networks.gemnet.blocks import AtomUpdate, InteractionBlock
 from dcase.potentials.networks.gemnet.layers import INV_SQRT_2, Dense
-from dcase.potentials.networks.gemnet.network import GemNetT
 
 
 @dataclass(frozen=True)
@@ -45,22 +41,21 @@ class Written:
 
 
 @torch.no_grad()
-def write(network: nn.Module, dtype: torch.dtype, vector: int) -> Written:
+def write(
+    network: nn.Module, planner: Callable[[Any, Plan], Written], dtype: torch.dtype, vector: int
+) -> Written:
     """The plan of a network.
 
     Args:
         network: In evaluation mode, on the CPU.
+        planner: Of its architecture (``kernel_plan``).
         dtype: In which it is to be evaluated.
         vector: Numbers in a register of the processor.
 
     Raises:
         OptionError: If it has none, saying why.
     """
-    exact: Any = copy.deepcopy(network).double().eval()
-    for kind, function in _WRITERS.items():
-        if isinstance(network, kind):
-            return function(exact, Plan(dtype, vector))
-    raise OptionError(f"there is no compiled form of {type(network).__name__}")
+    return planner(copy.deepcopy(network).double().eval(), Plan(dtype, vector))
 
 
 def _tables(network: Any, *functions: Function) -> tuple[int, list[np.ndarray]]:
@@ -88,7 +83,8 @@ def _affine(layer: nn.Module, width: int) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------- CGCNN
 
 
-def _cgcnn(network: Any, plan: Plan) -> Written:
+def cgcnn(network: Any, plan: Plan) -> Written:
+    """The plan of a CGCNN."""
     if network.pools_mean:
         raise OptionError("there is no compiled form of the paper variant of cgcnn")
     intervals, (basis, window) = _tables(
@@ -115,7 +111,8 @@ def _cgcnn(network: Any, plan: Plan) -> Written:
 # ------------------------------------------------------------------------ DimeNet++
 
 
-def _dimenet(network: Any, plan: Plan) -> Written:
+def dimenet(network: Any, plan: Plan) -> Written:
+    """The plan of a DimeNet++."""
     if network.detached_angles:
         raise OptionError("there is no compiled form of the paper variant of dimenet++")
     orders = network.num_spherical
@@ -163,7 +160,8 @@ def _dimenet(network: Any, plan: Plan) -> Written:
 # -------------------------------------------------------------------------- GemNet-T
 
 
-def _gemnet(network: Any, plan: Plan) -> Written:
+def gemnet(network: Any, plan: Plan) -> Written:
+    """The plan of a GemNet-T."""
     orders = network.num_spherical
     intervals, (table,) = _tables(network, lambda d: network._radial(d, torch.float64))
     radial = plan.radial(table)
@@ -232,7 +230,8 @@ def _blocks(layer: Any) -> tuple[Tensor, ...]:
 # -------------------------------------------------------------------------- ForceNet
 
 
-def _forcenet(network: Any, plan: Plan) -> Written:
+def forcenet(network: Any, plan: Plan) -> Written:
+    """The plan of a ForceNet."""
     if network.to_the_letter:
         raise OptionError("there is no compiled form of the paper variant of forcenet")
     if network.harmonics is None:
@@ -301,11 +300,3 @@ def _update(plan: Plan, layers: nn.Sequential, x: Buffer, skip: Buffer) -> Buffe
             act = modules.pop(0)
         x = plan.dense(x, weight, bias, act, skip=None if modules else skip)
     return x
-
-
-_WRITERS: dict[type[nn.Module], Callable[[Any, Plan], Written]] = {
-    CGCNN: _cgcnn,
-    DimeNetPP: _dimenet,
-    GemNetT: _gemnet,
-    ForceNet: _forcenet,
-}

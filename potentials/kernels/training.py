@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.compiled import PotentialLike
 from dcase.potentials.kernels.filter_table import FilterTable
 from dcase.potentials.kernels.schnet import (
     ACTIVATIONS,
@@ -32,7 +33,6 @@ from dcase.potentials.kernels.schnet import (
     pointers,
 )
 from dcase.potentials.networks.schnet import SchNet
-from dcase.potentials.potential import Potential
 
 WORTH_A_THREAD = 5e7
 """Floating point operations of a step for which starting one more thread pays."""
@@ -97,8 +97,8 @@ class TrainingKernel:
         return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
 
 
-def training_kernel(potential: Potential) -> TrainingKernel | None:
-    """The compiled gradient of a potential's network, or None where it has none."""
+def training_kernel(potential: PotentialLike) -> TrainingKernel | None:
+    """The compiled gradient of a SchNet potential, or None where it has none."""
     network = potential.network
     activation = potential.hyper_parameters.get("activation", "")
     if (

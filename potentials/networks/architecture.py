@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,16 @@ from typing import Any
 from torch import nn
 
 from dcase.errors import OptionError
+
+Hook = Callable[..., Any] | str
+
+
+def hook(value: Hook) -> Callable[..., Any]:
+    """The function of a hook: itself, or what ``"package.module:name"`` names."""
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,19 @@ class Architecture:
         limits: What holds in every variant and who uses a potential should know; one clause each.
         by_elements: ``build`` takes the list of atomic numbers in place of ``num_elements``, for
             features that depend on the element and are not learned.
+        kernel: Optional hook: ``(potential, tabulate, filter_error) -> CompiledKernel``, the
+            compiled form; see :func:`dcase.potentials.kernels.deployed.deploy`.
+        kernel_plan: Optional hook, in its place: ``(network, plan) -> Written``, the network as
+            instructions of the kernel that architectures share
+            (:mod:`dcase.potentials.kernels.networks`).
+        stack: Optional hook: ``(networks, activation) -> module``, which evaluates several networks
+            of one shape at once: called with ``(species, graph)`` it returns per-atom energies
+            [k, n_atoms] and their slopes by the distances [k, n_pairs].
+        training_kernel: Optional hook: ``potential -> kernel or None``, energies and forces of a
+            batch with a compiled gradient by the weights, or None where this one has none.
+
+    Hooks are functions, or ``"package.module:name"``, which is imported when it is needed: networks
+    know nothing of their compiled forms, and loading one does not load the others.
 
     Three hyper-parameters mean the same in every architecture that has them:
 
@@ -46,6 +70,10 @@ class Architecture:
     departures: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     by_elements: bool = False
+    kernel: Hook | None = None
+    kernel_plan: Hook | None = None
+    stack: Hook | None = None
+    training_kernel: Hook | None = None
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Names and defaults of everything that can be set."""

@@ -239,4 +239,5 @@ ARCHITECTURE = Architecture(
         "the energy is a mean over atoms, not extensive: separate fragments do not add up",
     ),
     by_elements=True,
+    kernel_plan="dcase.potentials.kernels.networks:cgcnn",
 )

@@ -406,4 +406,5 @@ ARCHITECTURE = Architecture(
     paper_activation="silu",
     aliases=("dimenetpp", "dimenet_plus_plus"),
     departures=("angles carry no gradient, so forces are not -dE/dx and energy is not conserved",),
+    kernel_plan="dcase.potentials.kernels.networks:dimenet",
 )

@@ -373,4 +373,5 @@ ARCHITECTURE = Architecture(
         "torque on it, angular momentum is not conserved)",
     ),
     by_elements=True,
+    kernel_plan="dcase.potentials.kernels.networks:forcenet",
 )

@@ -1,21 +1,18 @@
-"""Architectures by name, their hyper-parameters and size presets."""
+"""Architectures by name, their hyper-parameters and size presets, and the networks."""
 
 from __future__ import annotations
 
 import difflib
-import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers
+from torch import nn
 
-from dcase.activations import get_activation
-from dcase.errors import OptionError, PaperVariantWarning
+from dcase.errors import OptionError
+from dcase.moved import lazy_names
 from dcase.normalization import denormalize as remove_normalization
 from dcase.potentials.networks import cgcnn, dimenet, forcenet, gemnet, schnet
 from dcase.potentials.networks.architecture import Architecture
-from dcase.potentials.potential import Potential
 
 VARIANTS = ("default", "paper")
 PLACEMENTS = ("published", "all")
@@ -80,110 +77,17 @@ def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) ->
     return values
 
 
-def element_numbers(elements: Iterable[str | int]) -> list[int]:
-    """Sorted atomic numbers from symbols or numbers.
-
-    Raises:
-        OptionError: For a symbol that is not an element, or none at all.
-    """
-    numbers = set()
-    for element in elements:
-        z = atomic_numbers.get(element) if isinstance(element, str) else int(element)
-        if z is None or not 1 <= z <= 118:
-            raise OptionError(f"{element!r} is not a chemical element")
-        numbers.add(int(z))
-    if not numbers:
-        raise OptionError("at least one element is needed")
-    return sorted(numbers)
-
-
-def create_potential(
-    architecture: str = "schnet",
-    *,
-    elements: Iterable[str | int],
-    size: str = "md17",
-    activation: str = "irelu",
-    variant: str = "default",
-    placement: str = "published",
-    denormalize: bool | None = None,
-    seed: int = 0,
-    **hyper_parameters: Any,
-) -> Potential:
-    """A potential with fresh weights, usable at once.
+def build_network(
+    name: str, hyper_parameters: dict[str, Any], elements: list[int], *, seed: int = 0
+) -> nn.Module:
+    """A network with fresh weights from complete hyper-parameters.
 
     Args:
-        architecture: ``"schnet"``, ``"cgcnn"``, ``"dimenet++"``, ``"forcenet"`` or ``"gemnet-t"``.
-        elements: Symbols or atomic numbers the potential knows.
-        size: Preset: ``"paper"``, ``"md17"`` or ``"tiny"``.
-        activation: Name, see :func:`dcase.activations.activation_names`, or ``"original"`` for the
-            one the architecture was published with.
-        variant: ``"default"``, or ``"paper"`` for the published implementation to the letter, with
-            a warning that names what is wrong with it.
-        placement: Where the activation goes: ``"published"`` (where the DC paper put IReLU) or
-            ``"all"``.
-        denormalize: Take BatchNorm layers out; default: yes, but not in the paper variant.
-        seed: Seed of the initial weights; global random state is not touched.
-        hyper_parameters: Any hyper-parameter of the architecture by name (overrides the preset).
-
-    Returns:
-        A float32 potential on the CPU; energies in eV.
-
-    Raises:
-        OptionError: For an unknown name or an impossible value.
+        name: Of the architecture.
+        hyper_parameters: All of them, as a checkpoint stores them.
+        elements: Atomic numbers it is to know, ascending.
+        seed: Of the initial weights; global random state is not touched.
     """
-    found = get_architecture(architecture)
-    for word, value, allowed in (
-        ("variant", variant, VARIANTS),
-        ("placement", placement, PLACEMENTS),
-    ):
-        if value not in allowed:
-            raise OptionError(f"{word} must be {' or '.join(allowed)}, got {value!r}")
-    if activation == "original":
-        activation = found.paper_activation
-    get_activation(activation)  # a clear error before anything is built
-    keep = variant == "paper" if denormalize is None else not denormalize
-    common = {
-        "activation": activation,
-        "variant": variant,
-        "placement": placement,
-        "normalization": keep,
-    }
-    known = found.hyper_parameters()
-    if "normalization" in known and hyper_parameters.get("normalization") is not None:
-        raise OptionError("normalization is set by denormalize: False keeps it, True takes it out")
-    # An architecture without BatchNorm has nothing to take out, and so on.
-    common = {key: value for key, value in common.items() if key in known}
-    values = resolve_hyper_parameters(found.name, size, {**hyper_parameters, **common})
-    potential = build_potential(found.name, values, element_numbers(elements), seed=seed)
-    if caveats := potential_caveats(potential):
-        warnings.warn(caveats, PaperVariantWarning, stacklevel=2)
-    return potential
-
-
-def potential_caveats(potential: Potential) -> str:
-    """What is wrong with a potential of the paper variant, as a sentence, or ``""``."""
-    architecture = ARCHITECTURES.get(potential.architecture)
-    if architecture is None or potential.hyper_parameters.get("variant") != "paper":
-        return ""
-    if not architecture.departures:
-        return ""
-    return (
-        f"{architecture.name}, the published implementation: {'; '.join(architecture.departures)}"
-    )
-
-
-def potential_limits(potential: Potential) -> str:
-    """What the architecture does not promise in any variant, as a sentence, or ``""``."""
-    architecture = ARCHITECTURES.get(potential.architecture)
-    if architecture is None or not architecture.limits:
-        return ""
-    return f"{architecture.name}: {'; '.join(architecture.limits)}"
-
-
-def build_potential(
-    name: str, hyper_parameters: dict[str, Any], elements: list[int], *, seed: int = 0
-) -> Potential:
-    """Build from complete hyper-parameters (as stored in a checkpoint)."""
     architecture = get_architecture(name)
     # Modules draw their initial weights from the global generator: borrow it, and give it back.
     with torch.random.fork_rng(devices=[]):
@@ -193,5 +97,17 @@ def build_potential(
         network = architecture.build(which, **hyper_parameters)
     if not hyper_parameters.get("normalization", True):
         remove_normalization(network)
-    potential = Potential(network, elements, architecture=name, hyper_parameters=hyper_parameters)
-    return potential.eval()
+    return network
+
+
+# What makes potentials was here until 0.1.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "build_potential": "dcase.potentials.potential",
+        "create_potential": "dcase.potentials.create",
+        "element_numbers": "dcase.potentials.create",
+        "potential_caveats": "dcase.potentials.create",
+        "potential_limits": "dcase.potentials.create",
+    },
+)

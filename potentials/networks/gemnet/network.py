@@ -287,4 +287,5 @@ ARCHITECTURE = Architecture(
         "activations other than SiLU have no gain, so that variances are not kept",
         "a fresh network's forces are several times those of labels of unit variance",
     ),
+    kernel_plan="dcase.potentials.kernels.networks:gemnet",
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ from dcase.potentials.graphs.graph import AtomicGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from dcase.potentials.potential import Potential
 
 # Directed edges in the fit: variances to a percent, in the memory of a few training batches.
 _ENOUGH_EDGES = 30_000
@@ -181,7 +179,15 @@ def _join(batches: Sequence[tuple[Tensor, AtomicGraph]]) -> tuple[Tensor, Atomic
     )
 
 
-def refit_scale_factors(potential: Potential, graphs: Iterable[AtomicGraph]) -> dict[str, float]:
+class _Potential(Protocol):
+    """What of a :class:`~dcase.potentials.potential.Potential` is needed here."""
+
+    network: nn.Module
+    species_of: Tensor
+    architecture: str
+
+
+def refit_scale_factors(potential: _Potential, graphs: Iterable[AtomicGraph]) -> dict[str, float]:
     """Fit the scale factors of an existing GemNet potential again, in place.
 
     For a potential whose activation or weights were changed by hand; training does it by itself.
