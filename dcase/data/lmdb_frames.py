@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.lmdb_pages import LmdbPages
 from dcase.data.restricted_pickle import load_fields
-from dcase.errors import DataError, MissingExtraError
+from dcase.errors import DataError
 
 OC20_THEORY = "RPBE (OC20)"
 OC22_THEORY = "PBE+U (OC22)"
@@ -33,42 +34,13 @@ class LmdbFile:
         path: The file, or a folder with a ``data.mdb``.
 
     Raises:
-        MissingExtraError: If the package lmdb is not installed.
-        DataError: If there is no such file, it is truncated, or it is no LMDB file.
+        DataError: If it cannot be read, is truncated or damaged, or is no LMDB file.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        try:
-            import lmdb
-        except ImportError as error:
-            raise MissingExtraError(
-                "reading .lmdb files needs the package lmdb: pip install 'dcase[oc22]'"
-            ) from error
         self.path = Path(path)
-        file = self.path / "data.mdb" if self.path.is_dir() else self.path
-        if not file.is_file():
-            raise DataError(f"no such file: {file}")
+        self._pages = LmdbPages(self.path / "data.mdb" if self.path.is_dir() else self.path)
         try:
-            self._environment = lmdb.open(
-                str(self.path),
-                subdir=self.path.is_dir(),
-                readonly=True,
-                create=False,
-                lock=False,
-                readahead=False,
-                meminit=False,
-                max_readers=1,
-            )
-        except lmdb.Error as error:
-            raise DataError(f"{self.path}: not an LMDB file, or damaged ({error})") from error
-        try:
-            # LMDB reads by memory map: a page beyond the end of the file would end the process.
-            pages = int(self._environment.info()["last_pgno"]) + 1
-            size, wanted = file.stat().st_size, pages * int(self._environment.stat()["psize"])
-            if size < wanted:
-                raise DataError(
-                    f"{self.path}: truncated ({size} of {wanted} bytes); fetch it again"
-                )
             self._numbers = self._find_numbers()
         except BaseException:
             self.close()
@@ -82,21 +54,20 @@ class LmdbFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._environment.close()
+        self._pages.close()
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def _find_numbers(self) -> Sequence[int]:
         """The keys that are numbers, ascending; not one frame is read for it."""
-        with self._environment.begin() as transaction:
-            count = int(self._environment.stat()["entries"])
-            count -= transaction.get(b"length") is not None
-            if count < 1:
-                raise DataError(f"{self.path} has no frames")
-            if transaction.get(b"%d" % (count - 1)) is not None and transaction.get(b"0"):
-                return range(count)
-            keys = [key for key in transaction.cursor().iternext(values=False) if key.isdigit()]
+        count = len(self._pages)
+        count -= self._pages.get(b"length") is not None
+        if count < 1:
+            raise DataError(f"{self.path} has no frames")
+        if self._pages.get(b"%d" % (count - 1)) is not None and self._pages.get(b"0"):
+            return range(count)
+        keys = [key for key in self._pages if key.isdigit()]
         if not keys:
             raise DataError(f"{self.path} has no frames under the keys 0, 1, ...")
         return sorted(map(int, keys))
@@ -105,14 +76,13 @@ class LmdbFile:
         """The pickle of frame ``index``, counted from 0 without gaps.
 
         Raises:
-            DataError: If it is not there.
+            DataError: If it is not there, or damaged.
         """
         number = self._numbers[index]
-        with self._environment.begin() as transaction:
-            found = transaction.get(b"%d" % number)
+        found = self._pages.get(b"%d" % number)
         if found is None:
             raise DataError(f"{self.path}: entry {number} is missing; fetch the file again")
-        return bytes(found)
+        return found
 
     def where(self, index: int) -> str:
         """Names frame ``index`` in error messages."""
@@ -167,7 +137,6 @@ def read_lmdb(
         The frames; ``info.sha256`` is a checksum of their pickles.
 
     Raises:
-        MissingExtraError: If the package lmdb is not installed.
         DataError: If the file or a frame is missing, damaged or refused, or lacks a needed label.
     """
     digest = hashlib.sha256()

@@ -109,7 +109,6 @@ def load_oc22(
         OptionError: If a number makes no sense.
         DataError: If there is nothing to read, frames are damaged, refused or without labels, or
             more frames are asked for than there are.
-        MissingExtraError: If .lmdb files are there and the package lmdb is not.
     """
     source = Path(source)
     if not max_force > 0:
