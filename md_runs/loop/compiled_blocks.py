@@ -38,8 +38,10 @@ MOST_VALUES = 2_000_000
 """Numbers kept for the steps of a block."""
 
 _DONE, _NEW_PAIRS, _UNPHYSICAL = range(3)
+_NUMBERS = ("dt", "scale", "offset", "skin", "stretch", "heat", "nearest")
 _POINTERS = (
-    "c3", "c4", "c5", "x", "p", "f", "energies", "forces", "neighbours", "evaluate", "potential",
+    "c3", "c4", "c5", "x", "p", "f", "energies", "forces", "neighbours", "closest",
+    "evaluate", "potential",
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ class _Run(ctypes.Structure):
     _fields_ = (
         ("atoms", ctypes.c_int64),
         ("bonds", ctypes.c_int64),
-        *((name, ctypes.c_double) for name in ("dt", "scale", "offset", "skin", "stretch", "heat")),
+        *((name, ctypes.c_double) for name in _NUMBERS),
         ("lonely", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("masses", "listed", "bond", "shift", "lengths")),
         ("c1", ctypes.c_double),
@@ -146,6 +148,7 @@ class VerletBlocks:
             offset=parts.offset,
             stretch=float(watch.bond_stretch_A or 0.0) if look else -1.0,
             heat=0.5 * watch.max_temperature_K * n_dof * KB,
+            nearest=parts.kernel.nearest,
             lonely=self.calculator.allow_isolated,
             **constants,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
@@ -254,6 +257,7 @@ class VerletBlocks:
                 "energies": result.energies.ctypes.data,
                 "forces": result.forces.ctypes.data,
                 "neighbours": result.neighbours.ctypes.data,
+                "closest": result.closest.ctypes.data,
                 "evaluate": prepared.function,
                 "potential": prepared.argument,
             }

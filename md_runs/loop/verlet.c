@@ -20,7 +20,7 @@ typedef int64_t integer;
 
 enum { DONE, NEW_PAIRS, UNPHYSICAL };
 
-/* The same fields as in blocks.py. */
+/* The same fields as in compiled_blocks.py. */
 typedef struct {
     integer atoms, bonds;
     double dt;             /* ASE's unit of time */
@@ -28,6 +28,7 @@ typedef struct {
     double skin;           /* (skin/2)^2, A^2: how far atoms may be from where pairs were listed */
     double stretch;        /* longest stretch of a bond, A; negative: not looked at */
     double heat;           /* highest kinetic energy, eV */
+    double nearest;        /* A: closer pairs are not for the compiled potential */
     integer lonely;        /* whether atoms without neighbours are allowed */
     const double *masses;  /* amu, [atoms] */
     const double *listed;  /* A, [atoms, 3]: where the pairs were listed */
@@ -39,6 +40,7 @@ typedef struct {
     double *x, *p, *f;     /* the state: A, amu A / time, eV/A, [atoms, 3]; x is the potential's */
     const double *energies, *forces; /* of the network: [atoms], [atoms, 3] */
     const integer *neighbours;       /* [atoms] */
+    const double *closest;           /* shortest distance of a pair, A */
     void (*evaluate)(const void *);
     const void *potential;
     double seconds; /* spent in the potential, added to */
@@ -129,13 +131,14 @@ static int broken(const verlet_run *s)
     return 0;
 }
 
-/* The potential at x, forces to f; whether all is finite and every atom has a neighbour */
+/* The potential at x, forces to f; whether all is finite, every atom has a neighbour, and none is
+ * too close for the compiled form */
 static int look_up(verlet_run *s, double *potential)
 {
     const double started = seconds();
     s->evaluate(s->potential);
     s->seconds += seconds() - started;
-    int fine = 1;
+    int fine = *s->closest >= s->nearest;
     double sum = 0;
     for (integer a = 0; a < s->atoms; a++) {
         sum += s->energies[a];

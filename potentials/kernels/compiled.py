@@ -59,12 +59,14 @@ class Evaluation:
         forces: Per A, float64, shape [n_atoms, 3].
         virial: dE/d strain, float64, shape [3, 3].
         neighbours: Number of neighbours within the cutoff, int64, shape [n_atoms].
+        closest: Shortest distance of a pair, A, first of an array; infinite without pairs.
     """
 
     energies: np.ndarray
     forces: np.ndarray
     virial: np.ndarray
     neighbours: np.ndarray
+    closest: np.ndarray
 
 
 class Prepared:
@@ -83,7 +85,7 @@ class Prepared:
         self._kernel, self._call, self._arrays = kernel, call, arrays  # kept alive
         self.positions = arrays["positions"]
         self.result = Evaluation(
-            arrays["energy"], arrays["force"], arrays["virial"], arrays["neighbours"]
+            *(arrays[name] for name in ("energy", "force", "virial", "neighbours", "closest"))
         )
         self._function = kernel.function
         self.function = ctypes.cast(self._function, ctypes.c_void_p)
@@ -99,9 +101,12 @@ class CompiledKernel(ABC):
 
     Attributes:
         function: The compiled function; takes the address of a structure.
+        nearest: A; with pairs that are closer than this it is not the network: its tables are not
+            made for that. 0: it always is.
     """
 
     function: Any
+    nearest: float = 0.0
 
     def __init__(self) -> None:
         self._last: tuple[tuple[Any, ...], Prepared] | None = None
@@ -132,7 +137,11 @@ class CompiledKernel(ABC):
             prepared.evaluate()
             r = prepared.result
             return Evaluation(
-                r.energies.copy(), r.forces.copy(), r.virial.copy(), r.neighbours.copy()
+                r.energies.copy(),
+                r.forces.copy(),
+                r.virial.copy(),
+                r.neighbours.copy(),
+                r.closest.copy(),
             )
 
     def prepared(
@@ -201,6 +210,7 @@ class CompiledKernel(ABC):
             "force": np.empty((n, 3)),
             "virial": np.empty((3, 3)),
             "neighbours": np.empty(n, dtype=np.int64),
+            "closest": np.empty(1),
         }
         if offsets is not None:
             arrays["offsets"] = np.ascontiguousarray(offsets, dtype=np.float64)

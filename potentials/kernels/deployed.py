@@ -7,7 +7,8 @@ values and slopes to a given error (with the kinks of IReLU they do not); forces
 derivatives of the energy that is evaluated, in any case.
 
 The other architectures have a kernel in common, to which a network is a list of instructions. Their
-radial functions are put on splines that reproduce them to 1e-8: less than float32 resolves.
+radial functions are put on splines that reproduce them to 1e-8: less than float32 resolves. Where
+atoms come closer than these are made for, PyTorch evaluates (:mod:`.close_pairs`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from dcase.errors import OptionError
+from dcase.potentials.kernels.close_pairs import ExactNetwork
 from dcase.potentials.kernels.compiled import CompiledKernel, EnsembleLike, PotentialLike
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
 from dcase.potentials.kernels.schnet import available
@@ -69,6 +71,11 @@ class Deployed:
         self._scales = [member.scale.constant for member in members]
         self._offsets = [member.offsets.cpu().numpy() for member in members]
         self._species = [member.species_of.cpu().numpy() for member in members]
+        # Of the time when the kernels copied the weights.
+        self._networks = [
+            ExactNetwork(member) if kernel.nearest > 0 else None
+            for member, kernel in zip(members, kernels, strict=True)
+        ]
 
     def __call__(
         self,
@@ -95,10 +102,13 @@ class Deployed:
         if any((species[numbers] < 0).any() for species in self._species):
             raise OptionError("there are elements that a potential was not trained on")
         energies, forces, virials = [], [], []
-        for kernel, scale, table, species in zip(
-            self.kernels, self._scales, self._offsets, self._species, strict=True
+        system = (positions, pairs, offsets)
+        for kernel, exact, scale, table, species in zip(
+            self.kernels, self._networks, self._scales, self._offsets, self._species, strict=True
         ):
             found = kernel(positions, species[numbers], pairs, offsets)
+            if exact is not None and found.closest[0] < kernel.nearest:
+                found = exact.where_close(found, kernel, species[numbers], *system)
             energies.append(found.energies * scale + table[numbers])
             forces.append(found.forces * scale)
             virials.append(found.virial * scale)

@@ -4,6 +4,7 @@
 static integer find_pairs(const evaluation *c)
 {
     const double limit = c->cutoff * c->cutoff;
+    double closest = INFINITY;
     integer count = 0;
     memset(c->neighbours, 0, (size_t)c->atoms * sizeof(integer));
     for (integer q = 0; q < c->listed; q++) {
@@ -20,6 +21,7 @@ static integer find_pairs(const evaluation *c)
         if (!(square < limit))
             continue;
         p->d = sqrt(square);
+        closest = p->d < closest ? p->d : closest;
         p->pull = 0;
         for (int x = 0; x < 3; x++) {
             p->u[x] = p->r[x] / p->d;
@@ -30,6 +32,7 @@ static integer find_pairs(const evaluation *c)
         c->neighbours[p->j]++;
         count++;
     }
+    *c->closest = closest;
     /* edge e < count leads from j to i of pair e, edge count + e from i to j */
     c->first[0] = c->place[0] = 0;
     for (integer a = 0; a < c->atoms; a++) {

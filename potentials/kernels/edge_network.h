@@ -53,6 +53,7 @@ typedef struct {
     edge_pair *pairs;                 /* [listed] */
     double *energy, *force, *virial;
     integer *neighbours;
+    double *closest; /* shortest distance of a pair, A, [1] */
 } evaluation;
 
 /* Rows of a matrix that are worked on at a time, so that they stay in the cache. */

@@ -16,6 +16,7 @@ from dcase.potentials.kernels.layout import OPERATIONS
 from dcase.potentials.kernels.networks import Written, write
 from dcase.potentials.kernels.plan import Plan
 from dcase.potentials.kernels.schnet import REAL, integer_result
+from dcase.potentials.kernels.tables import CLOSEST
 
 _VECTOR = 16  # numbers; no kernel's vectors are longer
 _CHUNK = 24  # the kernel's
@@ -29,7 +30,7 @@ _LENGTHS = ("cutoff", "spacing")
 _GIVEN = ("positions", "offsets", "list", "species", "program", "layout", "norms", "base")
 _ROOM = (
     "room", "angular", "angular_gradient", "scratch", "first", "into", "place", "pairs", "energy",
-    "force", "virial", "neighbours",
+    "force", "virial", "neighbours", "closest",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class EdgeNetworkKernel(CompiledKernel):
         self._written = write(network, planner, self.dtype, self._vector)
         step = self._written.program.steps
         assert int(integer_result(library.size_of_step)()) * len(step) == ctypes.sizeof(step)
+        self.nearest = CLOSEST
         self._cutoff = float(network.cutoff)  # type: ignore[arg-type]
         self._numpy = np.float32 if self.dtype == torch.float32 else np.float64
 

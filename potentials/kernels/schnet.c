@@ -46,6 +46,7 @@ typedef struct {
     integer *stretch;                /* [threads, 3]: pairs in the cutoff, first and last atom */
     double *energy, *force, *virial; /* of the network: [atoms], [atoms, 3], dE/d strain [3, 3] */
     integer *neighbours;             /* within the cutoff, [atoms] */
+    double *closest; /* shortest distance of a pair, A, of each thread and then of all: [threads] */
 } system_call;
 
 integer size_of_pair(void) { return (integer)sizeof(pair); }
@@ -56,10 +57,12 @@ integer size_of_call(void) { return (integer)sizeof(system_call); }
 integer pairs_at_a_time(void) { return SOME_PAIRS; }
 
 /* Geometry of the pairs of one thread's stretch that are within the cutoff, to its beginning. */
-static void measure(const system_call *c, integer begin, integer end, integer *stretch)
+static void measure(const system_call *c, integer begin, integer end, integer *stretch,
+                    double *closest)
 {
     const double limit = c->cutoff * c->cutoff;
     integer count = 0, first = c->atoms, last = -1;
+    *closest = INFINITY;
     for (integer q = begin; q < end; q++) {
         pair *p = c->pairs + begin + count;
         const integer i = c->list[q], j = c->list[c->listed + q], a = c->atom_of[i],
@@ -76,6 +79,7 @@ static void measure(const system_call *c, integer begin, integer end, integer *s
         if (!(square < limit))
             continue;
         p->d = sqrt(square);
+        *closest = p->d < *closest ? p->d : *closest;
         p->pull = 0;
         if (c->table)
             locate(p, c->intervals, c->spacing);
@@ -240,7 +244,7 @@ static void evaluate(const system_call *c, integer thread)
     integer *stretch = c->stretch + 3 * thread;
     const integer p0 = c->listed * thread / c->threads,
                   p1 = c->listed * (thread + 1) / c->threads;
-    measure(c, p0, p1, stretch);
+    measure(c, p0, p1, stretch, c->closest + thread);
     pair *const pairs = c->pairs + p0;
     const integer count = stretch[0];
 
@@ -328,12 +332,15 @@ static void evaluate(const system_call *c, integer thread)
                 sum += c->sums[t * (3 * n + 9) + 3 * a + e];
             c->force[3 * c->atom_of[a] + e] = sum;
         }
-    if (thread == 0)
+    if (thread == 0) {
+        for (integer t = 1; t < c->threads; t++)
+            *c->closest = c->closest[t] < *c->closest ? c->closest[t] : *c->closest;
         for (integer q = 0; q < 9; q++) {
             c->virial[q] = 0;
             for (integer t = 0; t < c->threads; t++)
                 c->virial[q] += c->sums[t * (3 * n + 9) + 3 * n + q];
         }
+    }
 }
 
 void schnet(const system_call *call)

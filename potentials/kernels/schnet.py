@@ -12,6 +12,7 @@ import torch
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.curve import Curve, fit_curve
+from dcase.potentials.kernels.tables import CLOSEST
 from dcase.potentials.networks.schnet import Interaction, SchNet
 from dcase.potentials.networks.splines import UniformSpline
 
@@ -32,7 +33,7 @@ _INTEGERS = (
 _POINTERS = (
     "positions", "atom_of", "list", "offsets", "species", "weights", "table",
     "networks", "centres", "bend", "work", "pairs", "sums", "stretch", "energy", "force", "virial",
-    "neighbours",
+    "neighbours", "closest",
 )  # fmt: skip
 
 
@@ -56,7 +57,8 @@ class SchNetKernel(CompiledKernel):
         network: On the CPU, float32 or float64.
         activation: Its activation; any of the registry.
         table: Filters to use instead of the network's own: spline and coefficients of shape
-            [n_intervals + 3, layers * filters].
+            [n_intervals + 3, layers * filters]; good beyond
+            :data:`~dcase.potentials.kernels.tables.CLOSEST`.
         threads: At most how many; None: as many as torch uses at each call. Small systems use one.
 
     Raises:
@@ -83,6 +85,7 @@ class SchNetKernel(CompiledKernel):
         self._pairs_at_a_time = int(integer_result(library.pairs_at_a_time)())
         assert int(integer_result(library.size_of_call)()) == ctypes.sizeof(_Call)
         self._most_threads = int(library.most_threads())
+        given = table
         if table is None and network.table is not None:
             table = own_table(network)
         hidden, filters, layers, half = network_shape(network)
@@ -92,6 +95,7 @@ class SchNetKernel(CompiledKernel):
         filter_networks = _filter_weights(network)
         self._networks = filter_networks, pointers(filter_networks)
         self._table: torch.Tensor | None = None
+        self.nearest = 0.0 if given is None else CLOSEST
         if table is not None:
             self._table = table[1].detach().to(self.dtype).cpu().contiguous().clone()
         self._curve: Curve | None = None
@@ -136,6 +140,7 @@ class SchNetKernel(CompiledKernel):
             "pairs": np.empty(max(listed, 1) * self._pair_bytes, dtype=np.uint8),
             "sums": np.empty(threads * (3 * n + 9)),
             "stretch": np.empty((threads, 3), dtype=np.int64),
+            "closest": np.empty(threads),
         }
         call = _Call(
             atoms=n,

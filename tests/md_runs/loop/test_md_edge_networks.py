@@ -28,15 +28,15 @@ def test_compiled_loop_is_ases_to_the_last_bit(architecture):
     atoms.calc = DCCalculator(potential, skin=0.1)
     draw_momenta(atoms, 300.0, np.random.default_rng(2))
     start, momenta = atoms.positions.copy(), atoms.get_momenta().copy()
-    VelocityVerlet(atoms, 0.5 * FS).run(60)
+    VelocityVerlet(atoms, 0.5 * FS).run(25)
     wanted = atoms.positions.copy(), atoms.get_momenta().copy()
 
     atoms.positions[:] = start
     atoms.set_momenta(momenta)
     blocks = verlet_blocks(atoms, 0.5, BlowUpWatch(atoms, None, 1e9), 3 * len(atoms))
     assert blocks is not None
-    block = blocks.advance(start, momenta, atoms.get_forces(), 60)
-    assert len(block) == 60
+    block = blocks.advance(start, momenta, atoms.get_forces(), 25)
+    assert len(block) == 25
     assert blocks.searches > 1  # the pairs were listed anew on the way
     assert np.abs(block.positions[-1] - start).max() > 0.05
     np.testing.assert_array_equal(block.positions[-1], wanted[0])
