@@ -151,12 +151,10 @@ def train(
     use_threads(threads)
     source = Source(task, file, sample, paper)
     problem = source.problem()
-    if resume and out:
-        _, base = read_record(out)
-    else:
-        base = source.settings(problem, chosen.get("network"))
-    settings = _chosen_settings(base, chosen)
+    settings = _chosen_settings(source.settings(problem, chosen.get("network")), chosen)
     folder = Path(out or f"{problem.name}-{settings.activation}")
+    if resume:
+        settings = _chosen_settings(read_record(folder)[1], chosen)
     where = choose_device(device or ("cpu" if settings.dtype == "float64" else None))
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     reference = problem.sample()
@@ -184,6 +182,8 @@ def train(
         )
         raise click.exceptions.Exit(130)
     _print_metrics(metrics, folder)
+    if outcome.was_finished:
+        click.echo(f"{folder} was finished already; nothing was done", err=True)
     results_console().print(
         f"{outcome.status} after {outcome.steps} steps, {outcome.elapsed:.0f} s\n"
         f"run   {folder} (metrics.json, model.pt, pictures)\n"
@@ -244,7 +244,8 @@ def list_(paths: tuple[str, ...]) -> None:
                 continue
             content = json.loads(result.read_text(encoding="utf-8"))
             for name, errors in content["fields"].items():
-                click.echo(f"  {name}: RMSE {errors['rmse']:.4g}, nRMSE {errors['nrmse']:.4g}")
+                rmse, nrmse = _number(errors["rmse"]), _number(errors["nrmse"])
+                click.echo(f"  {name}: RMSE {rmse:.4g}, nRMSE {nrmse:.4g}")
         else:
             click.echo(f"{path}: {describe_file(path)}")
 
@@ -324,13 +325,18 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
             rows = {"network": metrics["fields"][field]}
             rows |= {k: v[field] for k, v in metrics["baselines"].items()}
             for who, errors in rows.items():
-                table.add_row(field, who, *(f"{errors[n]:.4g}" for n in SHOWN))
+                table.add_row(field, who, *(f"{_number(errors[n]):.4g}" for n in SHOWN))
             table.add_section()
         console.print(table)
     if metrics.get("terms"):
         console.print("Last mean squares of the terms, in the equation's units:")
         for name, value in metrics["terms"].items():
-            console.print(f"  {name:24} {value:.3e}", markup=False)
+            console.print(f"  {name:24} {_number(value):.3e}", markup=False)
+
+
+def _number(value: float | None) -> float:
+    """NaN is null in files."""
+    return float("nan") if value is None else value
 
 
 pinn.add_command(data)

@@ -8,10 +8,9 @@ seed, it then comes to the same result.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,63 +20,41 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.errors import CheckpointError, OptionError
 from dcase.objective import Objective, Term
-from dcase.pinn.conditions import Initial, Neumann, Periodic
 from dcase.pinn.derivatives.names import trace
-from dcase.pinn.domains import Domain
 from dcase.pinn.equations import ModeHints, residual_names
-from dcase.pinn.initial import GridState
+from dcase.pinn.fits import Fit, Outcome
+from dcase.pinn.identity import digest
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.settings import PinnSettings, Stage, parse_stages
 from dcase.pinn.solution import Solution, Window
-from dcase.pinn.solver import Fit, Outcome
-from dcase.pinn.spectral import Modes, SpectralNetwork, at_cells, fit_modes, modes_of
+from dcase.pinn.spectral import SpectralNetwork
+from dcase.pinn.windows import (
+    Step,
+    build_window,
+    mode_kinds,
+    parse_march,
+    read_window,
+    start_coefficients,
+    with_count,
+)
 from dcase.training.logs import MetricsLog
 from dcase.training.progress import Progress
 from dcase.training.settings import TrainSettings
 from dcase.training.trainer import Trainer
 
+__all__ = [
+    "March",
+    "ModeTask",
+    "build_window",
+    "march",
+    "mode_kinds",
+    "parse_march",
+    "read_window",
+    "start_coefficients",
+    "with_count",
+]
+
 MARCH_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """One window of the march.
-
-    Attributes:
-        start: First time.
-        end: Last time.
-        modes: Modes an axis.
-    """
-
-    start: float
-    end: float
-    modes: int
-
-
-def parse_march(text: str, domain: Domain) -> list[Step]:
-    """Windows from ``"0.5:0.05:64,2:0.1:32"``: until 0.5 of length 0.05 with 64 modes, and so on.
-
-    Raises:
-        OptionError: If it cannot be read, goes back in time, or does not reach the end.
-    """
-    steps: list[Step] = []
-    now, last = domain.low("t"), domain.high("t")
-    for part in text.split(","):
-        try:
-            until, length, modes = part.strip().split(":")
-            end, size, count = float(until), float(length), int(modes)
-        except ValueError:
-            raise OptionError(f"cannot read {part!r} of march: write UNTIL:LENGTH:MODES") from None
-        if not (size > 0 and count > 0 and end > now):
-            raise OptionError(f"{part!r} of march does not lead forward from t = {now:g}")
-        end = min(end, last)
-        n = max(1, round((end - now) / size))
-        edges = [now + (end - now) * k / n for k in range(n + 1)]
-        steps += [Step(a, b, count) for a, b in itertools.pairwise(edges)]
-        now = end
-    if now < last * (1 - 1e-9):
-        raise OptionError(f"march ends at t = {now:g}, but the domain at {last:g}")
-    return steps
 
 
 class ModeTask:
@@ -128,116 +105,6 @@ class ModeTask:
         return self
 
 
-def mode_kinds(problem: PDEProblem) -> list[str]:
-    """``"fourier"`` or ``"cosine"`` for each spatial coordinate.
-
-    Raises:
-        OptionError: If the problem is neither periodic nor no-flux in one of them, or has no
-            initial state.
-    """
-    if problem.initial is None or "t" not in problem.domain.intervals:
-        raise OptionError("a network of modes needs time and an initial state")
-    kinds: dict[str, str] = {}
-    for condition in problem.conditions:
-        if isinstance(condition, Periodic):
-            kinds[condition.coordinate] = "fourier"
-        elif isinstance(condition, Neumann) and condition.can_be_hard:
-            kinds |= dict.fromkeys(condition.coordinates, "cosine")
-        elif not isinstance(condition, Initial):
-            raise OptionError(
-                f"a network of modes cannot keep a condition of kind {condition.kind}"
-            )
-    missing = [name for name in problem.domain.space if name not in kinds]
-    if missing:
-        raise OptionError(
-            f"a network of modes needs periodic or no-flux coordinates; {missing[0]} is neither"
-        )
-    return [kinds[name] for name in problem.domain.space]
-
-
-def start_coefficients(problem: PDEProblem, kinds: list[str], count: int) -> Tensor:
-    """Coefficients [fields, modes] of the initial state.
-
-    A state on a grid of cell centres is represented by all the modes that the grid determines,
-    then cut to ``count``.
-    """
-    state, domain = problem.initial, problem.domain
-    assert state is not None
-    grids = []
-    for name, kind in zip(domain.space, kinds, strict=True):
-        cells = 4 * count if kind == "fourier" else 2 * count
-        if isinstance(state, GridState):
-            cells = len(state.axes[name])
-        grids.append(Modes(domain.low(name), domain.length(name), "cosine", 1).grid(cells))
-    points = torch.cartesian_prod(*grids).reshape(-1, len(grids))
-    values = state.derivative(points, [0] * len(grids)).T
-    order = [state.fields.index(name) for name in problem.equation.fields]
-    values = values[order].reshape(len(order), *(len(g) for g in grids))
-    modes = []
-    for name, kind, grid in zip(domain.space, kinds, grids, strict=True):
-        most = (len(grid) - 1) // 2 if kind == "fourier" else len(grid)
-        modes.append(Modes(domain.low(name), domain.length(name), kind, min(count, most)))
-    return fit_modes(values, modes)
-
-
-def with_count(c: Tensor, kinds: list[str], count: int) -> Tensor:
-    """Coefficients cut or padded to ``count`` modes an axis."""
-    for axis, kind in enumerate(kinds, 1):
-        size = c.shape[axis]
-        if kind == "cosine":
-            parts = [_resize(c, axis, count)]
-        else:
-            half = (size - 1) // 2
-            constant, cosines, sines = c.split([1, half, half], axis)
-            parts = [constant, _resize(cosines, axis, count), _resize(sines, axis, count)]
-        c = torch.cat(parts, axis)
-    return c
-
-
-def _resize(c: Tensor, axis: int, count: int) -> Tensor:
-    if c.shape[axis] >= count:
-        return c.narrow(axis, 0, count)
-    shape = list(c.shape)
-    shape[axis] = count - c.shape[axis]
-    return torch.cat([c, c.new_zeros(shape)], axis)
-
-
-def build_window(
-    problem: PDEProblem, settings: PinnSettings, start: Tensor, kinds: list[str]
-) -> tuple[SpectralNetwork, ModeHints]:
-    """The network of a window, from the coefficients that it starts with."""
-    domain = problem.domain
-    modes = [
-        modes_of(domain, name, kind, size)
-        for name, kind, size in zip(domain.space, kinds, start.shape[1:], strict=True)
-    ]
-    hints = ModeHints()
-    if hasattr(problem.equation, "mode_hints"):
-        values = at_cells(start, modes)
-        k = modes[0].wave_numbers
-        if len(modes) == 2:
-            k = (k[:, None] ** 2 + modes[1].wave_numbers ** 2).sqrt()
-        state = dict(zip(problem.equation.fields, values, strict=True))
-        hints = problem.equation.mode_hints(state, k)
-    least = max(len(m) for m in modes)
-    network = SpectralNetwork(
-        domain,
-        problem.equation.fields,
-        kinds,
-        start,
-        grid=max(least, round(settings.oversample * least)),
-        times=settings.times,
-        hidden=settings.hidden,
-        width=settings.width,
-        activation=settings.activation,
-        hints=hints,
-        train_hidden=settings.train_hidden,
-        generator=torch.Generator().manual_seed(settings.seed),
-        dtype=getattr(torch, settings.dtype),
-    )
-    return network, hints
-
-
 def march(
     problem: PDEProblem,
     settings: PinnSettings,
@@ -249,15 +116,22 @@ def march(
     on_step: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Train a network of modes on a problem; arguments as for :func:`dcase.pinn.solver.solve`."""
-    run = _March(problem, settings, Path(folder) / "fits", torch.device(device))
+    run = March(problem, settings, folder, torch.device(device))
     return run.go(resume, on_fit, on_step)
 
 
-class _March:
+class March:
+    """The windows of a run, and how far they have come; arguments as for :func:`march`.
+
+    Raises:
+        OptionError: If the settings do not suit the problem.
+    """
+
     def __init__(
-        self, problem: PDEProblem, settings: PinnSettings, folder: Path, device: torch.device
+        self, problem: PDEProblem, settings: PinnSettings, folder: str | Path, device: torch.device
     ):
-        self.problem, self.settings, self.folder, self.device = problem, settings, folder, device
+        self.problem, self.settings, self.device = problem, settings, device
+        self.folder = Path(folder) / "fits"
         self.kinds = mode_kinds(problem)
         if not settings.march:
             raise OptionError("a network of modes needs march: UNTIL:LENGTH:MODES,...")
@@ -271,14 +145,23 @@ class _March:
         self.stage: Stage = stages[0]
         self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
         self.terms: dict[str, float] = {}
-        self.count, self.elapsed = 0, 0.0
+        self.count, self.elapsed, self.status = 0, 0.0, "finished"
+        self.data = digest(problem)
+        self.check: Callable[[], None] = _nothing
+
+    def folders(self) -> list[tuple[str, Path]]:
+        """The one label and folder of all windows."""
+        return [(f"{len(self.steps)} windows, {self.stage.optimizer}", self.folder / "march")]
 
     def go(
         self,
         resume: bool,
-        on_fit: Callable[[Fit, Trainer], None] | None,
-        on_step: Callable[[Progress], None] | None,
+        on_fit: Callable[[Fit, Trainer], None] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Outcome:
+        """All windows; ``check`` is called before a file is written."""
+        self.check = check or _nothing
         c = start_coefficients(self.problem, self.kinds, self.steps[0].modes)
         names = ["loss", *ModeTask(self.problem, ModeHints()).names]
         columns = ["epoch", "step", "elapsed_s", "lr", *(f"train_{n}" for n in names)]
@@ -288,16 +171,17 @@ class _March:
             c, first = self._read(c)
             log.cut_after(first)
         else:
+            self._file.unlink(missing_ok=True)  # of another run
             log.start()
         self._saved = time.monotonic()
         self._started = time.monotonic() - self.elapsed
-        status = "finished"
         for number, step in enumerate(self.steps[first:], first):
             window = self.problem.starting_at(step.start, step.end, None)
             c = with_count(c, self.kinds, step.modes)
             model, hints = build_window(window, self.settings, c, self.kinds)
             model = model.to(self.device)
             task = ModeTask(window, hints)
+            self.check()
             trainer = Trainer(
                 model,
                 Objective(task, task.objective_terms()),
@@ -313,13 +197,13 @@ class _March:
                     trainer,
                 )
             result = trainer.fit()
-            self.count += result.steps
             self.elapsed = time.monotonic() - self._started
             if result.status == "time limit":
-                status = "time limit"
+                self.status = "time limit"
             if result.status == "interrupted":
-                self._save()
-                return self._outcome("interrupted")
+                self._save()  # without this window: it is made again, all of it
+                return replace(self._outcome("interrupted"), steps=self.count + result.steps)
+            self.count += result.steps
             self._account(task, model, step)
             log.write(
                 {
@@ -335,7 +219,7 @@ class _March:
             if time.monotonic() - self._saved > self.settings.checkpoint_every:
                 self._save()
         self._save()
-        return self._outcome(status)
+        return self._outcome(self.status)
 
     def _account(self, task: ModeTask, model: SpectralNetwork, step: Step) -> None:
         with torch.no_grad():
@@ -346,9 +230,7 @@ class _March:
             self.terms[name] = self.terms.get(name, 0.0) + share * square
 
     def _outcome(self, status: str) -> Outcome:
-        label = f"{len(self.steps)} windows, {self.stage.optimizer}"
-        fits = [(label, self.folder / "march")]
-        return Outcome(self.solution, status, self.count, self.elapsed, self.terms, fits)
+        return Outcome(self.solution, status, self.count, self.elapsed, self.terms, self.folders())
 
     def _train_settings(self, windows_left: int) -> TrainSettings:
         """Of a window, which gets an equal share of the time that is left, if time is limited."""
@@ -381,10 +263,15 @@ class _March:
         settings = self.settings.to_dict()
         for free in ("time_limit", "checkpoint_every"):
             settings.pop(free)
-        return {"equation": repr(self.problem.equation), "settings": settings}
+        return {
+            "equation": repr(self.problem.equation),
+            "data": self.data,
+            "settings": settings,
+        }
 
     def _save(self) -> None:
         self._saved = time.monotonic()
+        self.check()
         checkpoint.save(
             self._file,
             "pinn-march",
@@ -394,6 +281,7 @@ class _March:
                 "windows": [w.model.essentials() for w in self.solution.windows],  # type: ignore[operator]
                 "terms": self.terms,
                 "count": self.count,
+                "status": self.status,
                 "elapsed": self.elapsed,
             },
         )
@@ -402,8 +290,8 @@ class _March:
         saved = checkpoint.load(self._file, "pinn-march", MARCH_VERSION)
         if saved.get("identity") != self._identity():
             raise CheckpointError(
-                f"{self._file}: cannot resume: it was trained with other settings; use the same, "
-                "or --overwrite to start again"
+                f"{self._file}: cannot resume: it was trained with other settings or data; use the "
+                "same, or --overwrite to start again"
             )
         try:
             for content, step in zip(saved["windows"], self.steps, strict=False):
@@ -412,6 +300,7 @@ class _March:
                 self.solution.windows.append(Window(step.start, step.end, model.to(self.device)))
             self.terms = dict(saved["terms"])
             self.count, self.elapsed = saved["count"], saved["elapsed"]
+            self.status = saved["status"]
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{self._file}: damaged ({reason})") from error
@@ -423,10 +312,5 @@ class _March:
         return c, done
 
 
-def read_window(
-    content: dict[str, Tensor], problem: PDEProblem, settings: PinnSettings, kinds: list[str]
-) -> SpectralNetwork:
-    """The network with these :meth:`~dcase.pinn.spectral.SpectralNetwork.essentials`."""
-    model, _ = build_window(problem, settings, content["start"].double(), kinds)
-    model.load_state_dict({**model.state_dict(), **content})
-    return model
+def _nothing() -> None:
+    pass

@@ -59,7 +59,11 @@ class PDEProblem:
         trace(equation)  # an unknown name in the residuals is found here, not in training
         for condition in self.conditions:
             for name in condition.wanted(self.domain):
-                if name.split("_")[0] not in equation.fields:
+                known = (
+                    *equation.fields,
+                    *equation.coordinates,
+                )  # a wall's value may be a function
+                if name.split("_")[0] not in known:
                     raise OptionError(
                         f"{self.name}: a condition ({condition.kind}) is about {name}, but the "
                         f"fields are {', '.join(equation.fields)}"

@@ -3,7 +3,7 @@
 ==================  ================================================================================
 file                what
 ==================  ================================================================================
-``run.json``        task, file and sample, and all settings
+``run.json``        the record (:mod:`dcase.runs`): task, file, sample, settings, state of the run
 ``model.pt``        the trained solution (see :mod:`dcase.pinn.solution`)
 ``metrics.json``    errors by field, those of trivial predictors, last values of the loss terms
 ``*.png``           pictures
@@ -13,8 +13,6 @@ file                what
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,103 +20,52 @@ from typing import Any
 
 import torch
 
-from dcase.errors import DataError, OptionError
+from dcase.errors import (
+    CheckpointError,
+    DataError,
+    DcaseError,
+    DivergedError,
+    OptionError,
+    RunError,
+)
 from dcase.files import write_json
 from dcase.pinn import plots
+from dcase.pinn.fits import Fit, Outcome, build_network, plan_fits
 from dcase.pinn.initial import GridState, InitialState
-from dcase.pinn.march import march, mode_kinds, read_window
+from dcase.pinn.march import March
 from dcase.pinn.metrics import evaluate
-from dcase.pinn.paper import paper_problem, paper_settings
-from dcase.pinn.problem import PDEProblem, problem_of
-from dcase.pinn.recipes import default_settings
+from dcase.pinn.problem import PDEProblem
 from dcase.pinn.sample import Sample
-from dcase.pinn.settings import PinnSettings, from_dict
+from dcase.pinn.settings import PinnSettings
 from dcase.pinn.solution import Solution, read_solution, save_solution
-from dcase.pinn.solver import Fit, Outcome, build_network, plan_fits, solve
-from dcase.pinn.zoo import PROBLEMS
+from dcase.pinn.solver import Fits
+from dcase.pinn.source import (
+    PDEBENCH,
+    Source,
+    finished_metrics,
+    identity_of,
+    place_of,
+    problem_from_file,
+    read_record,
+)
+from dcase.pinn.windows import mode_kinds, read_window
+from dcase.runs import INTERRUPTED, Run, claim
 from dcase.training.logs import read_metrics
 from dcase.training.progress import Progress
 from dcase.training.trainer import Trainer
 
-PDEBENCH = ("advection", "cfd", "diffusion-reaction")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a problem comes from.
-
-    Attributes:
-        task: One of PDEBench's, a ready problem, or a Python file with ``problem``.
-        file: HDF5 file of a PDEBench task.
-        sample: Of the file; negative counts from the end.
-        paper: The problem as PDEBench's baseline has it.
-    """
-
-    task: str
-    file: str | None = None
-    sample: int = 0
-    paper: bool = False
-
-    def problem(self) -> PDEProblem:
-        """Read or build it.
-
-        Raises:
-            OptionError: For an unknown task, a missing file, or a Python file without ``problem``.
-            DataError: If the file cannot be read.
-        """
-        if self.task in PDEBENCH:
-            if not self.file:
-                raise OptionError(
-                    f"{self.task} needs --file: PDEBench's HDF5 file, or one made by "
-                    f"`dcase pinn data {self.task} --samples 1 --out FILE`"
-                )
-            from dcase.pinn.pdebench.reading import read_sample
-
-            sample = read_sample(self.file, self.sample, self.task)
-            return paper_problem(sample) if self.paper else problem_of(sample)
-        if self.paper:
-            raise OptionError(f"--paper is for PDEBench's tasks ({', '.join(PDEBENCH)})")
-        if self.file:
-            raise OptionError(f"--file is for PDEBench's tasks ({', '.join(PDEBENCH)})")
-        if self.task in PROBLEMS:
-            return PROBLEMS[self.task]()
-        if self.task.endswith(".py"):
-            return problem_from_file(Path(self.task))
-        raise OptionError(
-            f"unknown equation {self.task!r}; choose from {', '.join([*PDEBENCH, *PROBLEMS])}, "
-            "or give a Python file that defines `problem`"
-        )
-
-    def settings(self, problem: PDEProblem, network: str | None = None) -> PinnSettings:
-        """Where nothing else is asked for; ``network`` if it matters."""
-        return paper_settings(self.task) if self.paper else default_settings(problem, network)
-
-
-def problem_from_file(path: Path) -> PDEProblem:
-    """The ``problem`` (or ``problem()``) that a user's Python file defines.
-
-    Raises:
-        OptionError: If there is no such file, it fails, or defines none.
-    """
-    if not path.is_file():
-        raise OptionError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location("dcase_user_problem", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        problem = getattr(module, "problem", None)
-        if callable(problem):
-            problem = problem()
-    except (DataError, OptionError):
-        raise
-    except Exception as error:
-        raise OptionError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(problem, PDEProblem):
-        raise OptionError(f"{path} must define `problem`, a dcase.pinn.PDEProblem or a function")
-    return problem
-
+__all__ = [
+    "PDEBENCH",
+    "SavedRun",
+    "Source",
+    "draw",
+    "prepared",
+    "problem_from_file",
+    "read_record",
+    "read_run",
+    "reference_of",
+    "train",
+]
 
 # ------------------------------------------------------------------------------------------------
 # Training
@@ -152,34 +99,103 @@ def train(
         on_step: Called after every step.
 
     Returns:
-        The content of ``metrics.json`` (empty if interrupted), and how training ended.
+        The content of ``metrics.json`` (empty if interrupted), and how training ended. A run that
+        was finished before is left as it is, and gives what it gave.
 
     Raises:
-        OptionError: If the folder holds a run and neither ``resume`` nor ``overwrite`` is given, or
-            there is nothing to resume.
+        RunError: See :func:`dcase.runs.claim`; the folder then is as it was.
+        OptionError: If the settings do not suit the problem.
+        DivergedError: If the loss becomes NaN or infinite.
     """
-    folder = Path(out)
     if problem is None:
         problem = source.problem()
+    identity = identity_of(source, problem, settings)
     problem = prepared(problem, settings)
-    _prepare(folder, source, settings, resume, overwrite)
-    options: dict[str, Any] = {
-        "resume": resume,
-        "device": device,
-        "on_fit": on_fit,
-        "on_step": on_step,
-    }
+    place = place_of(out)
+    where = torch.device(device)
+    fits: March | Fits  # made first: what the settings cannot do is said before anything is written
     if settings.network == "modes":
-        outcome = march(problem, settings, folder, **options)
+        fits = March(problem, settings, place.folder, where)
     else:
-        outcome = solve(problem, settings, folder, joint=source.paper, **options)
-    if outcome.status == "interrupted":
-        return {}, outcome
+        fits = Fits(problem, settings, place.folder, where, joint=source.paper)
+
+    before: dict[str, Any] = {}
+
+    def longer(record: dict[str, Any]) -> None:
+        """What is finished has given its state away and cannot go on."""
+        before.update(record)
+        then = record["identity"]["settings"].get("time_limit")
+        if finished_metrics(place.folder, record) and then != settings.time_limit:
+            raise RunError(
+                f"cannot resume {place.folder}: it is finished (time_limit was {then}); "
+                "--overwrite starts again"
+            )
+
+    with claim(place, identity, resume=resume, overwrite=overwrite, check=longer) as run:
+        kept = _kept(place.folder, before, problem, settings, fits)
+        if kept is not None:
+            run.finish()
+            return kept
+        try:
+            outcome = fits.go(resume, on_fit, _watched(run, on_step), lambda: run.check(now=True))
+        except DivergedError as error:
+            run.note(diverged=str(error))
+            raise
+        except DcaseError:
+            run.check(now=True)  # a folder that went away says more than a file that is missing
+            raise
+        if outcome.status == "interrupted":
+            run.finish(INTERRUPTED)
+            return {}, outcome
+        metrics = _write(run, source, settings, problem, outcome)
+        if pictures:
+            run.check(now=True)
+            draw(place.folder, problem, outcome.solution, outcome.fits)
+    return metrics, outcome
+
+
+def _watched(run: Run, on_step: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Stop in the step in which the folder went away, before the trainer would make it anew."""
+
+    def step(progress: Progress) -> None:
+        run.check(now=True)
+        if on_step:
+            on_step(progress)
+
+    return step
+
+
+def _kept(
+    folder: Path,
+    record: dict[str, Any],
+    problem: PDEProblem,
+    settings: PinnSettings,
+    fits: March | Fits,
+) -> tuple[dict[str, Any], Outcome] | None:
+    """What a finished run gave; None where there is more to do."""
+    metrics = finished_metrics(folder, record)
+    if metrics is None:
+        return None
+    try:
+        solution = _read_solution(folder, problem, settings)
+        outcome = Outcome(
+            solution, metrics["status"], metrics["steps"], metrics["elapsed_s"], metrics["terms"],
+            fits.folders(), was_finished=True,
+        )  # fmt: skip
+    except (CheckpointError, KeyError):  # lost or damaged: made again of the fits
+        return None
+    return metrics, outcome
+
+
+def _write(
+    run: Run, source: Source, settings: PinnSettings, problem: PDEProblem, outcome: Outcome
+) -> dict[str, Any]:
+    """``model.pt`` and ``metrics.json``."""
     description = {"settings": settings.to_dict(), "source": vars(source)}
-    save_solution(folder / "model.pt", outcome.solution, description)
-    metrics = _measure(problem, outcome.solution, paper=source.paper)
+    run.check(now=True)
+    save_solution(run.folder / "model.pt", outcome.solution, description)
     metrics = {
-        **metrics,
+        **_measure(problem, outcome.solution, paper=source.paper),
         "terms": outcome.terms,
         "status": outcome.status,
         "steps": outcome.steps,
@@ -187,10 +203,9 @@ def train(
         "parameters": sum(p.numel() for p in outcome.solution.windows[0].model.parameters()),
         "settings": settings.to_dict(),
     }
-    write_json(folder / "metrics.json", metrics)
-    if pictures:
-        draw(folder, problem, outcome.solution, outcome.fits)
-    return metrics, outcome
+    run.check(now=True)
+    write_json(run.folder / "metrics.json", metrics)
+    return metrics
 
 
 def prepared(problem: PDEProblem, settings: PinnSettings) -> PDEProblem:
@@ -208,29 +223,6 @@ def prepared(problem: PDEProblem, settings: PinnSettings) -> PDEProblem:
         equation = replace(problem.equation, viscosity=settings.viscosity)
         problem = replace(problem, equation=equation)
     return problem
-
-
-def _prepare(
-    folder: Path, source: Source, settings: PinnSettings, resume: bool, overwrite: bool
-) -> None:
-    record = folder / "run.json"
-    if resume:
-        if not record.exists():
-            raise OptionError(f"nothing to resume: there is no run in {folder}")
-        then = json.loads(record.read_text(encoding="utf-8"))["source"]
-        now = vars(source)
-        for key in now:
-            if key != "file" and then.get(key) != now[key]:
-                raise OptionError(
-                    f"cannot resume: {key} was {then.get(key)!r}, now {now[key]!r}; use the same, "
-                    "or --overwrite to start again"
-                )
-    elif folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise OptionError(f"{folder} is not empty; give --overwrite, --resume or another --out")
-    if overwrite and folder.exists():
-        for name in ("model.pt", "metrics.json"):  # an old result must not outlive its run
-            (folder / name).unlink(missing_ok=True)
-    write_json(record, {"source": vars(source), "settings": settings.to_dict()})
 
 
 def _measure(problem: PDEProblem, solution: Solution, *, paper: bool = False) -> dict[str, Any]:
@@ -297,22 +289,6 @@ class SavedRun:
         return draw(self.folder, self.problem, self.solution, fits)
 
 
-def read_record(folder: str | Path) -> tuple[Source, PinnSettings]:
-    """Origin and settings of a run.
-
-    Raises:
-        DataError: If the folder holds no run.
-    """
-    record = Path(folder) / "run.json"
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        return Source(**content["source"]), from_dict(content["settings"])
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no run of `dcase pinn train` (there is no run.json)") from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{record}: damaged, or not of `dcase pinn train` ({error})") from error
-
-
 def read_run(folder: str | Path, *, file: str | None = None, sample: int | None = None) -> SavedRun:
     """Read a run.
 
@@ -333,6 +309,12 @@ def read_run(folder: str | Path, *, file: str | None = None, sample: int | None 
         source = replace(source, sample=sample)
     problem = prepared(source.problem(), settings)
 
+    solution = _read_solution(folder, problem, settings)
+    return SavedRun(folder, source, settings, problem, solution)
+
+
+def _read_solution(folder: Path, problem: PDEProblem, settings: PinnSettings) -> Solution:
+    """``model.pt``."""
     kinds = mode_kinds(problem) if settings.network == "modes" else []
 
     def build(
@@ -347,7 +329,7 @@ def read_run(folder: str | Path, *, file: str | None = None, sample: int | None 
         return model
 
     solution, _ = read_solution(folder / "model.pt", build)
-    return SavedRun(folder, source, settings, problem, solution)
+    return solution
 
 
 def reference_of(saved: SavedRun) -> Sample:

@@ -9,8 +9,8 @@ it was in, and there exactly where it was.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,131 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from dcase import checkpoint
-from dcase.errors import CheckpointError, OptionError
+from dcase.errors import CheckpointError
 from dcase.objective import Objective
-from dcase.pinn.ansatz import build_model
+from dcase.pinn.fits import Fit, Outcome, build_network, plan_fits
+from dcase.pinn.identity import digest
 from dcase.pinn.initial import GridState, InitialState
-from dcase.pinn.networks import MLP
 from dcase.pinn.problem import PDEProblem
-from dcase.pinn.settings import PinnSettings, Stage, parse_stages
+from dcase.pinn.settings import PinnSettings
 from dcase.pinn.solution import Solution, Window
-from dcase.pinn.task import PinnTask
+from dcase.pinn.task import PinnTask, term_names_of
+from dcase.runs import fingerprint
 from dcase.training.progress import Progress
 from dcase.training.settings import QUASI_NEWTON, TrainSettings
 from dcase.training.trainer import Trainer
 
-FIT_VERSION = 1
+__all__ = ["Fit", "Fits", "Outcome", "build_network", "plan_fits", "residual_size", "solve"]
+
+FIT_VERSION = 2
 STATE_POINTS = {1: 1024, 2: 128}  # of the grid that a window's end is kept on, by dimension
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One training of a run.
-
-    Attributes:
-        number: Counts from 0.
-        window: Its window.
-        refinement: Its round of refinement.
-        stage: Its optimiser.
-        start: Of the window.
-        end: Of the window.
-        windows: How many there are.
-    """
-
-    number: int
-    window: int
-    refinement: int
-    stage: Stage
-    start: float
-    end: float
-    windows: int = 1
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.number:03d}-w{self.window}-{self.stage.optimizer}"
-
-    @property
-    def label(self) -> str:
-        """For pictures."""
-        name = self.stage.optimizer
-        return name if self.windows == 1 else f"window {self.window + 1}, {name}"
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        solution: What was trained (on an interruption: as far as whole windows go).
-        status: Of the last fit; see :class:`~dcase.training.progress.TrainResult`.
-        steps: Optimiser steps.
-        elapsed: Seconds of training, over all sittings.
-        terms: Mean square of every term's residuals at the end, in the equation's units; over
-            windows the mean weighted by their length.
-        fits: ``(label, folder)`` of every fit, in order.
-    """
-
-    solution: Solution
-    status: str
-    steps: int
-    elapsed: float
-    terms: dict[str, float]
-    fits: list[tuple[str, Path]]
-
-
-def build_network(problem: PDEProblem, settings: PinnSettings, window: int = 0) -> nn.Module:
-    """The network of a window, with hard conditions as the problem says.
-
-    Args:
-        problem: On the window.
-        settings: Sizes and start; the seed of the weights differs from window to window.
-        window: Number of the window.
-    """
-    dtype = getattr(torch, settings.dtype)
-    generator = torch.Generator().manual_seed(settings.seed + 1_000_003 * window)
-
-    def body(n_in: int, n_out: int) -> nn.Module:
-        return MLP(
-            n_in,
-            n_out,
-            width=settings.width,
-            depth=settings.depth,
-            activation=settings.activation,
-            batch_norm=settings.batch_norm,
-            residual=settings.residual,
-            init=settings.init,
-            generator=generator,
-            dtype=dtype,
-        )
-
-    return build_model(
-        problem,
-        body,
-        modes=settings.modes,
-        scale_inputs=settings.scale_inputs,
-        scale_outputs=settings.scale_outputs,
-    )
-
-
-def plan_fits(problem: PDEProblem, settings: PinnSettings) -> list[Fit]:
-    """All fits of a run, in order.
-
-    Raises:
-        OptionError: If windows are asked for without a hard or soft initial condition, or time.
-    """
-    domain = problem.domain
-    if settings.windows > 1 and (problem.initial is None or "t" not in domain.intervals):
-        raise OptionError("windows of time need time and an initial condition")
-    start, length = (domain.low("t"), domain.length("t")) if "t" in domain.intervals else (0.0, 0.0)
-    edges = [start + length * k / settings.windows for k in range(settings.windows + 1)]
-    fits: list[Fit] = []
-    for window in range(settings.windows):
-        for refinement in range(settings.refine + 1):
-            for stage in parse_stages(settings.optimizer):
-                span = edges[window], edges[window + 1]
-                fits.append(Fit(len(fits), window, refinement, stage, *span, settings.windows))
-    return fits
 
 
 def solve(
@@ -174,45 +67,57 @@ def solve(
         DivergedError: If the loss becomes NaN or infinite.
         CheckpointError: If what is there to resume belongs to another run.
     """
-    run = _Run(problem, settings, Path(folder), torch.device(device), joint)
-    if not resume:
-        run.clear()
-    run.on_fit, run.on_step = on_fit, on_step
-    return run.go(resume)
+    fits = Fits(problem, settings, folder, torch.device(device), joint=joint)
+    return fits.go(resume, on_fit, on_step)
 
 
-class _Run:
-    """The state of a run while it goes on."""
+class Fits:
+    """The fits of a run, and how far they have come; arguments as for :func:`solve`.
+
+    Raises:
+        OptionError: If the settings do not suit the problem.
+    """
 
     def __init__(
         self,
         problem: PDEProblem,
         settings: PinnSettings,
-        folder: Path,
+        folder: str | Path,
         device: torch.device,
-        joint: bool,
+        *,
+        joint: bool = False,
     ):
+        settings.points.check_weights(term_names_of(problem))
         self.problem, self.settings, self.device = problem, settings, device
         self.joint = joint or settings.batch_norm
-        self.folder = folder / "fits"
+        self.folder = Path(folder) / "fits"
         self.fits = plan_fits(problem, settings)
         self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
         self.elapsed, self.steps = 0.0, 0
         self.terms: dict[str, float] = {}
         self.done: list[tuple[str, Path]] = []
         self.balanced: dict[str, float] | None = None  # weights that an earlier stage came to
+        self.data = digest(problem)
+        self.before = ""  # fingerprint of what the fit before ended with
         self.on_fit: Callable[[Fit, Trainer], None] | None = None
         self.on_step: Callable[[Progress], None] | None = None
+        self.check: Callable[[], None] = _nothing
 
-    def clear(self) -> None:
-        """Delete the fits of an earlier run."""
-        import shutil
+    def folders(self) -> list[tuple[str, Path]]:
+        """Label and folder of every fit."""
+        return [(fit.label, self.folder / fit.name) for fit in self.fits]
 
-        if self.folder.exists():
+    def go(
+        self,
+        resume: bool,
+        on_fit: Callable[[Fit, Trainer], None] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Outcome:
+        """All fits; ``check`` is called before a file is written."""
+        self.on_fit, self.on_step, self.check = on_fit, on_step, check or _nothing
+        if not resume and self.folder.exists():
             shutil.rmtree(self.folder)
-
-    def go(self, resume: bool) -> Outcome:
-        """All fits."""
         status = "finished"
         state: InitialState | None = None
         for window, fits in self._by_window():
@@ -281,58 +186,79 @@ class _Run:
     ) -> str:
         folder = self.folder / fit.name
         self.done.append((fit.label, folder))
-        done = folder / "done.pt"
-        if resume and done.exists():
-            self._adopt(done, model)
-            return "finished"
-        steps = fit.stage.steps or self.settings.max_steps
-        if fit.stage.share is not None and limit is None:
-            steps = max(1, round(fit.stage.share * self.settings.max_steps))
-        trainer = Trainer(
-            model,
-            Objective(task, task.objective_terms()),
-            task.batches(self._steps_per_epoch(fit)),
-            None,
-            self._train_settings(fit, steps, limit),
-            folder,
-            identity=self._identity(fit),
-            on_step=self.on_step,
-        )
-        if self.on_fit:
-            self.on_fit(fit, trainer)
-        result = trainer.fit(resume=resume)
-        self.elapsed += result.elapsed
-        self.steps += result.steps
-        if result.status != "interrupted":
+        identity = self._identity(fit)
+        trainer = None
+        saved = self._saved(folder, identity) if resume else None
+        if saved is None:
+            steps = fit.stage.steps or self.settings.max_steps
+            if fit.stage.share is not None and limit is None:
+                steps = max(1, round(fit.stage.share * self.settings.max_steps))
+            self.check()
+            trainer = Trainer(
+                model,
+                Objective(task, task.objective_terms()),
+                task.batches(self._steps_per_epoch(fit)),
+                None,
+                self._train_settings(fit, steps, limit),
+                folder,
+                identity=identity,
+                on_step=self.on_step,
+            )
+            if self.on_fit:
+                self.on_fit(fit, trainer)
+            result = trainer.fit(resume=resume)
+            if result.status == "interrupted":
+                self.elapsed += result.elapsed
+                self.steps += result.steps
+                return result.status
             if trainer.balance:
                 self.balanced = dict(trainer.term_weights)
-            checkpoint.save(
-                done,
-                "pinn-fit",
-                FIT_VERSION,
-                {
-                    "weights": {k: v.cpu() for k, v in model.state_dict().items()},
-                    "elapsed": result.elapsed,
-                    "steps": result.steps,
-                    "status": result.status,
-                    "balanced": self.balanced,
-                },
-            )
-            trainer.state_file.unlink(missing_ok=True)  # a dense inverse Hessian is large
-        return result.status
+            saved = {
+                "identity": identity,
+                "weights": {k: v.cpu() for k, v in model.state_dict().items()},
+                "elapsed": result.elapsed,
+                "steps": result.steps,
+                "status": result.status,
+                "balanced": self.balanced,
+            }
+            self.check()
+            checkpoint.save(folder / "done.pt", "pinn-fit", FIT_VERSION, saved)
+        self._adopt(saved, folder, model)
+        # The points of the last step, which a fit that was not made now has not seen.
+        task.redraw(max(saved["steps"] - 1, 0) // self._steps_per_epoch(fit))
+        return str(saved["status"])
 
-    def _adopt(self, done: Path, model: nn.Module) -> None:
+    def _saved(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """What a fit has ended with, if it has."""
+        done = folder / "done.pt"
+        if not done.exists():
+            return None
         saved = checkpoint.load(done, "pinn-fit", FIT_VERSION)
+        then = saved.get("identity") or {}
+        for name, value in identity.items():
+            if then.get(name) != value:
+                what = f"{name} was {then.get(name)!r}, now {value!r}"
+                if name in ("data", "start"):
+                    what = f"it had another {'problem' if name == 'data' else 'start'}"
+                raise CheckpointError(
+                    f"{done}: cannot resume: {what}; use the same, or --overwrite to start again"
+                )
+        return saved
+
+    def _adopt(self, saved: dict[str, Any], folder: Path, model: nn.Module) -> None:
+        """Take the end of a fit, made now or before, for the start of the next."""
         try:
             model.load_state_dict(saved["weights"])
             self.balanced = saved["balanced"]
             self.elapsed += saved["elapsed"]
             self.steps += saved["steps"]
+            self.before = fingerprint(saved["weights"], self.balanced)
         except (KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{done}: cannot resume: it does not fit this network ({reason})"
+                f"{folder / 'done.pt'}: cannot resume: it does not fit this network ({reason})"
             ) from error
+        (folder / "state.pt").unlink(missing_ok=True)  # a dense inverse Hessian is large
 
     def _steps_per_epoch(self, fit: Fit) -> int:
         """One where the optimiser builds on the step before, which it can within an epoch only."""
@@ -362,13 +288,17 @@ class _Run:
 
     def _identity(self, fit: Fit) -> dict[str, Any]:
         settings = self.settings.to_dict()
-        for free in ("time_limit", "checkpoint_every", "max_steps"):
+        for free in ("time_limit", "checkpoint_every"):
             settings.pop(free)
         return {
             "problem": self.problem.name,
             "equation": repr(self.problem.equation),
             "fit": fit.name,
             **{f"setting {name}": value for name, value in settings.items()},
+            # The state that a window starts from, refined points and balanced weights follow from
+            # the problem and from what the fit before ended with.
+            "data": self.data,
+            "start": self.before,
         }
 
     def _worst_points(
@@ -403,6 +333,10 @@ class _Run:
         for name, r in residuals.items():
             square = float(r.double().square().mean())
             self.terms[name] = self.terms.get(name, 0.0) + total * square
+
+
+def _nothing() -> None:
+    pass
 
 
 def _scale_weights(model: nn.Module, task: PinnTask) -> None:

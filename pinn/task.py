@@ -117,7 +117,7 @@ class PinnTask:
     @property
     def term_names(self) -> list[str]:
         """Names of all terms, those of the equation first."""
-        return [*self.residual_names, *(name for c in self.soft for name in c.term_names())]
+        return term_names_of(self.problem)
 
     @property
     def residual_names(self) -> list[str]:
@@ -289,6 +289,12 @@ class PinnTask:
         """
         self.settings.check_weights(self.term_names)
         return {name: Term(weight=w) for name, w in self.term_weights().items()}
+
+
+def term_names_of(problem: PDEProblem) -> list[str]:
+    """Names of the terms of a problem, those of the equation first."""
+    soft = [name for c in problem.conditions if not c.hard for name in c.term_names()]
+    return [*residual_names(problem.equation), *soft]
 
 
 class FixedPoints:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcase.errors import DivergedError
-from dcase.files import write_json
+from dcase.errors import DivergedError, RunError
 from dcase.pinn.problem import PDEProblem
-from dcase.pinn.run import Source, train
+from dcase.pinn.run import train
 from dcase.pinn.settings import PinnSettings
+from dcase.pinn.source import Source, finished_metrics, identity_of
+from dcase.runs import FAILED, read_record
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,38 @@ class PinnRun:
     source: Source
     settings: PinnSettings
 
-    def kept(self, folder: Path) -> dict[str, Any] | None:
-        """The result of an earlier sitting, if it was made with the same settings."""
-        path = folder / self.name / "metrics.json"
-        if not path.exists():
+    def kept(self, folder: Path, problem: PDEProblem) -> dict[str, Any] | None:
+        """The result of an earlier sitting, if it was made with the same settings and data."""
+        record = self._record(folder, problem)
+        if record is None:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found.get("settings") == self.settings.to_dict() else None
+        if record["status"] == FAILED and record.get("diverged"):
+            return self.diverged(record["diverged"])
+        return finished_metrics(folder / self.name, record)
+
+    def begun(self, folder: Path, problem: PDEProblem) -> bool:
+        """Whether there is such a run to go on with."""
+        return self._record(folder, problem) is not None
+
+    def diverged(self, reason: str) -> dict[str, Any]:
+        """The result of a run that came to no end."""
+        nothing: dict[str, Any] = {"fields": {}, "terms": {}}
+        return {
+            "status": "NaN", "reason": reason, **nothing, "settings": self.settings.to_dict()
+        }  # fmt: skip
+
+    def _record(self, folder: Path, problem: PDEProblem) -> dict[str, Any] | None:
+        """That of the run in the folder, if it is this one; limits count, the file's place not."""
+        try:
+            record = read_record(folder / self.name)
+        except RunError:
+            return None
+        identity = identity_of(self.source, problem, self.settings)
+        places = tuple(name for name in identity.free if name.startswith("source."))
+        if record["kind"] != identity.kind:
+            return None
+        same = not replace(identity, free=places).differences(record["identity"])
+        return record if same else None
 
 
 def perform(
@@ -65,7 +90,7 @@ def perform(
     """
     results = []
     for number, run in enumerate(runs):
-        kept = run.kept(folder)
+        kept = run.kept(folder, problem)
         on_run(number, run, kept is not None)
         options = {"pictures": pictures, **callbacks}
         result = kept or _make(run, problem, folder / run.name, options)
@@ -78,10 +103,7 @@ def perform(
 def _make(
     run: PinnRun, problem: PDEProblem, target: Path, options: dict[str, Any]
 ) -> dict[str, Any] | None:
-    record = target / "run.json"
-    same = False
-    if record.exists() and not (target / "metrics.json").exists():
-        same = json.loads(record.read_text(encoding="utf-8"))["settings"] == run.settings.to_dict()
+    same = run.begun(target.parent, problem)
     try:
         metrics, outcome = train(
             run.source,
@@ -93,13 +115,5 @@ def _make(
             **options,
         )
     except DivergedError as error:
-        metrics = {
-            "status": "NaN",
-            "reason": str(error),
-            "fields": {},
-            "terms": {},
-            "settings": run.settings.to_dict(),
-        }
-        write_json(target / "metrics.json", metrics)
-        return metrics
+        return run.diverged(str(error))
     return None if outcome.status == "interrupted" else metrics

@@ -58,6 +58,28 @@ def test_the_same_seed_gives_the_same_run(dcase, waves, empty_folder):
     assert results[0] == results[1] != results[2]
 
 
+def test_resume_knows_the_settings_and_what_may_not_change(dcase, waves, empty_folder):
+    options = ["--optimizer", "adam:10", "--quiet", "--interior", "64"]
+    train = ("pinn", "train", "advection", "--file", waves, "--network", "mlp")
+    assert dcase(*train, "--width", "8", "--depth", "2", *options).code == 0
+    run = empty_folder / "advection-tanh"
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    again = dcase(*train, "--resume", "--quiet")  # the default folder, the settings of its run
+    assert again.code == 0, again.err
+    assert "advection-tanh was finished already" in again.err
+    for more, words in (
+        (["--lr", "0.5"], ["lr was 0.001, now 0.5", "--overwrite"]),
+        (["--sample", "1"], ["source.sample was 0, now 1"]),
+        (["--time-limit", "5"], ["finished"]),
+    ):
+        refused = dcase(*train, "--resume", "--quiet", *more)
+        assert refused.code == 1
+        for word in words:
+            assert word in refused.message
+    assert "holds a run" in dcase(*train, "--quiet").message
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
 def test_soft_conditions_paper_and_weights(dcase, waves, empty_folder):
     done = dcase("pinn", "train", "advection", "--file", waves, "--paper", "--optimizer", "adam:2",
                "--steps-per-epoch", "1", "--interior", "20", "--at-start", "20", "--on-walls", "20",

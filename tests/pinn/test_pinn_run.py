@@ -400,8 +400,12 @@ def test_folders_without_runs_say_so(tmp_path):
         read_run(tmp_path)
     with pytest.raises(OptionError, match="nothing to resume"):
         train(Source("burgers"), QUICK, tmp_path / "none", resume=True)
-    with pytest.raises(OptionError, match="not empty"):
+    with pytest.raises(OptionError, match="damaged.*--overwrite"):
         train(Source("burgers"), QUICK, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(OptionError, match="not empty"):
+        train(Source("burgers"), QUICK, tmp_path / "mine")
 
 
 def test_smoothing_keeps_what_is_resolved():
