@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,11 +20,11 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.data import chemical_symbols
 
 from dcase.derivatives import stress_voigt
 from dcase.errors import DcaseError, OptionError, PaperVariantWarning
 from dcase.potentials.create import potential_caveats
+from dcase.potentials.elements import unknown_elements
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.graphs.graph import AtomicGraph, build_graph
@@ -51,6 +52,9 @@ class DCCalculator(Calculator):
 
     Of an ensemble these are the means over its members, and there are the standard deviations over
     them besides: ``energy_std`` (eV) and ``forces_std`` (eV/A, shape [n_atoms, 3]).
+
+    Threads may share one: each is answered about its own atoms, one at a time (give each a
+    :meth:`copy` to have them compute side by side). :attr:`results` are of the last call alone.
 
     Args:
         path_or_potential: A checkpoint of a potential or an ensemble (a bare name is also looked
@@ -103,6 +107,7 @@ class DCCalculator(Calculator):
         optimize: bool | None = None,
     ):
         super().__init__()
+        self._lock = threading.RLock()
         if dtype not in DTYPES:
             raise OptionError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
         if not skin >= 0:
@@ -162,12 +167,16 @@ class DCCalculator(Calculator):
             DCCalculatorError: For unknown elements, NaN positions, isolated atoms, no atoms.
             PropertyNotImplementedError: For the stress of a system that is not 3D periodic.
         """
+        with self._lock:
+            self._calculate(atoms, properties)
+
+    def _calculate(self, atoms: Atoms | None, properties: list[str] | None) -> None:
         # Instead of Calculator.calculate, which copies once more and looks for a directory.
+        self.results = {}  # first: who sees these atoms does not see the results of others
         if atoms is not None and (self.atoms is None or self.check_state(atoms)):
             self.atoms = atoms.copy()
         atoms = self.atoms
         assert atoms is not None
-        self.results = {}
         stress = bool(atoms.pbc.all())
         if not stress and "stress" in (properties or []):
             raise PropertyNotImplementedError(
@@ -207,12 +216,21 @@ class DCCalculator(Calculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """As ASE, but the stress of a system that is not 3D periodic says why there is none."""
+        """As ASE, of these atoms also where other threads ask for others at the same time.
+
+        The stress of a system that is not 3D periodic says why there is none.
+        """
         if name == "stress" and atoms is not None and not atoms.pbc.all():
             raise PropertyNotImplementedError(
                 "the stress needs a system that is periodic in all three directions"
             )
-        return super().get_property(name, atoms, allow_calculation)
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def calculate_properties(self, atoms: Atoms, properties: list[str]) -> Any:
+        """As ASE; likewise."""
+        with self._lock:
+            return super().calculate_properties(atoms, properties)
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """What a trajectory stores about the calculator."""
@@ -243,12 +261,13 @@ class DCCalculator(Calculator):
         state = self.__dict__.copy()
         state["potential"] = self.potential.to_document()
         state["device"] = str(self.device)
-        state["_list"] = None
+        state["_list"] = state["_lock"] = None
         state["deployed"] = None  # made anew where it is unpickled
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         self.device = choose_device(state["device"])
         self._adopt(model_from_document(state["potential"], "pickled calculator"))
 
@@ -261,8 +280,9 @@ class DCCalculator(Calculator):
 
     def forget(self) -> None:
         """Drop results and pairs, so that what follows does not depend on what went before."""
-        self.reset()
-        self._list = None
+        with self._lock:
+            self.reset()
+            self._list = None
 
     def neighbour_list(self, atoms: Atoms) -> NeighbourList:
         """Pairs up to the skin, searched for anew only when they have to be.
@@ -271,8 +291,8 @@ class DCCalculator(Calculator):
             DCCalculatorError: Without atoms, with positions that are no numbers, or with elements
                 that the potential does not know.
         """
-        self._list = self.search(atoms, self._list)
-        return self._list
+        found = self._list = self.search(atoms, self._list)
+        return found  # not what another thread may have put there since
 
     def search(self, atoms: Atoms, known: NeighbourList | None = None) -> NeighbourList:
         """As :meth:`neighbour_list`, but ``known`` is the list that may still hold."""
@@ -331,11 +351,8 @@ class DCCalculator(Calculator):
             )
 
     def _check_elements(self, atoms: Atoms) -> None:
-        unknown = sorted(set(atoms.numbers.tolist()) - set(self.potential.elements))
-        if unknown:
-            known = ", ".join(chemical_symbols[z] for z in self.potential.elements)
-            symbols = ", ".join(chemical_symbols[z] for z in unknown)
-            raise DCCalculatorError(f"the potential was not trained on {symbols}; it knows {known}")
+        if trouble := unknown_elements(atoms.numbers, self.potential.elements):
+            raise DCCalculatorError(trouble)
 
 
 class NeighbourList:

@@ -200,7 +200,7 @@ class Ensemble(nn.Module):
         if stress and graph.cells is None:
             raise ValueError("the stress needs a periodic system")
         graph = replace(graph, positions=graph.positions.detach())
-        e, slopes = self._stack(first.species_of[graph.numbers], graph)
+        e, slopes = self._stack(first.species(graph.numbers), graph)
         scale = e.new_tensor([m.scale.constant for m in self._potentials], dtype=torch.float64)
         offsets = torch.stack([m.offsets[graph.numbers] for m in self._potentials])
         energies = e.double() * scale[:, None] + offsets  # [k, n_atoms]

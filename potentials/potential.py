@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
 from dcase.errors import CheckpointError, OptionError
+from dcase.potentials.elements import unknown_elements
 from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.kernels.deployed import Deployed, deploy
 from dcase.potentials.networks.float64_buffers import ExactBuffers
@@ -100,14 +101,35 @@ class Potential(ExactBuffers):
         self.network.to(dtype)
         return self
 
+    def species(self, numbers: Tensor) -> Tensor:
+        """Index of each atom's element, int64, of atomic ``numbers`` of any shape.
+
+        Raises:
+            OptionError: For elements that it does not know (not while a CUDA graph is recorded).
+        """
+        inside = numbers.clamp(0, len(self.species_of) - 1)
+        found = self.species_of[inside]
+        if numbers.is_cuda and torch.cuda.is_current_stream_capturing():
+            return found
+        if bool(((found < 0) | (inside != numbers)).any()):
+            raise OptionError(unknown_elements(numbers.flatten().tolist(), self.elements))
+        return found
+
     def atom_energies(self, graph: AtomicGraph) -> Tensor:
-        """Per-atom energies in the network's unit and dtype, shape [n_atoms]."""
-        return self.network(self.species_of[graph.numbers], graph)
+        """Per-atom energies in the network's unit and dtype, shape [n_atoms].
+
+        Raises:
+            OptionError: For elements that it does not know.
+        """
+        return self.network(self.species(graph.numbers), graph)
 
     def energies(self, graph: AtomicGraph) -> Tensor:
         """Total energies in the network's unit (no offset), float64, shape [n_systems].
 
         Of a potential of another quantity: that quantity.
+
+        Raises:
+            OptionError: For elements that it does not know.
         """
         return self.quantity.read_out(self.atom_energies(graph).double(), graph)
 
@@ -119,7 +141,7 @@ class Potential(ExactBuffers):
         The forces are ``-dE/dx`` exactly, by autograd, also under ``torch.no_grad()``.
 
         Raises:
-            OptionError: If the quantity is no energy.
+            OptionError: If the quantity is no energy, or for elements that it does not know.
         """
         if not self.quantity.is_energy:
             raise OptionError(f"{self.quantity} has no forces: it is no energy")
@@ -150,7 +172,8 @@ class Potential(ExactBuffers):
             its unit, [n_systems].
 
         Raises:
-            OptionError: If the stress of what is no energy is asked for.
+            OptionError: If the stress of what is no energy is asked for, or for elements that it
+                does not know.
         """
         if not self.quantity.is_energy:
             if stress:

@@ -241,7 +241,7 @@ class VerletBlocks:
         if self._prepared is None or listed is not self._listed:
             self._listed, self._prepared = listed, None  # room for one at a time
             if self._shared:
-                prepared = self._kernel.prepared(
+                prepared = self._kernel.taken(
                     listed.positions, self._species, listed.pairs, listed.offsets
                 )
             else:

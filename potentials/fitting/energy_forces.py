@@ -61,7 +61,7 @@ class EnergyForces:
         residuals: dict[str, Tensor] = {}
         with_forces = self.forces and batch.forces is not None
         if self.kernel is not None:
-            species = model.species_of[batch.graph.numbers]
+            species = model.species(batch.graph.numbers)
             atoms, forces = self.kernel(species, batch.graph, forces=with_forces)
             energies = self.quantity.read_out(atoms, batch.graph)
         elif with_forces:

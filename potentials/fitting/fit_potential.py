@@ -253,7 +253,7 @@ def _initialize(potential: Potential, data: FrameBatches, recipe: Recipe) -> Non
     fit_scale_factors = getattr(potential.network, "fit_scale_factors", None)
     if fit_scale_factors is not None:
         graphs = [batch.graph for batch in islice(data.in_order(16), 16)]
-        fit_scale_factors([(potential.species_of[g.numbers], g) for g in graphs])
+        fit_scale_factors([(potential.species(g.numbers), g) for g in graphs])
 
 
 def _draw(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:

@@ -167,6 +167,19 @@ class CompiledKernel(ABC):
         self._last = (np.array(species), pairs, offsets, threads), prepared
         return prepared
 
+    def taken(
+        self,
+        positions: np.ndarray,
+        species: np.ndarray,
+        pairs: np.ndarray,
+        offsets: np.ndarray | None = None,
+    ) -> Prepared:
+        """As :meth:`prepared`, but nobody else gets it afterwards."""
+        with self._lock:
+            prepared = self.prepared(positions, species, pairs, offsets)
+            self._last = None
+            return prepared
+
     def prepare(
         self,
         positions: np.ndarray,

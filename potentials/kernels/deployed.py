@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dcase.errors import OptionError
+from dcase.potentials.elements import unknown_elements
 from dcase.potentials.kernels.close_pairs import ExactNetwork
 from dcase.potentials.kernels.compiled import CompiledKernel, EnsembleLike, PotentialLike
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
@@ -99,8 +100,10 @@ class Deployed:
         """
         if not np.isfinite(positions).all():
             raise OptionError("positions are NaN or infinite")
-        if any((species[numbers] < 0).any() for species in self._species):
-            raise OptionError("there are elements that a potential was not trained on")
+        for species in self._species:
+            inside = np.clip(numbers, 0, len(species) - 1)
+            if (inside != numbers).any() or (species[inside] < 0).any():
+                raise OptionError(unknown_elements(numbers, np.flatnonzero(species >= 0)))
         energies, forces, virials = [], [], []
         system = (positions, pairs, offsets)
         for kernel, exact, scale, table, species in zip(

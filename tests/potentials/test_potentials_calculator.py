@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import ase.io
 import numpy as np
@@ -14,11 +17,14 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.io.trajectory import Trajectory
 from ase.optimize import BFGS
-from potential_models import crystal, ethanol, lively
+from potential_models import crystal, ethanol, graph_of, lively
 
 from dcase import DCCalculator
 from dcase.errors import CheckpointError, DcaseError, OptionError
+from dcase.md_runs.loop.compiled_blocks import verlet_blocks
+from dcase.md_runs.loop.watch import BlowUpWatch
 from dcase.potentials.calculator import DCCalculatorError
+from dcase.potentials.ensemble import Ensemble
 
 
 @pytest.fixture(scope="module")
@@ -407,3 +413,138 @@ def test_potentials_calculator_on_a_gpu_equals_the_cpu(potential):
     assert b.get_potential_energy() == pytest.approx(a.get_potential_energy(), abs=1e-9)
     np.testing.assert_allclose(b.get_forces(), a.get_forces(), atol=1e-9)
     np.testing.assert_allclose(b.get_stress(), a.get_stress(), atol=1e-9)
+
+
+@pytest.mark.parametrize("optimize", [None, False])
+@pytest.mark.parametrize("forces_first", [False, True])
+def test_threads_that_share_a_calculator_get_their_own_results(potential, optimize, forces_first):
+    """At every turn all ask at once, each about its own frame."""
+    calc = DCCalculator(potential, dtype="float64", optimize=optimize)
+    count, turns = 8, 6
+    frames = [[ethanol(seed=100 * k + turn) for turn in range(turns)] for k in range(count)]
+    wanted = []
+    for row in frames:
+        for atoms in row:
+            calc.calculate(atoms)
+            wanted.append((calc.results["energy"], calc.results["forces"].copy()))
+    calc.forget()
+    barrier = threading.Barrier(count)
+    wrong = []
+
+    def ask(k):
+        for turn, atoms in enumerate(frames[k]):
+            atoms.calc = calc
+            energy, forces = wanted[k * turns + turn]
+            barrier.wait()
+            for name in ("forces", "energy") if forces_first else ("energy", "forces"):
+                if name == "energy":
+                    same = atoms.get_potential_energy() == pytest.approx(energy, rel=1e-12)
+                else:
+                    same = np.abs(atoms.get_forces() - forces).max() < 1e-9
+                if not same:
+                    wrong.append((k, turn, name))
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(ask, range(count)))
+    assert wrong == []
+
+
+def test_threads_are_answered_one_at_a_time(potential):
+    """The second waits until the first has its result in hands, not only until it is computed."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(DCCalculator):
+        def calculate(self, atoms=None, *args, **kwargs):
+            super().calculate(atoms, *args, **kwargs)
+            if atoms is first:
+                inside.set()
+                go_on.wait(10)
+
+    calc = Slow(potential, dtype="float64")
+    first, second = ethanol(seed=1), ethanol(seed=2)
+    first.calc = second.calc = calc
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first.get_potential_energy)
+        assert inside.wait(10)
+        two = pool.submit(second.get_potential_energy)
+        assert not two.done()
+        go_on.set()
+        energies = [one.result(), two.result()]
+    for atoms, energy in zip((first, second), energies, strict=True):
+        alone = DCCalculator(potential, dtype="float64")
+        alone.calculate(atoms)
+        assert energy == pytest.approx(alone.results["energy"], rel=1e-12)
+
+
+def test_loops_in_threads_share_a_calculator(potential):
+    """Two simulations of the same molecule: one list of pairs holds for both."""
+    calc = DCCalculator(lively(filter_knots=48, dtype=torch.float64), dtype="float64")
+    if calc.deployed is None:
+        pytest.skip("no C compiler works here: there is no compiled loop")
+    loops, states = [], []
+    for seed in (1, 2):
+        atoms = ethanol(seed=seed)
+        atoms.calc = calc
+        loops.append(verlet_blocks(atoms, 0.2, BlowUpWatch(atoms, None, 1e12), 27))
+        states.append((atoms.positions.copy(), np.zeros((9, 3)), atoms.get_forces()))
+    alone = [loop.advance(*state, 40) for loop, state in zip(loops, states, strict=True)]
+    barrier = threading.Barrier(2)
+
+    def run(k):
+        barrier.wait()
+        return [loops[k].advance(*states[k], 40).positions[-1] for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for block, ends in zip(alone, pool.map(run, range(2)), strict=True):
+            for end in ends:
+                np.testing.assert_array_equal(end, block.positions[-1])
+
+
+UNKNOWN = {
+    "another element": (79, "Au"),
+    "the dummy element": (0, "atomic number 0"),
+    "negative": (-1, "atomic number -1"),
+    # The tables are indexed with it: from the end, -113 is carbon.
+    "negative that is carbon from the end": (-113, "atomic number -113"),
+    "beyond the table": (119, "atomic number 119"),
+    "far beyond the table": (10**9, "atomic number 1000000000"),
+}
+
+
+@pytest.mark.parametrize(("number", "name"), UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_elements_are_named_by_every_method(potential, number, name):
+    graph = graph_of(potential, ethanol())
+    numbers = graph.numbers.clone()
+    numbers[4] = number
+    graph = replace(graph, numbers=numbers)
+    message = f"^the potential was not trained on {name}; it knows H, C, O$"
+    ensemble = Ensemble([lively(activation="silu", seed=seed) for seed in (1, 2)])
+    calls = {
+        "forward": lambda: potential(graph),
+        "energies alone": lambda: potential(graph, forces=False),
+        "atom_energies": lambda: potential.atom_energies(graph),
+        "energies": lambda: potential.energies(graph),
+        "energies_and_forces": lambda: potential.energies_and_forces(graph),
+        "species": lambda: potential.species(numbers),
+        "ensemble": lambda: ensemble(graph),
+        "ensemble, energies alone": lambda: ensemble(graph, forces=False),
+    }
+    for call in calls.values():
+        with pytest.raises(OptionError, match=message):
+            call()
+    for optimize in (None, False):
+        calc = DCCalculator(potential, optimize=optimize)
+        atoms = ethanol()
+        if -(2**31) <= number < 2**31:
+            atoms.numbers[4] = number
+            with pytest.raises(DCCalculatorError, match=message):
+                calc.calculate(atoms)
+        if calc.deployed is not None:
+            with pytest.raises(OptionError, match=message):
+                calc.deployed(numbers.numpy(), ethanol().positions, graph.pairs.numpy())
+
+
+def test_known_elements_have_the_index_of_their_place(potential):
+    found = potential.species(torch.tensor([[1, 6], [8, 1]]))
+    assert found.tolist() == [[0, 1], [2, 0]]
+    assert potential.species(torch.empty(0, dtype=torch.int64)).tolist() == []

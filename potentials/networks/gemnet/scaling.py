@@ -183,8 +183,11 @@ class _Potential(Protocol):
     """What of a :class:`~dcase.potentials.potential.Potential` is needed here."""
 
     network: nn.Module
-    species_of: Tensor
     architecture: str
+
+    def species(self, numbers: Tensor) -> Tensor:
+        """Index of each atom's element."""
+        ...
 
 
 def refit_scale_factors(potential: _Potential, graphs: Iterable[AtomicGraph]) -> dict[str, float]:
@@ -205,4 +208,4 @@ def refit_scale_factors(potential: _Potential, graphs: Iterable[AtomicGraph]) ->
     fit = getattr(potential.network, "fit_scale_factors", None)
     if fit is None or not scale_factors(potential.network):
         raise OptionError(f"a {potential.architecture} potential has no scale factors to fit")
-    return fit([(potential.species_of[g.numbers], g) for g in graphs])
+    return fit([(potential.species(g.numbers), g) for g in graphs])
