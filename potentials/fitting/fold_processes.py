@@ -116,7 +116,9 @@ def _in_processes(
     on_fold: Callable[[int], None] | None,
     on_step: Callable[[int, Any], None] | None,
 ) -> bool:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
+    # A fork of a process with threads can hang; this one has none, and imports torch once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dcase.potentials.fitting.fit_potential"])
     messages = context.Queue()
     waiting, failure = list(jobs), ""
     running: dict[int, Any] = {}

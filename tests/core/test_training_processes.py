@@ -1,11 +1,11 @@
 """Two processes train as one with the joint batch: the same losses, weights, errors and ends."""
 
-import multiprocessing
 import socket
 
 import numpy as np
 import pytest
 import torch
+from processes import finish, start
 from training_problems import JOINT, Curve, Shared, joint_run, joint_worker, trainer, weights
 
 from dcase.errors import TrainingError
@@ -19,17 +19,12 @@ def outcomes(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcase.potentials.fitting.fit_potential", "lightning_fabric"])
-    workers = [context.Process(target=joint_worker, args=(r, port, folder)) for r in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)  # a hang is a failure
-    codes = [worker.exitcode for worker in workers]
-    for worker in workers:
-        worker.kill()
-    assert codes == [0, 0]
+    workers = [start(joint_worker, rank, port, folder) for rank in (0, 1)]
+    try:
+        assert [finish(worker) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:  # the other one of one that failed waits for it
+            worker.kill()
     return {
         (name, rank): torch.load(folder / f"{name}{rank}.result")
         for name in [*JOINT, "resumed", "refused"]
@@ -115,7 +110,7 @@ def test_time_limit_is_agreed(outcomes):
     first, second = outcomes["time", 0], outcomes["time", 1]
     assert first["status"] == second["status"] == "time limit"
     assert first["steps"] == second["steps"] > 1
-    assert 0.5 <= first["elapsed"] < 5
+    assert first["elapsed"] >= 0.5
     assert first["weights"] == second["weights"]
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from processes import die_at_write
 from torch import Tensor, nn
 
 from dcase import checkpoint
@@ -165,16 +166,18 @@ def water_recipe(**overrides):
             "training.epochs": 12,
             "training.batch_size": 4,
             "training.validate_every": 2,
-            "training.checkpoint_every": 1e-3,
+            "training.checkpoint_every": 1e-9,  # after every step
             **overrides,
         },
     )
 
 
-def fit_water(out: Path, resume: bool, die_at_save: int = 0, how: str = "") -> None:
-    """Target of a process: train, and maybe die by SIGKILL within a save of the state."""
-    torch.set_num_threads(1)
+def fit_water(
+    out: Path, resume: bool, die_at_save: int = 0, how: str = "", die_at: int = 0
+) -> None:
+    """Target of a process: train, and maybe die by SIGKILL within a save or at a write."""
     dataset, splits = water()
+    die_at_write(die_at)
     saves = 0
     if die_at_save:
         replace, write = os.replace, Path.write_bytes
@@ -285,7 +288,6 @@ def joint_worker(rank: int, port: int, folder: Path) -> None:
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
     }
-    torch.set_num_threads(1)
     from lightning_fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")

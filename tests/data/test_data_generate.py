@@ -1,15 +1,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
 import pytest
 from ase import units
 from ase.build import molecule
+from processes import die_at_write, finish, start
 
 from dcase.data import generate as module
 from dcase.data import generate_state
@@ -114,30 +114,30 @@ def test_resuming_after_ctrl_c_changes_nothing(uninterrupted, tmp_path, stop_at)
     same(uninterrupted, out)
 
 
+def work(out, resume, die_at):
+    """Target of a process: sampling that is saved after every segment, and dies at a write."""
+    now = [0.0]
+
+    def later(done, total):
+        now[0] += 2 * module.SAVE_EVERY
+
+    module.time = SimpleNamespace(monotonic=lambda: now[0])
+    die_at_write(die_at)
+    generate("O", 12, out=out, resume=resume, progress=later, **SHORT)
+
+
+@pytest.mark.parametrize("part", ["before a sync", "before a rename"])
 @one_thread
-def test_resuming_after_kill_9_changes_nothing(uninterrupted, tmp_path):
+def test_resuming_after_kill_9_changes_nothing(uninterrupted, tmp_path, part):
     out = tmp_path / "w.npz"
-    program = (
-        "import sys, time; from dcase.data import generate as g; g.SAVE_EVERY = 0.0\n"
-        "def slow(done, total):\n"
-        "    print(done, flush=True); time.sleep(0.05 * (done > 2))\n"
-        f"g.generate('O', 12, out=sys.argv[1], progress=slow, **{SHORT!r})"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        for line in process.stdout:
-            if int(line) >= 4:
-                time.sleep(np.random.default_rng().uniform(0, 0.1))
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+    # Each save is a sync and a rename: the eighth save is that of frame 6 or 7.
+    process = start(work, out, True, 15 if part == "before a sync" else 16)
+    assert finish(process) == -signal.SIGKILL
     assert not out.exists()
     assert state_path(out).exists()
     seen = []
     generate("O", 12, out=out, progress=lambda done, total: seen.append(done), **SHORT)
-    assert seen[0] >= 3
+    assert 3 <= seen[0] <= 8
     same(uninterrupted, out)
 
 

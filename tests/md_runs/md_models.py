@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
@@ -21,7 +19,7 @@ class PairSprings(Calculator):
         curl: Adds the force ``curl * (z x (r - <r>))``, which no energy has, eV/A^2.
         rounding: Rounds the energy to this many eV, as single precision would.
         kick: Adds this energy (eV) but no force while the first pair is longer than its rest.
-        delay: Seconds of sleep per call, to be killed in.
+        on_call: Called with the number of calls before each calculation.
     """
 
     implemented_properties = ("energy", "free_energy", "forces")
@@ -37,20 +35,20 @@ class PairSprings(Calculator):
         curl=0.0,
         rounding=0.0,
         kick=0.0,
-        delay=0.0,
+        on_call=None,
     ):
         super().__init__()
         self.pairs = np.asarray(pairs)
         self.lengths = np.asarray(lengths, dtype=float)
         self.depth, self.a, self.morse = depth, a, morse
-        self.curl, self.rounding, self.kick, self.delay = curl, rounding, kick, delay
+        self.curl, self.rounding, self.kick, self.on_call = curl, rounding, kick, on_call
         self.calls = 0
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         self.calls += 1
-        if self.delay:
-            time.sleep(self.delay)
+        if self.on_call is not None:
+            self.on_call(self.calls)
         r = self.atoms.positions
         i, j = self.pairs.T
         d = r[j] - r[i]

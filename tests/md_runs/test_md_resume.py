@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,21 +12,12 @@ import pytest
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 from md_models import spring_molecule
+from processes import count_writes, die_at_write, finish, start
 
 from dcase.errors import OptionError, SimulationError
+from dcase.md_runs.loop import engine
 from dcase.md_runs.files.trajectory import read_trajectory
 from dcase.md_runs.simulate import MDSettings, recover, run_md
-
-WORKER = """
-import sys
-from md_models import spring_molecule
-from dcase.md_runs.simulate import MDSettings, run_md
-out, ensemble, resume, steps = sys.argv[1], sys.argv[2], sys.argv[3] == "1", int(sys.argv[4])
-settings = MDSettings(ensemble=ensemble, steps=steps, equilibrate=150, checkpoint_every=40,
-                      traj_every=7, log_every=3)
-result = run_md(spring_molecule("CH4", delay=0.0005), settings, out, resume=resume)
-print(result.status)
-"""
 
 
 def settings_of_worker(ensemble, steps):
@@ -44,15 +31,18 @@ def settings_of_worker(ensemble, steps):
     )
 
 
-def start_worker(out, ensemble, resume, steps):
-    here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(out), ensemble, str(int(resume)), str(steps)],
-        env=env,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def work(out, ensemble, resume, steps, die_at=0, press_at=0):
+    """Target of a process: a run that dies at a write, or gets Ctrl-C at a call of its forces."""
+    engine.SAVE_SECONDS = 0.0
+    die_at_write(die_at)
+
+    def press(calls):
+        if calls == press_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    atoms = spring_molecule("CH4", on_call=press)
+    result = run_md(atoms, settings_of_worker(ensemble, steps), out, resume=resume)
+    assert result.status == ("interrupted" if press_at else "finished")
 
 
 def datasets(path):
@@ -76,32 +66,24 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "langevin"])
-def test_kill_at_random_moments(tmp_path, ensemble):
+def test_kill_at_random_writes(tmp_path, monkeypatch, ensemble):
     """Kill -9 in the first run and in each resumed one; then the last one is let through."""
     steps = 900
-    out = tmp_path / "killed"
+    out, settings = tmp_path / "killed", settings_of_worker(ensemble, steps)
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    total = count_writes(
+        monkeypatch, lambda: run_md(spring_molecule("CH4"), settings, tmp_path / "whole")
+    )
     rng = np.random.default_rng(len(ensemble))
     for attempt in range(3):
-        worker = start_worker(out, ensemble, attempt > 0, steps)
-        mark = (out / "state" / "checkpoint.npz").stat().st_mtime_ns if attempt else None
-        try:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:  # until it has saved something of its own
-                checkpoint = out / "state" / "checkpoint.npz"
-                if checkpoint.exists() and checkpoint.stat().st_mtime_ns != mark:
-                    break
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0.0, 0.25))
-        finally:
-            worker.send_signal(signal.SIGKILL)
-            worker.communicate()
-        assert worker.returncode == -signal.SIGKILL
-    facts = recover(out)  # a killed run can be read ...
-    assert facts["status"] == "killed"
-    settings = settings_of_worker(ensemble, steps)
+        # A quarter of the run at most; the first writes of all are those of the run's folder.
+        die_at = rng.integers(8, total // 4)
+        process = start(work, out, ensemble, attempt > 0, steps, die_at)
+        assert finish(process) == -signal.SIGKILL
+        facts = recover(out)  # a killed run can be read ...
+        assert facts["status"] == "killed"
     result = run_md(spring_molecule("CH4"), settings, out, resume=True)  # ... and resumed
     assert result.status == "finished"
-    run_md(spring_molecule("CH4"), settings, tmp_path / "whole")
     assert_same(out, tmp_path / "whole")
     steps_seen = [a.info["step"] for a in read_trajectory(out)]
     assert steps_seen == list(range(0, steps + 1, 7))
@@ -110,16 +92,8 @@ def test_kill_at_random_moments(tmp_path, ensemble):
 
 def test_ctrl_c_ends_cleanly_and_resumes(tmp_path):
     out = tmp_path / "interrupted"
-    worker = start_worker(out, "bussi", False, 4000)
-    checkpoint = out / "state" / "checkpoint.npz"
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(0.5)
-    worker.send_signal(signal.SIGINT)
-    printed, _ = worker.communicate(timeout=30)
-    assert worker.returncode == 0
-    assert printed.strip() == "interrupted"
+    process = start(work, out, "bussi", False, 4000, 0, 700)
+    assert finish(process) == 0
     assert 0 < len(read_trajectory(out)) < 4000 / 7
     done = read_trajectory(out)[-1].info["step"]
     settings = settings_of_worker("bussi", done + 50)

@@ -7,6 +7,7 @@ are exact, so that float64 can be compared to its last digits.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -50,11 +51,18 @@ def exact_zeros(n, k):
     return np.array([row[:k] for row in rows])
 
 
+# Their formulas are derived by sympy, which takes seconds; once for each number of them is enough.
+bessel_basis = functools.cache(dimenet_utils.bessel_basis)
+real_sph_harm = functools.cache(dimenet_utils.real_sph_harm)
+
+
 def pyg_twin(potential, monkeypatch) -> DimeNetPlusPlus:
     """The same network, in the dtype of ``potential``; SiLU only."""
     monkeypatch.setattr(dimenet, "radius_graph", edge_index)
     monkeypatch.setattr(dimenet, "triplets", triplets)
     monkeypatch.setattr(dimenet_utils, "Jn_zeros", exact_zeros)
+    monkeypatch.setattr(dimenet_utils, "bessel_basis", bessel_basis)
+    monkeypatch.setattr(dimenet_utils, "real_sph_harm", real_sph_harm)
     own, h = potential.network, potential.hyper_parameters
     twin = DimeNetPlusPlus(
         hidden_channels=h["hidden_channels"],

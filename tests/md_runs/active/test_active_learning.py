@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +15,7 @@ from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
 from ase.io import read
 from md_ensembles import ensemble_molecule
+from processes import die_at_write, finish, start
 
 from dcase.data.atoms_files import read_atoms
 from dcase.data.selection import SEPARATION_A, fingerprint
@@ -222,38 +218,20 @@ def test_interrupted_everywhere_comes_to_the_same(whole, tmp_path):
     assert_same(out, result.folder.root)
 
 
-WORKER = """
-import sys
-from test_active_learning import SETTINGS, learn
-from dcase.data.atoms_files import read_atoms
-learn(sys.argv[1], test=read_atoms(sys.argv[2]), resume=sys.argv[3] == "1")
-"""
+def work(out, test, resume, die_at):
+    """Target of a process: a run that dies at a write."""
+    die_at_write(die_at)
+    learn(out, test=read_atoms(test), resume=resume)
 
 
-def test_kill_at_random_moments(whole, tmp_path):
+def test_kill_at_random_writes(whole, tmp_path):
     result, *_ = whole
     out, rng = tmp_path / "killed", np.random.default_rng(0)
-    here = [str(folder) for folder in Path(__file__).parents[:2]]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "1"}
     test = result.folder.root.parent / "test.extxyz"
-    killed = 0
     for attempt in range(3):
-        seen = set(out.rglob("*")) if out.exists() else set()
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(out), str(test), str(int(attempt > 0))], env=env
-        )
-        try:
-            deadline = time.monotonic() + 120
-            fresh = 6 + 10 * attempt  # files that it must have added
-            while time.monotonic() < deadline and worker.poll() is None:
-                if out.exists() and len(set(out.rglob("*")) - seen) > fresh:
-                    break
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0.0, 0.3))
-        finally:
-            worker.send_signal(signal.SIGKILL)
-            killed += worker.wait() == -signal.SIGKILL
-    assert killed
+        # Later in each: what was done is not written again.
+        process = start(work, out, test, attempt > 0, rng.integers(10, 40))
+        assert finish(process) == -signal.SIGKILL
     learn(out, test=read_atoms(test), resume=True)
     assert_same(out, result.folder.root)
     assert not list(out.rglob(".*"))

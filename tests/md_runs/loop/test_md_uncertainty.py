@@ -6,12 +6,8 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from ase import Atoms
 from ase.io import read
 from md_ensembles import SpringEnsemble, ensemble_molecule
 from md_models import spring_molecule
+from processes import count_writes, die_at_write, finish, start
 from rich.console import Console
 
 from dcase.data.selection import SEPARATION_A, fingerprint
@@ -230,53 +227,40 @@ def test_a_spread_that_is_no_number_is_beyond_any_limit(tmp_path):
 
 # ---------------------------------------------------------------------------- resuming
 
-WORKER = """
-import json, sys
-from md_ensembles import ensemble_molecule
-from dcase.md_runs.simulate import MDSettings, run_md
-out, resume, settings = sys.argv[1], sys.argv[2] == "1", json.loads(sys.argv[3])
-run_md(ensemble_molecule(delay=0.0003), MDSettings(**settings), out, resume=resume)
-"""
+
+def work(out, resume, settings, die_at):
+    """Target of a process: a run that dies at a write."""
+    die_at_write(die_at)
+    run_md(ensemble_molecule(), settings, out, resume=resume)
 
 
 @pytest.mark.parametrize("mode", ["flag", "stop"])
-def test_kill_at_random_moments(tmp_path, mode):
+def test_kill_at_random_writes(tmp_path, monkeypatch, mode):
     """Kill -9 three times, then let it through: frames kept and statistics as if undisturbed."""
     settings = replace(
-        FLAG, steps=900, ensemble="langevin", on_uncertain=mode, checkpoint_every=40, log_every=3
+        FLAG, steps=600, ensemble="langevin", on_uncertain=mode, checkpoint_every=40, log_every=3
     )
     if mode == "stop":
         free = replace(settings, max_uncertainty_eV_A=None)
         run_md(ensemble_molecule(), replace(free, log_every=1), tmp_path / "free")
         u = read_series(tmp_path / "free")["uncertainty"]
         settings = replace(settings, max_uncertainty_eV_A=float(np.partition(u, -3)[-3]))
-    out, rng = tmp_path / "killed", np.random.default_rng(5)
-    here = Path(__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
-    for attempt in range(3):
-        arguments = [str(out), str(int(attempt > 0)), json.dumps(settings.to_dict())]
-        checkpoint = out / "state" / "checkpoint.npz"
-        mark = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-        worker = subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=env)
-        try:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and worker.poll() is None:
-                if checkpoint.exists() and checkpoint.stat().st_mtime_ns != mark:
-                    break
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0.0, 0.2))
-        finally:
-            worker.send_signal(signal.SIGKILL)
-            worker.wait()
-        if recover(out)["status"] != "killed":
-            break  # it was through before the kill
-    facts = recover(out)
+    out, rng, runs = tmp_path / "killed", np.random.default_rng(5), []
+    total = count_writes(
+        monkeypatch,
+        lambda: runs.append(run_md(ensemble_molecule(), settings, tmp_path / "whole")),
+    )
+    (whole,) = runs
     kept = out / "selected.extxyz"
-    if facts["status"] == "killed":
+    for attempt in range(3):
+        die_at = rng.integers(8, max(total // 4, 9))
+        process = start(work, out, attempt > 0, settings, die_at)
+        assert finish(process) == -signal.SIGKILL
+        facts = recover(out)
+        assert facts["status"] == "killed"
         # What is kept can be read before anything is resumed.
         assert kept.exists() == bool(facts["uncertainty"]["selected"])
-        run_md(ensemble_molecule(), settings, out, resume=True)
-    whole = run_md(ensemble_molecule(), settings, tmp_path / "whole")
+    run_md(ensemble_molecule(), settings, out, resume=True)
     assert_same_run(out, tmp_path / "whole")
     assert (kept.exists(), whole.finished) == (True, mode == "flag")
     one, two = write_report(out), write_report(tmp_path / "whole")

@@ -28,7 +28,8 @@ def _batch(frames, cutoff):
     return batches.batch(torch.arange(len(frames))).graph
 
 
-@pytest.mark.parametrize("size", ["tiny", "md17"])
+# PyG's sympy takes ten seconds for the larger one.
+@pytest.mark.parametrize("size", ["tiny", pytest.param("md17", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
