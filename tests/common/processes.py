@@ -53,15 +53,17 @@ def on_write(act: Callable[[int], None]) -> None:
     lasts as long as the process: for processes of their own, or with ``os`` restored afterwards.
     """
     count = 0
-    for name in ("fsync", "replace"):
 
-        def counted(*args, _original=getattr(os, name), **kwargs):
+    def counted(original):
+        def wrapper(*args, **kwargs):
             nonlocal count
             count += 1
             act(count)
-            return _original(*args, **kwargs)
+            return original(*args, **kwargs)
 
-        setattr(os, name, counted)
+        return wrapper
+
+    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
 
 
 def die_at_write(number: int) -> None:

@@ -27,26 +27,22 @@ def test_old_names_are_the_same_modules(old, new):
     assert module.__name__ == module.__spec__.name == new
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [
-        "from dcase.potentials.graph import AtomicGraph as a\n"
-        "from dcase.potentials.graphs.graph import AtomicGraph as b",
-        "from dcase.potentials.graphs.graph import AtomicGraph as b\n"
-        "from dcase.potentials.graph import AtomicGraph as a",
-        "from dcase.potentials.gemnet.layers import Dense as a\n"
-        "from dcase.potentials.networks.gemnet.layers import Dense as b",
-        "from dcase.md_runs.report import write_report as a\n"
-        "from dcase.md_runs.report.report import write_report as b",
-        "from dcase.md_runs.checks import run_checks as a\n"
-        "from dcase.md_runs.checks.conformance import run_checks as b",
-        "from dcase.md_runs.bench import bench_md as a\n"
-        "from dcase.md_runs.bench.measure import bench_md as b",
-    ],
-)
-def test_in_a_new_process(statements):
-    code = f"{statements}\nassert a is b"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+PAIRS = [  # an old name, its new one, and something in it
+    ("dcase.potentials.graph", "dcase.potentials.graphs.graph", "AtomicGraph"),
+    ("dcase.potentials.gemnet.layers", "dcase.potentials.networks.gemnet.layers", "Dense"),
+    ("dcase.md_runs.report", "dcase.md_runs.report.report", "write_report"),
+    ("dcase.md_runs.checks", "dcase.md_runs.checks.conformance", "run_checks"),
+    ("dcase.md_runs.bench", "dcase.md_runs.bench.measure", "bench_md"),
+]
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_in_a_new_process(first):
+    lines = []
+    for old, new, name in PAIRS:
+        both = [f"from {old} import {name} as a", f"from {new} import {name} as b"]
+        lines += [*(both if first == "old" else reversed(both)), "assert a is b"]
+    subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(lines)], check=True)
 
 
 def test_a_name_that_never_was():

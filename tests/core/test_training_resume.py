@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed is the run that was not, bit for bit."""
 
+import os
 import random
 import signal
 import time

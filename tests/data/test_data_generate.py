@@ -186,11 +186,11 @@ def test_the_interval_is_measured(xtb, tmp_path, monkeypatch):
 
 @pytest.mark.physics
 def test_the_temperature_is_the_one_asked_for(xtb, tmp_path):
-    # Water, 400 frames 10 fs apart: 9 momenta each; the error of the mean is a few percent.
+    # Water, 150 frames 10 fs apart: 9 momenta each; the error of the mean is some five percent.
     start = molecule("H2O")
-    out = generate(start, 400, out=tmp_path / "a.npz", temperature=300.0, interval=10.0, walkers=1)
+    out = generate(start, 150, out=tmp_path / "a.npz", temperature=300.0, interval=10.0, walkers=1)
     metadata = json.loads(str(contents(out)["metadata"]))
-    assert metadata["mean_kinetic_temperature_K"] == pytest.approx(300, rel=0.12)
+    assert metadata["mean_kinetic_temperature_K"] == pytest.approx(300, rel=0.15)
 
 
 def test_reacted_segments_are_dropped_with_a_note(xtb, tmp_path, monkeypatch):
@@ -208,7 +208,8 @@ def test_reacted_segments_are_dropped_with_a_note(xtb, tmp_path, monkeypatch):
     assert len(read_npz(out)) == 4
 
 
-def test_a_molecule_that_falls_apart(xtb, tmp_path):
+def test_a_molecule_that_falls_apart(xtb, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FAILURES", 4)
     options = {**SHORT, "equilibrate": 25.0}
     with pytest.raises(DataError, match="changed its bonds .* lower the temperature"):
         generate(molecule("H2O2"), 5, out=tmp_path / "a.npz", temperature=30000.0, **options)

@@ -15,8 +15,8 @@ from md_models import spring_molecule
 from processes import count_writes, die_at_write, finish, start
 
 from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.loop import engine
 from dcase.md_runs.files.trajectory import read_trajectory
+from dcase.md_runs.loop import engine
 from dcase.md_runs.simulate import MDSettings, recover, run_md
 
 
