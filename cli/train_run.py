@@ -20,7 +20,7 @@ from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.files import check_writable
 from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
-from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, run_folder
+from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, training_place
 from dcase.potentials.fitting.recipe import ModelChoice, Recipe
 from dcase.potentials.networks.registry import get_architecture
 
@@ -95,25 +95,24 @@ def _default_name(name: str, recipe: Recipe) -> str:
 
 
 def _check_target(out: Path, resume: bool) -> str:
-    """Refuse an output that cannot be written, or a resume with nothing there, before any work.
+    """Refuse an output that cannot be written, before any work.
 
     Returns:
         What the user should know of the beginning, or "".
 
     Raises:
-        OptionError: If there is nothing to resume, or the name is that of its own side folder.
+        OptionError: If the name is that of its own side folder.
         DcaseError: If ``out`` cannot be written.
     """
-    folder = run_folder(out)
-    if out == folder:
+    place = training_place(out)
+    if out == place.folder:
         raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
-    check_writable(out, [folder / "state.pt"], stream=False)
-    if not resume or (folder / "state.pt").exists():
-        return ""
-    if out.exists() or not folder.exists():
-        raise OptionError(f"nothing to resume: there is no training state in {folder}")
-    # Killed before its first save; a resume is what its user wants all the same.
-    return f"{folder} holds no state yet: starting from the beginning"
+    state = place.folder / "state.pt"
+    check_writable(out, [state], stream=False)
+    if resume and place.resumable() and not (state.exists() or out.exists()):
+        # Killed before its first save; a resume is what its user wants all the same.
+        return f"{place.folder} holds no state yet: starting from the beginning"
+    return ""
 
 
 def _split(

@@ -61,7 +61,8 @@ class Identity:
         kind: The command, ``"md"``, ``"train"``...
         settings: Every choice, as plain values; tables may be nested.
         free: Names of settings that may change on a resume (``"table.name"`` for nested ones).
-        data: Fingerprint of what it learns from, or of the structure it starts at.
+        data: Fingerprints, by name, of what it learns from or starts at; a single one may be given
+            as it is.
         model: Fingerprint of the weights it uses; empty where it has none or trains them.
         dtype: Precision of the arithmetic, where it is not among the settings.
         version: Of the kind's code: raised when the same settings give another run.
@@ -70,7 +71,7 @@ class Identity:
     kind: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     free: tuple[str, ...] = ()
-    data: str = ""
+    data: Mapping[str, str] | str = field(default_factory=dict)
     model: str = ""
     dtype: str = ""
     version: int = 1
@@ -78,6 +79,8 @@ class Identity:
     def to_dict(self) -> dict[str, Any]:
         """As JSON will give it back."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_plain))
+        if isinstance(found["data"], str):
+            found["data"] = {"data": found["data"]} if found["data"] else {}
         return found
 
     def differences(self, then: Mapping[str, Any]) -> list[str]:
@@ -86,9 +89,12 @@ class Identity:
         if then.get("version") != now["version"]:
             return ["it was begun by another version of dcase"]
         found = list(_differing("", then.get("settings", {}), now["settings"], self.free))
-        for key, what in (("data", "data"), ("model", "model")):
-            if then.get(key) != now[key]:
-                found.append(f"it has other {what}" if key == "data" else f"it has another {what}")
+        before = then.get("data")
+        for name in now["data"]:
+            if not isinstance(before, dict) or before.get(name) != now["data"][name]:
+                found.append(f"other {name}")
+        if then.get("model") != now["model"]:
+            found.append("another model (or other weights)")
         if then.get("dtype") != now["dtype"]:
             found.append(f"dtype was {then.get('dtype')}, now {now['dtype']}")
         return found
@@ -196,6 +202,10 @@ class Place:
         """The file that is locked while a process is at work."""
         return self.folder / LOCK
 
+    def resumable(self) -> bool:
+        """Whether there is a record: for runs inside of another one, which goes on where it can."""
+        return _exists(self.record)
+
     def found(self) -> list[Path]:
         """What a run has left here, the record first."""
         matches = (path for pattern in self.files for path in sorted(self.folder.glob(pattern)))
@@ -297,6 +307,10 @@ class Run:
         """Give the folder back."""
         self._lock.release()
 
+    def _untouched(self) -> bool:
+        """Whether there is nothing here yet that the run has written."""
+        return self._lock.in_place() and self.place.found() == [self.place.record]
+
     def __enter__(self) -> Run:
         return self
 
@@ -308,6 +322,9 @@ class Run:
     ) -> None:
         try:
             if error is not None:  # which says more than what could go wrong here
+                if not self.resumed and self._untouched():
+                    self._lock.undo(self.place.record)
+                    return
                 with suppress(DcaseError):
                     self.finish(FAILED if isinstance(error, Exception) else INTERRUPTED)
             elif self.record["status"] == RUNNING:
@@ -413,10 +430,12 @@ def _decide(
         raise RunError(f"nothing to resume: there is no run in {folder}")
     changed = identity.differences(record["identity"])
     if changed:
-        may = f"; only {', '.join(identity.free)} may change" if identity.free else ""
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        names = ", ".join(name.rpartition(".")[2] for name in identity.free)
         raise RunError(
-            f"cannot resume {folder}: {'; '.join(changed)}{may}; use the same, or --overwrite to "
-            "start again"
+            f"cannot resume {folder}: {'; '.join(changed[:3])}{more}"
+            + (f" (only {names} may change)" if names else "")
+            + "; use the same, or --overwrite to start again"
         )
     return record
 
@@ -546,8 +565,10 @@ class _Lock:
         os.close(self._handle)
         self._handle = None
 
-    def undo(self) -> None:
-        """Unlock, and remove what :meth:`take` has made."""
+    def undo(self, *files: Path) -> None:
+        """Unlock, and remove what :meth:`take` has made, and further files."""
+        for path in files:
+            path.unlink(missing_ok=True)
         keep = self.path not in self._made
         if self._handle is not None and keep:
             os.close(self._handle)

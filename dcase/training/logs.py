@@ -27,6 +27,7 @@ class MetricsLog:
         self.path = Path(folder) / "metrics.csv"
         self.columns = columns
         self._events: Any = None
+        self._writer: Any = None  # opened with the first row: it writes into the folder at once
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +35,7 @@ class MetricsLog:
                 raise MissingExtraError(
                     "TensorBoard is not installed; pip install 'dcase[tensorboard]'"
                 ) from error
-            self._events = SummaryWriter(log_dir=str(folder))
+            self._writer = SummaryWriter
 
     def start(self) -> None:
         """Begin a new log."""
@@ -47,7 +48,9 @@ class MetricsLog:
                 csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
         except OSError as error:
             raise DcaseError(f"cannot write {self.path}: {error.strerror or error}") from error
-        if self._events is not None:
+        if self._writer is not None:
+            if self._events is None:
+                self._events = self._writer(log_dir=str(self.path.parent))
             for name, value in row.items():
                 if name != "epoch":
                     self._events.add_scalar(name, value, int(row["epoch"]))

@@ -13,6 +13,9 @@ OPTIMIZERS = ("adam", "adamw", "soap", *QUASI_NEWTON)
 BALANCES = ("none", "gradient-norm", "ntk")
 SCHEDULES = ("constant", "cosine", "plateau", "exponential")
 
+LIMITS = ("epochs", "time_limit", "checkpoint_every", "early_stopping")
+"""Settings that may change between sittings; any other change would make another run of it."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:

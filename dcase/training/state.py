@@ -15,12 +15,9 @@ from dcase.objective import Objective
 from dcase.training.balance import Balance
 from dcase.training.ema import WeightAverage
 from dcase.training.schedule import Schedule
-from dcase.training.settings import TrainSettings
+from dcase.training.settings import LIMITS, TrainSettings
 
 STATE_VERSION = 1
-
-# Limits may change between sittings; anything else would make another run of it.
-FREE = ("epochs", "time_limit", "checkpoint_every", "early_stopping")
 
 
 def buffers(model: nn.Module) -> list[Tensor]:
@@ -114,7 +111,7 @@ def load_state(file: Path, run: dict[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{where}: the file has no {part}")
         for key, value in run[part].items():
             # What an older dcase did not write yet cannot be compared.
-            if key in then and not (part == "settings" and key in FREE):
+            if key in then and not (part == "settings" and key in LIMITS):
                 difference = _difference(key, then[key], value)
                 if difference:
                     raise CheckpointError(

@@ -30,6 +30,7 @@ from dcase.errors import OptionError
 from dcase.files import remove_leftovers
 from dcase.interrupt import interruptible
 from dcase.objective import Objective
+from dcase.runs import Run
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog
 from dcase.training.processes import Processes
@@ -69,6 +70,10 @@ class Trainer:
         on_state: Called after each save of the training state (for tests and displays).
         tensorboard: Also write TensorBoard events (needs the extra).
 
+    Attributes:
+        claimed: The run that ``folder`` was claimed for, or None; training stops where the folder
+            goes away.
+
     Raises:
         OptionError: If there are no samples, a setting needs validation samples and there are none,
             or the optimizer cannot take this model.
@@ -104,6 +109,7 @@ class Trainer:
         self.processes = Processes(fabric)
         self.rank, self.world = self.processes.rank, self.processes.world
         self.on_step, self.on_state = on_step, on_state
+        self.claimed: Run | None = None
 
         self.processes.share_weights(model)
         self.batch_size = min(settings.batch_size or len(train_data), len(train_data))
@@ -296,6 +302,8 @@ class Trainer:
         state.step += 1
         for name, value in state.losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
+        if self.claimed:
+            self.claimed.check()
         if self.on_step:
             lr = self.optimizer.param_groups[0]["lr"]
             self.on_step(self._progress(lr, state.losses["loss"]))
@@ -394,6 +402,8 @@ class Trainer:
 
     def _save_state(self) -> None:
         self._clock()
+        if self.claimed:
+            self.claimed.check(now=True)
         if self.rank == 0:
             save_state(self.state_file, self._origin(), self._parts(), self.state)
         self._saved = time.monotonic()

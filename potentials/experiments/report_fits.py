@@ -23,6 +23,7 @@ from dcase.potentials.fitting.cross_validation import (
     Folds,
     batch_losses,
     cross_validate,
+    cross_validation_place,
     make_folds,
     statistics,
 )
@@ -170,7 +171,7 @@ def perform_crossing(
             crossing.folds,
             crossing.recipe,
             place / "ensemble.pt",
-            resume=True,
+            resume=cross_validation_place(place / "ensemble.pt").resumable(),
             device=device,
             on_fold=on_fold,
             on_start=on_start,

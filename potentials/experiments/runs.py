@@ -19,7 +19,7 @@ from dcase.errors import DcaseError, DivergedError
 from dcase.files import atomic_path, write_json
 from dcase.potentials.experiments.protocol import Protocol, Setting
 from dcase.potentials.fitting.evaluation import evaluate_potential
-from dcase.potentials.fitting.fit_potential import fit_potential, run_folder
+from dcase.potentials.fitting.fit_potential import fit_potential, training_place
 from dcase.potentials.fitting.recipe import Recipe
 from dcase.training.trainer import Progress
 from dcase.units import KCAL_PER_MOL
@@ -159,7 +159,6 @@ def perform(
         return found
     place = folder / "runs" / run.name
     out = place / "potential.pt"
-    _save_split(run.splits, place / "split.npz")
     result: dict[str, Any] = {
         "name": run.name,
         "system": run.frames.system,
@@ -175,7 +174,7 @@ def perform(
     }
     tested = run.frames.test or run.frames.dataset.subset(run.splits.test)
     result["n_test"] = len(tested)
-    resume = (run_folder(out) / "state.pt").exists()
+    resume = training_place(out).resumable()
     try:
         fitted = fit_potential(
             run.frames.dataset,
@@ -204,6 +203,7 @@ def perform(
             "metrics": evaluate_potential(fitted.potential, tested).metrics,
             "device": str(fitted.potential.device),
         }
+    _save_split(run.splits, place / "split.npz")
     write_json(place / "result.json", result)
     return result
 

@@ -24,12 +24,11 @@ from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.fit_potential import run_folder
 from dcase.potentials.fitting.fold_processes import Job, run_jobs
-from dcase.potentials.fitting.recipe import Recipe
+from dcase.potentials.fitting.recipe import FREE, Recipe
 from dcase.potentials.potential import Potential, load_potential
+from dcase.runs import Identity, Place, claim, fingerprint
 from dcase.training.trainer import Objective
 from dcase.units import KCAL_PER_MOL
-
-FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class CrossValidation:
         ensemble: Of the folds' potentials; None if it was interrupted.
         report: Plain values; also written beside the checkpoint.
         path: The ensemble's checkpoint.
-        folder: Where the folds' own checkpoints and ``folds.json`` are.
+        folder: Where the folds' own checkpoints are.
         finished: Whether all folds were trained.
     """
 
@@ -102,6 +101,12 @@ class CrossValidation:
     path: Path
     folder: Path
     finished: bool
+
+
+def cross_validation_place(out: str | Path) -> Place:
+    """What a cross-validation that writes the ensemble ``out`` keeps, and where."""
+    files = ("fold-*.pt", "fold-*.run", "report.json")
+    return Place(run_folder(Path(out)), files, results=(Path(out),))
 
 
 def cross_validate(
@@ -144,83 +149,54 @@ def cross_validate(
         spread.
 
     Raises:
-        OptionError: If there is an earlier run and neither ``resume`` nor ``overwrite`` is given,
-            or the earlier run had other folds or another recipe.
+        RunError: If there is an earlier run and neither ``resume`` nor ``overwrite`` is given, or
+            the earlier run had other frames, folds or another recipe.
         DcaseError: As :func:`~dcase.potentials.fitting.fit_potential.fit_potential`.
     """
     out = Path(out)
     folder = run_folder(out)
-    if not (resume or overwrite) and (out.exists() or (folder / FOLDS).exists()):
-        raise OptionError(
-            f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
-            "start again, or --out for another name"
-        )
-    check_writable(out, [folder / FOLDS], stream=False)
+    check_writable(out, [folder / "fold-1.pt"], stream=False)
     count = len(folds.parts)
-    plan = {
-        "dataset": dataset.fingerprint(),
-        "folds": [folds.splits(number).hash() for number in range(count)],
-        "recipe": _lasting(recipe),
-    }
-    begun = folder / FOLDS
-    if resume and begun.exists():
-        _same_plan(begun, plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(begun, plan)
-    tasks = [
-        Job(
-            number=number,
-            dataset=dataset,
-            splits=folds.splits(number),
-            recipe=replace(
-                recipe, training=replace(recipe.training, seed=recipe.training.seed + number)
-            ),
-            out=folder / f"fold-{number + 1}.pt",
-            resume=resume,
-            device=str(device),
-        )
-        for number in range(count)
-    ]
-    todo = [job for job in tasks if not (resume and job.finished())]
-    finished = run_jobs(
-        todo, jobs, on_fold=lambda n: on_fold(n, count) if on_fold else None, on_start=on_start,
-        on_step=on_step,
-    )  # fmt: skip
-    if not finished:
-        return CrossValidation(None, {}, out, folder, False)
-    members = [load_potential(job.out) for job in tasks]
-    ensemble = Ensemble([member.to(device) for member in members]).eval()
-    report = _report(ensemble, dataset, folds, recipe)  # type: ignore[arg-type]
-    ensemble.metadata["cross_validation"] = report
-    ensemble.save(out)
-    write_json(folder / "report.json", report)
-    return CrossValidation(ensemble, report, out, folder, True)  # type: ignore[arg-type]
-
-
-def _lasting(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what may differ on a resume."""
-    values = recipe.to_dict()
-    for name in ("epochs", "time_limit", "early_stopping", "checkpoint_every"):
-        values["training"].pop(name, None)
-    return values
-
-
-def _same_plan(path: Path, plan: dict[str, Any]) -> None:
-    import json
-
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path} cannot be read ({error}); use --overwrite to start again") from (
-            error
-        )
-    plan = json.loads(json.dumps(plan))
-    for key, what in (("dataset", "frames"), ("folds", "folds"), ("recipe", "recipe")):
-        if before.get(key) != plan[key]:
-            raise OptionError(
-                f"{path.parent} holds a cross-validation with other {what}: give the same options, "
-                "--overwrite to start again, or --out for another name"
+    identity = Identity(
+        "cross-validate",
+        recipe.identity(),
+        free=FREE,
+        data={
+            "frames": dataset.fingerprint(),
+            "folds": fingerprint([folds.splits(number).hash() for number in range(count)]),
+        },
+    )
+    with claim(cross_validation_place(out), identity, resume=resume, overwrite=overwrite) as run:
+        tasks = [
+            Job(
+                number=number,
+                dataset=dataset,
+                splits=folds.splits(number),
+                recipe=replace(
+                    recipe, training=replace(recipe.training, seed=recipe.training.seed + number)
+                ),
+                out=folder / f"fold-{number + 1}.pt",
+                resume=resume,
+                device=str(device),
             )
+            for number in range(count)
+        ]
+        todo = [job for job in tasks if not (resume and job.finished())]
+        finished = run_jobs(
+            todo, jobs, on_fold=lambda n: on_fold(n, count) if on_fold else None,
+            on_start=on_start, on_step=on_step, check=run.check,
+        )  # fmt: skip
+        if not finished:
+            run.finish("interrupted")
+            return CrossValidation(None, {}, out, folder, False)
+        members = [load_potential(job.out) for job in tasks]
+        ensemble = Ensemble([member.to(device) for member in members]).eval()
+        report = _report(ensemble, dataset, folds, recipe)  # type: ignore[arg-type]
+        ensemble.metadata["cross_validation"] = report
+        run.check(now=True)
+        ensemble.save(out)
+        write_json(folder / "report.json", report)
+    return CrossValidation(ensemble, report, out, folder, True)  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------- report

@@ -5,29 +5,33 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcase import checkpoint
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
-from dcase.errors import DataError, OptionError
+from dcase.errors import DataError, OptionError, RunError
 from dcase.files import check_writable, write_json
-from dcase.objective import Objective
+from dcase.objective import Objective, Term
 from dcase.potentials.create import create_potential
 from dcase.potentials.fitting.batches import FrameBatches, RotatedFrames
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.fitting.evaluation import evaluate_potential
-from dcase.potentials.fitting.recipe import Recipe
+from dcase.potentials.fitting.recipe import FREE, Recipe
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import Potential
-from dcase.potentials.quantity import ENERGY, quantity_of
+from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
 from dcase.rescaling import fit_label_scale, fit_offsets
+from dcase.runs import Identity, Place, claim
+from dcase.training.processes import Processes
 from dcase.training.trainer import Progress, Trainer, TrainResult
 
 
@@ -53,6 +57,12 @@ class FitResult:
 def run_folder(out: Path) -> Path:
     """Where the side files of checkpoint ``out`` go: ``aspirin.pt`` -> ``aspirin.run``."""
     return out.with_suffix(".run")
+
+
+def training_place(out: str | Path) -> Place:
+    """What a training that writes the checkpoint ``out`` keeps, and where."""
+    files = ("state.pt", "metrics.csv", "report.json", "training.png", "events.out.tfevents.*")
+    return Place(run_folder(Path(out)), files, results=(Path(out),))
 
 
 def fit_potential(
@@ -81,8 +91,9 @@ def fit_potential(
         splits: Which of them train, validate and test.
         recipe: Every choice of the run.
         out: The checkpoint to write; side files go to a folder of the same name with ``.run``.
-        resume: Go on from the state in that folder, if there is one.
-        overwrite: Replace an existing checkpoint.
+        resume: Go on with the run in that folder, which must be this one (see
+            :mod:`dcase.runs`); only the limits of its length may have changed.
+        overwrite: Replace an existing run.
         device: Where to train.
         fabric: A launched Lightning Fabric for several processes.
         tensorboard: Also write TensorBoard events.
@@ -93,26 +104,68 @@ def fit_potential(
         The trained potential and where everything is.
 
     Raises:
-        OptionError: If ``out`` exists and neither ``resume`` nor ``overwrite`` is given.
+        RunError: If there is a run and neither ``resume`` nor ``overwrite`` is given, nothing to
+            resume, a run of other settings or data, or another process is at work there.
         DcaseError: If ``out`` or its folder cannot be written.
         DataError: If a label that the loss needs is missing.
         TrainingError: If training diverges.
     """
-    out = Path(out)
-    folder = run_folder(out)
+    out, place = Path(out), training_place(out)
+    check_writable(out, [place.folder / "state.pt"], stream=False)
+    dataset, quantity, terms = _labels(dataset, recipe)
+    potential = _new_potential(dataset.subset(splits.train), dataset.elements, recipe, quantity).to(
+        device
+    )
+    chosen = recipe.identity()
+    chosen["model"]["hyper_parameters"] = potential.hyper_parameters  # all of them
+    identity = Identity(
+        "train",
+        {**chosen, "quantity": quantity.to_dict()},
+        free=FREE,
+        data={"frames": dataset.fingerprint(), "split": splits.hash()},
+    )
+    started, processes = time.time(), Processes(fabric)
+    # Made before anything is written or replaced: much of what can be wrong shows here.
+    trainer = _trainer(
+        potential, dataset, splits, recipe, terms, place.folder,
+        fabric=fabric, on_step=on_step, tensorboard=tensorboard,
+    )  # fmt: skip
+
+    def take() -> None:
+        trainer.claimed = claim(
+            place, identity, resume=resume, overwrite=overwrite, check=lambda _: _has_state(place)
+        )
+
+    processes.from_first(take)  # one process for all of them
+    run = trainer.claimed
+    with run or nullcontext():
+        if on_start:
+            on_start(potential, trainer)
+        result = trainer.fit(resume=resume)
+        potential.eval()
+        if recipe.loss.energy_weight == 0 and result.status != "interrupted":
+            _fit_constant(potential, dataset.subset(splits.train), dataset.elements)
+        report = _report(potential, dataset, splits, recipe, result, trainer, started)
+        potential.metadata = _metadata(dataset, splits, recipe, result, report)
+        if run is not None:
+            if result.status != "interrupted":
+                run.check(now=True)
+                potential.save(out)
+                write_json(place.folder / "report.json", report)
+            run.finish(result.status)
+    return FitResult(potential, out, place.folder, result, report)
+
+
+def _labels(
+    dataset: AtomicDataset, recipe: Recipe
+) -> tuple[AtomicDataset, Quantity, dict[str, Term]]:
+    """The frames with what is trained on, what that is, and the terms of the loss.
+
+    Raises:
+        DataError: If a label that the loss needs is missing.
+    """
     if not recipe.loss.free_atoms:
         dataset = dataset.without_fixed()
-    if not (resume or overwrite) and (out.exists() or (folder / "state.pt").exists()):
-        raise OptionError(
-            f"{out if out.exists() else folder} exists; use --resume to go on, --overwrite to "
-            "start again, or --out for another name"
-        )
-    if resume and not overwrite and out.exists() and not (folder / "state.pt").exists():
-        raise OptionError(
-            f"{folder} holds no training state to resume, and {out} exists; use --overwrite to "
-            "start again, or --out for another name"
-        )
-    check_writable(out, [folder / "state.pt"], stream=False)
     quantity = quantity_of(dataset)
     if not quantity.is_energy:
         dataset = replace(dataset, forces=None)
@@ -125,41 +178,78 @@ def fit_potential(
         raise DataError(
             "the dataset has no forces; set --forces-weight 0 to train on energies only"
         )
-    terms = {
-        quantity.key if name == "energy" else name: term
-        for name, term in terms.items()
-        if (dataset.energies if name == "energy" else dataset.forces) is not None
-    }
-
-    train = dataset.subset(splits.train)
-    rescale, offset = recipe.labels.rescale, recipe.labels.offset
-    if dataset.energies is None or not quantity.linear:
-        offset = "none"
-    weights = None if offset == "none" else quantity.atom_weights(train)
-    scale = fit_label_scale(
-        train, rescale=rescale, offset=offset, elements=dataset.elements, weights=weights
+    there = {"energy": dataset.energies, "forces": dataset.forces}
+    return (
+        dataset,
+        quantity,
+        {
+            quantity.key if name == "energy" else name: term
+            for name, term in terms.items()
+            if there[name] is not None
+        },
     )
+
+
+def _new_potential(
+    train: AtomicDataset, elements: list[int], recipe: Recipe, quantity: Quantity
+) -> Potential:
+    """The untrained potential with the label scale of the training frames."""
+    offset = recipe.labels.offset
+    if train.energies is None or not quantity.linear:
+        offset = "none"
+    scale = fit_label_scale(
+        train,
+        rescale=recipe.labels.rescale,
+        offset=offset,
+        elements=elements,
+        weights=None if offset == "none" else quantity.atom_weights(train),
+    )
+    model = recipe.model
     potential = create_potential(
-        recipe.model.architecture,
-        elements=dataset.elements,
-        size=recipe.model.size,
-        activation=recipe.model.activation,
-        variant=recipe.model.variant,
-        placement=recipe.model.placement,
-        denormalize=recipe.model.denormalize,
+        model.architecture,
+        elements=elements,
+        size=model.size,
+        activation=model.activation,
+        variant=model.variant,
+        placement=model.placement,
+        denormalize=model.denormalize,
         seed=recipe.training.seed,
         **_hyper_parameters(recipe),
-    ).to(device)
+    )
     potential.set_scale(scale)
     potential.quantity = quantity
+    return potential
 
-    data = FrameBatches(train, potential.cutoff, scale, device, splits.train, quantity)
-    validation = None
-    if len(splits.val):
-        held_out = dataset.subset(splits.val)
-        validation = FrameBatches(held_out, potential.cutoff, scale, device, splits.val, quantity)
+
+def _has_state(place: Place) -> None:
+    """Refuse to resume a run of which there is the result, but not the state to go on from."""
+    out = place.results[0]
+    if out.exists() and not (place.folder / "state.pt").exists():
+        raise RunError(
+            f"{place.folder} holds no training state to resume, and {out} exists; use --overwrite "
+            "to start again, or --out for another name"
+        )
+
+
+def _trainer(
+    potential: Potential,
+    dataset: AtomicDataset,
+    splits: Splits,
+    recipe: Recipe,
+    terms: dict[str, Term],
+    folder: Path,
+    **options: Any,
+) -> Trainer:
+    """The trainer of an untrained potential, whose weights it draws; ``options`` are passed on."""
+    scale, quantity = potential.scale, potential.quantity
+
+    def batches(indices: np.ndarray) -> FrameBatches:
+        frames, place = dataset.subset(indices), (potential.cutoff, scale, potential.device)
+        return FrameBatches(frames, *place, indices, quantity)
+
+    data = batches(splits.train)
+    validation = batches(splits.val) if len(splits.val) else None
     _initialize(potential, data, recipe)
-
     problem = EnergyForces(
         scale.constant,
         per_atom=recipe.labels.energy_per_atom,
@@ -167,9 +257,8 @@ def fit_potential(
         quantity=quantity,
         kernel=training_kernel(potential) if recipe.acceleration.compiled else None,
     )
-    if not problem.forces:
-        terms.pop("forces", None)
-    trainer = Trainer(
+    terms = {name: term for name, term in terms.items() if name != "forces" or problem.forces}
+    return Trainer(
         potential,
         Objective(problem, terms),
         RotatedFrames(data, recipe.training.seed) if recipe.data.augment_rotations else data,
@@ -186,20 +275,19 @@ def fit_potential(
             "augment_rotations": recipe.data.augment_rotations,
             **({} if quantity == ENERGY else {"quantity": quantity.to_dict()}),
         },
-        fabric=fabric,
-        on_step=on_step,
-        tensorboard=tensorboard,
+        **options,
     )
-    if on_start:
-        on_start(potential, trainer)
-    started = time.time()
-    result = trainer.fit(resume=resume)
-    potential.eval()
-    if recipe.loss.energy_weight == 0 and result.status != "interrupted":
-        _fit_constant(potential, train, dataset.elements)
 
-    report = _report(potential, dataset, splits, recipe, result, trainer, started)
-    potential.metadata = {
+
+def _metadata(
+    dataset: AtomicDataset,
+    splits: Splits,
+    recipe: Recipe,
+    result: TrainResult,
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    """What the checkpoint says of where it comes from."""
+    return {
         "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
         "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
         "recipe": recipe.to_dict(),
@@ -211,10 +299,6 @@ def fit_potential(
         },
         "metrics": report["validation"],
     }
-    if trainer.rank == 0 and result.status != "interrupted":
-        potential.save(out)
-        write_json(folder / "report.json", report)
-    return FitResult(potential, out, folder, result, report)
 
 
 def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,11 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DcaseError
 from dcase.interrupt import interruptible
-from dcase.potentials.fitting.fit_potential import fit_potential, run_folder
+from dcase.potentials.fitting.fit_potential import (
+    fit_potential,
+    run_folder,
+    training_place,
+)
 from dcase.potentials.fitting.recipe import Recipe
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -35,7 +39,7 @@ class Job:
         splits: Which are used for what.
         recipe: Every choice.
         out: Checkpoint to write.
-        resume: Go on from an earlier state, if there is one.
+        resume: Go on with an earlier run, if there is one; else it is replaced.
         device: Where to train.
     """
 
@@ -64,13 +68,14 @@ class Job:
         on_step: Callable[[Any], None] | None = None,
     ) -> bool:
         """Train; whether it came to an end (and was not interrupted)."""
+        resume = self.resume and training_place(self.out).resumable()
         outcome = fit_potential(
             self.dataset,
             self.splits,
             self.recipe,
             self.out,
-            resume=self.resume,
-            overwrite=True,
+            resume=resume,
+            overwrite=not resume,
             device=self.device,
             on_start=on_start,
             on_step=on_step,
@@ -85,6 +90,7 @@ def run_jobs(
     on_fold: Callable[[int], None] | None = None,
     on_start: Callable[..., None] | None = None,
     on_step: Callable[[int, Any], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> bool:
     """Do all jobs; whether all came to an end. Ctrl-C saves the state of those in progress.
 
@@ -95,6 +101,7 @@ def run_jobs(
         on_start: See :func:`~dcase.potentials.fitting.fit_potential.fit_potential`; in this process
             only.
         on_step: Called with number and progress, after every step (1 at a time) or now and then.
+        check: Called now and then; raises what ends all jobs (a folder that went away).
 
     Raises:
         DcaseError: The first failure, once the jobs in progress have ended.
@@ -103,11 +110,17 @@ def run_jobs(
         for job in jobs:
             if on_fold:
                 on_fold(job.number)
-            step = None if on_step is None else lambda p, n=job.number: on_step(n, p)
+
+            def step(progress: Any, number: int = job.number) -> None:
+                if check:
+                    check()
+                if on_step:
+                    on_step(number, progress)
+
             if not job.run(on_start, step):
                 return False
         return True
-    return _in_processes(jobs, at_a_time, on_fold, on_step)
+    return _in_processes(jobs, at_a_time, on_fold, on_step, check)
 
 
 def _in_processes(
@@ -115,6 +128,7 @@ def _in_processes(
     at_a_time: int,
     on_fold: Callable[[int], None] | None,
     on_step: Callable[[int, Any], None] | None,
+    check: Callable[[], None] | None,
 ) -> bool:
     # A fork of a process with threads can hang; this one has none, and imports torch once for all.
     context = multiprocessing.get_context("forkserver")
@@ -136,6 +150,8 @@ def _in_processes(
                 interrupted = True
                 for process in running.values():
                     process.terminate()  # SIGTERM: the trainer saves its state and ends
+            if check:  # the children are daemons: what is raised here ends them
+                check()
             try:
                 number, what, content = messages.get(timeout=0.2)
             except queue.Empty:

@@ -17,7 +17,10 @@ from typing import Any
 from dcase.errors import OptionError
 from dcase.objective import Term
 from dcase.options import check_types
-from dcase.training.settings import TrainSettings
+from dcase.training.settings import LIMITS, TrainSettings
+
+FREE = (*(f"training.{name}" for name in LIMITS), "acceleration.compiled")
+"""What a resume may change: limits, and how the same function is evaluated."""
 
 RECIPE_DIR = Path(__file__).parents[1] / "recipes"
 
@@ -147,6 +150,12 @@ class Recipe:
             part = getattr(self, name)
             tables[name] = {f.name: getattr(part, f.name) for f in fields(part)}
         return {"name": self.name, "description": self.description, **tables}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run the run it is: all but how the recipe is called (see :data:`FREE`)."""
+        tables = self.to_dict()
+        del tables["name"], tables["description"]
+        return tables
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:

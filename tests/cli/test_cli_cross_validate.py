@@ -58,7 +58,7 @@ def test_options_of_frames(dcase):
 def test_resume_and_overwrite(dcase):
     assert dcase(*RUN, "--jobs", "1").code == 0
     first = Path("e.pt").read_bytes()
-    assert "--resume to go on" in dcase(*RUN).message
+    assert "--resume goes on" in dcase(*RUN).message
     done = dcase(*RUN, "--resume")
     assert done.code == 0
     assert "started" not in done.err  # nothing is trained again

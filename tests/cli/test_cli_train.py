@@ -189,8 +189,8 @@ def test_an_earlier_run_is_not_overwritten(dcase, run):
     [
         (["--activation", "ssp"], "activation"),
         (["--lr", "0.1"], "lr was"),
-        (["--n-train", "30"], "split was"),
-        (["--energy-weight", "0.5"], "loss energy"),
+        (["--n-train", "30"], "other split"),
+        (["--energy-weight", "0.5"], "loss.energy_weight was"),
         (["--hidden-channels", "24"], "hidden_channels"),
     ],
 )
@@ -205,7 +205,7 @@ def test_resume_with_changed_options(dcase, run, changed, named):
 def test_nothing_to_resume(dcase, empty_folder, run):
     done = dcase(*ETHANOL, "--epochs", "1", "--resume", "--out", "other.pt")
     assert done.code == 1
-    assert done.message == "nothing to resume: there is no training state in other.run"
+    assert done.message == "nothing to resume: there is no run in other.run"
     assert not (empty_folder / "other.run").exists()
     # A finished potential without its state must not be replaced by a resume either.
     shutil.rmtree("run.run")
@@ -216,6 +216,10 @@ def test_nothing_to_resume(dcase, empty_folder, run):
 
 def test_resume_of_a_run_killed_before_its_first_save(dcase, empty_folder):
     (empty_folder / "young.run").mkdir()
+    command = (*ETHANOL, "--epochs", "1", "--out", "young.pt")
+    assert dcase(*command).code == 0
+    (empty_folder / "young.run" / "state.pt").unlink()
+    (empty_folder / "young.pt").unlink()
     done = dcase(*ETHANOL, "--epochs", "1", "--resume", "--out", "young.pt")
     assert done.code == 0
     assert "starting from the beginning" in done.err

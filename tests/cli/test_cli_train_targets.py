@@ -109,7 +109,7 @@ def test_qm9_resumes(dcase, qm9):
     assert report_of("a")["epochs"] == 3
     # The same file, but another property: not the run it was.
     other = dcase(*[c if c != "mu" else "alpha" for c in command], "--resume")
-    assert "cannot resume: dataset was" in other.message
+    assert "quantity.name was 'mu', now 'alpha'" in other.message
 
 
 def test_qm9_published_atoms_as_offset(dcase, qm9):

@@ -16,7 +16,9 @@ from dcase.errors import DcaseError, OptionError, RunError, SimulationError
 from dcase.runs import LOCK, RECORD, Identity, Place, claim, fingerprint, read_record
 
 SETTINGS = {"steps": 10, "seed": 1, "loss": {"weight": 1.0, "delta": 2.0}}
-IDENTITY = Identity("test", SETTINGS, free=("steps", "loss.delta"), data="d", model="m", dtype="f")
+IDENTITY = Identity(
+    "test", SETTINGS, free=("steps", "loss.delta"), data={"frames": "d"}, model="m", dtype="f"
+)
 
 
 def place(folder, **options):
@@ -64,8 +66,8 @@ def test_a_new_run_has_a_record_and_the_lock_goes_with_it(tmp_path):
         (IDENTITY, True, True, "exclude each other"),
         (replace(IDENTITY, kind="other"), True, False, "holds a run of another kind (test)"),
         (replace(IDENTITY, kind="other"), False, True, "holds a run of another kind (test)"),
-        (replace(IDENTITY, data="e"), True, False, "it has other data"),
-        (replace(IDENTITY, model="n"), True, False, "it has another model"),
+        (replace(IDENTITY, data={"frames": "e"}), True, False, "other frames"),
+        (replace(IDENTITY, model="n"), True, False, "another model"),
         (replace(IDENTITY, dtype="g"), True, False, "dtype was f, now g"),
         (replace(IDENTITY, version=2), True, False, "begun by another version"),
         (replace(IDENTITY, settings=SETTINGS | {"seed": 2}), True, False, "seed was 1, now 2"),
@@ -74,7 +76,7 @@ def test_a_new_run_has_a_record_and_the_lock_goes_with_it(tmp_path):
             replace(IDENTITY, settings=SETTINGS | {"loss": {"weight": 3.0, "delta": 2.0}}),
             True,
             False,
-            "loss.weight was 1.0, now 3.0; only steps, loss.delta may change",
+            "loss.weight was 1.0, now 3.0 (only steps, delta may change); use the same",
         ),
     ],
 )
@@ -102,7 +104,7 @@ def test_what_may_change_is_written_down(begun):
 
 
 def test_overwriting_takes_the_runs_files_and_no_others(begun, tmp_path):
-    with claim(begun, replace(IDENTITY, data="e"), overwrite=True) as run:
+    with claim(begun, replace(IDENTITY, data={"frames": "e"}), overwrite=True) as run:
         assert not run.resumed
         assert content(tmp_path).keys() == {
             "run", f"run/{RECORD}", f"run/{LOCK}", "run/mine.dat"
@@ -262,6 +264,19 @@ def test_an_error_is_not_hidden_by_a_folder_that_went_away(begun, tmp_path):
 
     with pytest.raises(ValueError, match="first"):
         work()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("mine", [False, True])
+def test_what_fails_before_it_wrote_anything_leaves_nothing(tmp_path, error, mine):
+    here = place(tmp_path)
+    if mine:
+        here.folder.mkdir()
+        (here.folder / "mine.dat").touch()
+    before = content(tmp_path)
+    with pytest.raises(error), claim(here, IDENTITY):
+        raise error
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed is the run that was not, bit for bit."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ from training_problems import (
 )
 
 from dcase import checkpoint
-from dcase.errors import CheckpointError, DcaseError, OptionError
+from dcase.errors import CheckpointError, DcaseError, OptionError, RunError
 from dcase.objective import Term
 from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.potential import load_potential
@@ -338,7 +339,9 @@ def test_kill_9_within_a_save(tmp_path, whole, how):
     assert before > 0
     assert finish(start(fit_water, out, True)) == 0
     assert_same_runs(out, whole)
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.csv", "report.json", "state.pt"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+            "metrics.csv", "report.json", "run.json", "state.pt"
+        ]  # fmt: skip
 
 
 def test_fit_potential_interrupted_writes_no_model(tmp_path, whole):
@@ -353,11 +356,15 @@ def test_fit_potential_interrupted_writes_no_model(tmp_path, whole):
     assert fit.result.status == "interrupted"
     assert not out.exists()
     assert not (fit.folder / "report.json").exists()
-    with pytest.raises(OptionError, match="exists; use --resume to go on, --overwrite"):
+    with pytest.raises(OptionError, match="already exists .* --resume goes on, --overwrite"):
         fit_potential(dataset, splits, water_recipe(), out)
     fit = fit_potential(dataset, splits, water_recipe(), out, resume=True)
     assert fit.result.status == "finished"
     assert_same_runs(out, whole)
+
+
+def content(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_what_would_change_a_potential_is_refused(tmp_path):
@@ -365,18 +372,24 @@ def test_what_would_change_a_potential_is_refused(tmp_path):
     out = tmp_path / "a.pt"
     quick = {"training.epochs": 1}
     fit_potential(dataset, splits, water_recipe(**quick), out)
+    before = content(tmp_path)
     for key, value, message in [
-        ("labels.energy_per_atom", True, "energy_per_atom was False, now True"),
-        ("acceleration.filter_table", 64, "hyper_parameters filter_knots was 128, now 64"),
-        ("labels.rescale", "none", "scale constant was"),
-        ("model.num_filters", 8, "hyper_parameters num_filters was 16, now 8"),
-        ("loss.forces_loss", "l1", "loss forces was"),
+        ("labels.energy_per_atom", True, "labels.energy_per_atom was False, now True"),
+        ("acceleration.filter_table", 64, "filter_knots was 128, now 64"),
+        ("labels.rescale", "none", "labels.rescale was 'forces', now 'none'"),
+        ("model.num_filters", 8, "model.hyper_parameters.num_filters was 16, now 8"),
+        ("loss.forces_loss", "l1", "loss.forces_loss was 'l2', now 'l1'"),
+        ("training.lr", 1e-5, "training.lr was"),
     ]:
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(RunError, match=message):
             fit_potential(dataset, splits, water_recipe(**quick, **{key: value}), out, resume=True)
     other = dataset.subset(range(25, -1, -1))
-    with pytest.raises(CheckpointError, match="dataset was"):
+    with pytest.raises(RunError, match="other frames"):
         fit_potential(other, splits, water_recipe(**quick), out, resume=True)
+    other = dataclasses.replace(splits, train=splits.val, val=splits.train)
+    with pytest.raises(RunError, match="other split"):
+        fit_potential(dataset, other, water_recipe(**quick), out, resume=True)
+    assert content(tmp_path) == before
     (tmp_path / "a.run" / "state.pt").unlink()
     with pytest.raises(OptionError, match="no training state to resume, and .* exists"):
         fit_potential(dataset, splits, water_recipe(**quick), out, resume=True)

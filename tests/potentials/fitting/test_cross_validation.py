@@ -190,7 +190,7 @@ def test_cross_validation_refuses_to_mix_runs(done, dataset, tmp_path):
     with pytest.raises(OptionError, match="other folds"):
         run(dataset, done.path, folds=4, resume=True)
     other = load_recipe("default", {**TINY, "training.lr": 1e-3})
-    with pytest.raises(OptionError, match="other recipe"):
+    with pytest.raises(OptionError, match="training.lr was"):
         run(dataset, done.path, recipe=other, resume=True)
     with pytest.raises(OptionError, match="other frames"):
         run(replace(dataset, energies=dataset.energies + 1), done.path, resume=True)
