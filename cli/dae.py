@@ -146,6 +146,8 @@ def train(
         click.echo(f"stopped{steps}; the same command with --resume goes on", err=True)
         raise click.exceptions.Exit(130)
     result = outcome.result
+    if outcome.was_finished:
+        click.echo(f"{folder} was finished already; nothing was done", err=True)
     print_metrics(outcome.metrics)
     more = f" --data {data_file}" if data_file else ""
     results_console().print(

@@ -3,7 +3,7 @@
 ==================  ================================================================================
 file                what
 ==================  ================================================================================
-``run.json``        settings and the fingerprint of the data
+``run.json``        the record (:mod:`dcase.runs`): settings, fingerprint of the data, how it stands
 ``model.pt``        the trained network
 ``metrics.json``    errors and violations on the test samples, beside those of simple predictors
 ``metrics.csv``     training, epoch by epoch
@@ -30,16 +30,22 @@ from dcase.dae.settings import DaeSettings
 from dcase.dae.systems import System, system_named
 from dcase.dae.task import DaeTask, PairSource
 from dcase.dae.trajectories import Pairs, Trajectory, load_or_make, make_pairs
-from dcase.errors import CheckpointError, DataError, OptionError
+from dcase.errors import CheckpointError, DataError, DcaseError, DivergedError, RunError
 from dcase.files import write_json
 from dcase.objective import Objective
+from dcase.runs import FINISHED, INTERRUPTED, RECORD, Identity, Place, Run, claim, fingerprint
 from dcase.training.progress import Progress, TrainResult
 from dcase.training.trainer import Trainer
 
 VERSION = 2
 """Raised when the same weights would give another network; a test holds what they give now."""
 
+KIND = "dae train"
 FREE = ("epochs", "time_limit")  # what a resume may change
+FILES = (
+    "metrics.json", "model.pt", "state.pt", "metrics.csv", "history.json", "training.png",
+    "snapshots.png", "errors.png", "violations.png", "rollout.png",
+)  # fmt: skip
 
 
 def load_data(
@@ -70,10 +76,29 @@ def load_data(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its metrics (empty if interrupted), and the trainer's word."""
+    """How a run ended.
+
+    Attributes:
+        metrics: Content of ``metrics.json``; empty if interrupted.
+        result: The trainer's word.
+        was_finished: Whether there was nothing to do.
+    """
 
     metrics: dict[str, Any]
     result: TrainResult
+    was_finished: bool = False
+
+
+def place_of(folder: str | Path) -> Place:
+    """Where a run keeps its files."""
+    return Place(Path(folder), files=FILES, empty=True)
+
+
+def identity_of(settings: DaeSettings, trajectory: Trajectory, pairs: Pairs) -> Identity:
+    """What makes a run the run it is."""
+    samples = (pairs.train, pairs.validation, pairs.test, pairs.ahead)
+    data = fingerprint(trajectory.fingerprint(), *samples)
+    return Identity(KIND, settings.to_dict(), free=FREE, data=data, version=VERSION)
 
 
 def train(
@@ -103,61 +128,132 @@ def train(
         on_start: Called with the trainer before its first step.
         on_step: Called after every step.
 
+    Returns:
+        A run that was finished before is left as it is, and gives what it gave.
+
     Raises:
-        OptionError: If the folder holds a run and neither ``resume`` nor ``overwrite`` is given, or
-            there is nothing to resume.
+        RunError: See :func:`dcase.runs.claim`; the folder then is as it was.
         DivergedError: If the loss becomes NaN.
     """
-    folder, system = Path(out), system_named(settings.system)
-    fingerprint = trajectory.fingerprint()
-    _prepare(folder, settings, fingerprint, resume, overwrite)
-    sources = {
-        name: PairSource(
-            trajectory, getattr(pairs, name), pairs.ahead, getattr(torch, settings.dtype), device
-        )
-        for name in ("train", "validation", "test")
-    }
-    some = sources["train"]
-    arrays = [t.cpu().numpy() for t in (some.r, some.v, some.v_later)]
-    scales = measure_scales(arrays[0], arrays[1], arrays[2], settings.duration)
-    model = build_model(settings, scales).to(device)
-    task = DaeTask(system, settings.method_settings(), settings.velocity_weight)
-    identity_of_run = settings.to_dict() | {"data": fingerprint}
-    for free in FREE:
-        del identity_of_run[free]
-    trainer = Trainer(
-        model,
-        Objective(task, task.objective_terms()),
-        sources["train"],
-        sources["validation"],
-        settings.train_settings(),
-        folder,
-        identity=identity_of_run,
-        on_step=on_step,
-    )
-    if on_start:
-        on_start(trainer)
-    result = trainer.fit(resume=resume)
-    if result.status == "interrupted":
-        return Outcome({}, result)
-    save_model(folder / "model.pt", model, settings, scales)
-    metrics = {
-        **compare(model, sources["test"], system, settings),
-        "status": result.status,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "elapsed_s": result.elapsed,
-        "best": result.best,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "settings": settings.to_dict(),
-        "data": {"fingerprint": fingerprint, "settings": trajectory.settings},
-    }
-    write_json(folder / "metrics.json", metrics)
-    if pictures:
-        from dcase.dae import plots
+    place, system = place_of(out), system_named(settings.system)
+    identity = identity_of(settings, trajectory, pairs)
+    before: dict[str, Any] = {}
 
-        plots.draw_run(folder, model, sources["test"], settings, trajectory)
+    def check(record: dict[str, Any]) -> None:
+        before.update(record)
+        done = (finished_metrics(place.folder, record) or {}).get("epochs", 0)
+        if settings.epochs < done:
+            raise RunError(
+                f"cannot resume {place.folder}: it is finished after {done} epochs, which a resume "
+                "cannot make fewer; --overwrite starts again"
+            )
+
+    with claim(place, identity, resume=resume, overwrite=overwrite, check=check) as run:
+        kept = _kept(place.folder, before, identity)
+        if kept is not None:
+            run.finish()
+            return kept
+        sources = {
+            name: PairSource(
+                trajectory,
+                getattr(pairs, name),
+                pairs.ahead,
+                getattr(torch, settings.dtype),
+                device,
+            )
+            for name in ("train", "validation", "test")
+        }
+        scales = _scales(sources["train"], settings)
+        model = build_model(settings, scales).to(device)
+        task = DaeTask(system, settings.method_settings(), settings.velocity_weight)
+        trainer = Trainer(
+            model,
+            Objective(task, task.objective_terms()),
+            sources["train"],
+            sources["validation"],
+            settings.train_settings(),
+            place.folder,
+            identity={k: v for k, v in settings.to_dict().items() if k not in FREE}
+            | {"data": identity.data},
+            on_step=_watched(run, on_step),
+        )
+        if on_start:
+            on_start(trainer)
+        result = _fit(trainer, run, resume)
+        if result.status == "interrupted":
+            run.finish(INTERRUPTED)
+            return Outcome({}, result)
+        run.check(now=True)
+        save_model(place.folder / "model.pt", model, settings, scales)
+        metrics = {
+            **compare(model, sources["test"], system, settings),
+            "status": result.status,
+            "epochs": result.epochs,
+            "steps": result.steps,
+            "elapsed_s": result.elapsed,
+            "best": result.best,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "settings": settings.to_dict(),
+            "data": {"fingerprint": trajectory.fingerprint(), "settings": trajectory.settings},
+        }
+        run.check(now=True)
+        write_json(place.folder / "metrics.json", metrics)
+        if pictures:
+            from dcase.dae import plots
+
+            plots.draw_run(place.folder, model, sources["test"], settings, trajectory)
     return Outcome(metrics, result)
+
+
+def _scales(some: PairSource, settings: DaeSettings) -> dict[str, float]:
+    arrays = [t.cpu().numpy() for t in (some.r, some.v, some.v_later)]
+    return measure_scales(arrays[0], arrays[1], arrays[2], settings.duration)
+
+
+def _watched(run: Run, on_step: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Stop in the step in which the folder went away, before the trainer would make it anew."""
+
+    def step(progress: Progress) -> None:
+        run.check(now=True)
+        if on_step:
+            on_step(progress)
+
+    return step
+
+
+def _fit(trainer: Trainer, run: Run, resume: bool) -> TrainResult:
+    try:
+        return trainer.fit(resume=resume)
+    except DivergedError as error:
+        run.note(diverged=str(error))
+        raise
+    except DcaseError:
+        run.check(now=True)  # a folder that went away says more than a file that is missing
+        raise
+
+
+def finished_metrics(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """``metrics.json`` of a run that its record calls finished, if it is there and whole."""
+    if record.get("status") != FINISHED:
+        return None
+    try:
+        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _kept(folder: Path, record: dict[str, Any], identity: Identity) -> Outcome | None:
+    """What a finished run gave; None where there is more to do."""
+    metrics = finished_metrics(folder, record)
+    if metrics is None or record["identity"] != identity.to_dict():
+        return None
+    try:
+        load_model(folder / "model.pt")
+        numbers = [metrics[name] for name in ("status", "epochs", "steps", "elapsed_s", "best")]
+    except (CheckpointError, KeyError):  # lost or damaged: made again of the training state
+        return None
+    return Outcome(metrics, TrainResult(*numbers), was_finished=True)
 
 
 def compare(
@@ -178,41 +274,6 @@ def compare(
     }
     found["tolerance"] = settings.tolerance or constraint.tolerance
     return found
-
-
-def _prepare(
-    folder: Path, settings: DaeSettings, fingerprint: str, resume: bool, overwrite: bool
-) -> None:
-    record = folder / "run.json"
-    if resume:
-        if not record.exists():
-            raise OptionError(f"nothing to resume: there is no run in {folder}")
-        begun = _record(folder)
-        if begun.get("version") != VERSION:
-            raise OptionError(
-                f"cannot resume: {folder} was begun by an earlier version of dcase with another "
-                "parametrisation; --overwrite starts again"
-            )
-        then, now = read_settings(folder).to_dict(), settings.to_dict()
-        for name in now:
-            if name not in FREE and then[name] != now[name]:
-                raise OptionError(
-                    f"cannot resume: {name} was {then[name]!r}, now {now[name]!r}; use the same, "
-                    "or --overwrite to start again"
-                )
-        if begun.get("data") != fingerprint:
-            raise OptionError(
-                f"cannot resume: {folder} was begun with another trajectory; give the file of that "
-                "one (--data), or --overwrite to start again"
-            )
-    elif folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise OptionError(f"{folder} is not empty; give --overwrite, --resume or another --out")
-    if overwrite and folder.exists():
-        # An old result or state must not outlive its run.
-        for name in ("metrics.json", "model.pt", "state.pt"):
-            (folder / name).unlink(missing_ok=True)
-    content = {"version": VERSION, "settings": settings.to_dict(), "data": fingerprint}
-    write_json(record, content)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -261,27 +322,23 @@ def load_model(path: str | Path) -> tuple[ConstrainedNetwork, DaeSettings]:
 
 
 def read_settings(folder: str | Path) -> DaeSettings:
-    """Settings of a run.
+    """Settings of a run; of one made before there was one record for all, too.
 
     Raises:
         DataError: If the folder holds no run.
     """
-    content = _record(folder)
-    try:
-        return DaeSettings.from_dict(content["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{Path(folder) / 'run.json'}: damaged, or not of `dcase dae train` ({error})"
-        ) from error
-
-
-def _record(folder: str | Path) -> dict[str, Any]:
-    """``run.json``; raises :class:`DataError`."""
-    path = Path(folder) / "run.json"
+    path = Path(folder) / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if "identity" not in content:
+            return DaeSettings.from_dict(content["settings"])
+        if content["kind"] != KIND:
+            kind = content["kind"]
+            raise DataError(f"{folder} is a run of `dcase {kind}`, not of `dcase {KIND}`")
+        return DaeSettings.from_dict(content["identity"]["settings"])
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder}: no run of `dcase dae train` (there is no run.json)") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged, or not of `dcase dae train` ({error})") from error
-    return content if isinstance(content, dict) else {}
+        raise DataError(f"{folder}: no run of `dcase {KIND}` (there is no {RECORD})") from None
+    except DataError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged, or not of `dcase {KIND}` ({error})") from error

@@ -134,16 +134,16 @@ def train(swing, folder, **changes):
 def test_a_run_of_an_earlier_version_is_not_gone_on_with(swing, tmp_path):
     first = train(swing, tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record.pop("version") == VERSION
+    assert record["identity"].pop("version") == VERSION
     (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(OptionError, match="earlier version.*--overwrite"):
+    with pytest.raises(OptionError, match="another version.*--overwrite"):
         train(swing, tmp_path, resume=True)
     assert train(swing, tmp_path, overwrite=True)["mae_cm"] == first["mae_cm"]
 
 
 def test_a_run_of_other_data_is_not_gone_on_with(swing, tmp_path):
     train(swing, tmp_path)
-    with pytest.raises(OptionError, match="another trajectory.*--data"):
+    with pytest.raises(OptionError, match="it has other data"):
         train(simulate_pendulum(1100, substeps=3), tmp_path, resume=True)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from dcase import checkpoint
 from dcase.dae.evaluation import measure, of_model
-from dcase.dae.run import VERSION, train
+from dcase.dae.run import finished_metrics, identity_of, train
 from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import system_named
 from dcase.dae.task import PairSource
 from dcase.dae.trajectories import Trajectory, make_pairs
-from dcase.errors import CheckpointError, DivergedError
+from dcase.errors import CheckpointError, DivergedError, RunError
 from dcase.files import write_json
+from dcase.runs import FAILED, FINISHED, read_record
 from dcase.training.progress import Progress
 from dcase.training.state import STATE_VERSION
 from dcase.training.trainer import Trainer
@@ -50,17 +51,36 @@ class DaeRun:
             strength = f"-eta{s.eta:g}"
         return f"{s.system}-k{s.k}-n{s.n_train}-{network}-{s.method}{strength}-s{s.seed}"
 
-    def kept(self, folder: Path, fingerprint: str, history: bool) -> dict[str, Any] | None:
+    def kept(self, folder: Path, trajectory: Trajectory, history: bool) -> dict[str, Any] | None:
         """The result of an earlier sitting, if it has the same settings and data."""
-        found = _read(folder / self.name / "metrics.json")
-        if not found or found.get("settings") != self.settings.to_dict():
+        record = self.record(folder, trajectory)
+        if record is None:
             return None
-        if (found.get("data") or {}).get("fingerprint") != fingerprint:
-            return None
-        if not history or found["status"] == "diverged":
+        if record["status"] == FAILED and record.get("diverged"):
+            return self.diverged(record["diverged"], trajectory)
+        found = finished_metrics(folder / self.name, record)
+        if not found or not history:
             return found
         rows = _followed(folder / self.name, found["epochs"])
         return None if rows is None else {**found, "history": rows}
+
+    def record(self, folder: Path, trajectory: Trajectory) -> dict[str, Any] | None:
+        """That of the run in the folder, if it is this one; its length counts, too."""
+        try:
+            record = read_record(folder / self.name)
+        except RunError:
+            return None
+        identity = identity_of(self.settings, trajectory, _pairs(self, trajectory))
+        return record if record["identity"] == identity.to_dict() else None
+
+    def diverged(self, reason: str, trajectory: Trajectory) -> dict[str, Any]:
+        """The result of a run that came to no end."""
+        return {
+            "status": "diverged",
+            "reason": reason,
+            "settings": self.settings.to_dict(),
+            "data": {"fingerprint": trajectory.fingerprint()},
+        }
 
 
 def experiment_settings(
@@ -131,18 +151,17 @@ def perform(
         DataError: If the trajectory is of another system or time step.
         OptionError: If the trajectory is too short for one of the runs; before any of them starts.
     """
-    fingerprint = trajectory.fingerprint()
     for run in runs:
         _pairs(run, trajectory)
     results: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
-        result = run.kept(folder, fingerprint, history)
+        result = run.kept(folder, trajectory, history)
         if on_run:
             on_run(number, run, result is not None)
         stopped = False
         if result is None:
             hooks = {"on_start": on_start, "on_step": on_step, "device": device}
-            result, stopped = _make(run, trajectory, folder / run.name, history, fingerprint, hooks)
+            result, stopped = _make(run, trajectory, folder, history, hooks)
         if result is not None:
             results.append({**result, "label": run.label})
             if on_result:
@@ -162,9 +181,8 @@ def _pairs(run: DaeRun, trajectory: Trajectory) -> Any:
 def _make(
     run: DaeRun,
     trajectory: Trajectory,
-    target: Path,
+    folder: Path,
     history: bool,
-    fingerprint: str,
     hooks: dict[str, Any],
 ) -> tuple[dict[str, Any] | None, bool]:
     """Train, or go on with what an interruption left.
@@ -173,9 +191,10 @@ def _make(
         The result, or None for an unfinished run, and whether Ctrl-C was pressed: maybe in the last
         step of the run, which then is finished, but not the experiment.
     """
-    wanted = run.settings.to_dict()
-    begun = {"version": VERSION, "settings": wanted, "data": fingerprint}
-    done = _epochs_done(target) if _read(target / "run.json") == begun else None
+    target = folder / run.name
+    record = run.record(folder, trajectory)
+    stopped = record is not None and record["status"] != FINISHED
+    done = _epochs_done(target) if stopped else None
     rows = [] if done is None else _followed(target, done) if history else []
     same = done is not None and rows is not None
     pairs = _pairs(run, trajectory)
@@ -210,14 +229,7 @@ def _make(
             on_step=stepped,
         )
     except DivergedError as error:
-        failed = {
-            "status": "diverged",
-            "reason": str(error),
-            "settings": wanted,
-            "data": {"fingerprint": fingerprint},
-        }
-        write_json(target / "metrics.json", failed)
-        return failed, trainers[0].interrupted
+        return run.diverged(str(error), trajectory), trainers[0].interrupted
     if outcome.result.status == "interrupted":
         return None, True
     found = outcome.metrics | ({"history": watch.rows} if watch else {})
@@ -226,8 +238,6 @@ def _make(
 
 def _epochs_done(folder: Path) -> int | None:
     """Whole epochs in the state of a run that was stopped, or None if it cannot be gone on with."""
-    if (folder / "metrics.json").exists():
-        return None
     try:
         return int(checkpoint.load(folder / "state.pt", "training", STATE_VERSION)["epoch"])
     except (CheckpointError, KeyError, TypeError):
