@@ -158,8 +158,6 @@ def _cross_validate(
     else:
         dataset = loaded
         plan = _drawn_folds(len(dataset), chosen["n_train"], n_test, counts, folds, recipe)
-    if not recipe.loss.free_atoms:
-        dataset = dataset.without_fixed()
     quiet = chosen["quiet"]
     if not quiet:
         limit = recipe.training.time_limit

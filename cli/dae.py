@@ -23,7 +23,7 @@ from dcase.cli.options import (
 )
 from dcase.cli.progress import TrainingDisplay, step_bar
 from dcase.cli.show import results_console
-from dcase.dae.run import Outcome, compare, load_data, load_model, read_settings
+from dcase.dae.run import DaeOutcome, compare, load_data, load_model, read_settings
 from dcase.dae.run import train as train_run
 from dcase.dae.settings import DaeSettings, default_settings
 from dcase.dae.systems import SYSTEMS, system_named
@@ -123,7 +123,7 @@ def train(
         )
         shown.append(TrainingDisplay(console, {}, quiet=quiet).__enter__())
 
-    outcome: Outcome | None
+    outcome: DaeOutcome | None
     try:
         outcome = train_run(
             settings,

@@ -66,9 +66,7 @@ def run_training(
         else:
             splits = _split(loaded, chosen, counts, recipe)
             frames = SplitFrames(loaded, splits, "rest" if chosen["test_rest"] else "")
-        dataset, splits = frames.dataset, frames.splits
-        if not recipe.loss.free_atoms:
-            dataset = dataset.without_fixed()
+        dataset, splits = recipe.loss.seen(frames.dataset), frames.splits
         unseen = elements_not_trained(dataset, splits)
         if unseen:
             warn(

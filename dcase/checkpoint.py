@@ -9,35 +9,19 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcase._version import __version__
 from dcase.errors import CheckpointError
 from dcase.files import atomic_path, check_readable
 
 Migration = Callable[[dict[str, Any]], None]
 
 _PLAIN = (str, int, float, bool, type(None), torch.Tensor)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import ase
-    import numpy
-
-    return {
-        "dcase": __version__,
-        "torch": str(torch.__version__),
-        "ase": ase.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def save(path: str | os.PathLike[str], kind: str, version: int, content: dict[str, Any]) -> None:
@@ -66,7 +50,7 @@ def load(
     path: str | os.PathLike[str],
     kind: str,
     version: int,
-    migrations: dict[int, Migration] | None = None,
+    migrations: Mapping[int, Migration] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint of ``kind``, on the CPU, without executing anything in it.
 
@@ -79,27 +63,51 @@ def load(
     Raises:
         CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
     """
-    _, document = load_any(path, {kind: version})
-    have = document["format_version"]
-    while have < version:
-        try:
-            (migrations or {})[have](document)
-        except KeyError:
-            raise CheckpointError(f"{path}: no way to migrate format version {have}") from None
-        have += 1
-        document["format_version"] = have
+    _, document = load_any(path, {kind: version}, {kind: migrations or {}})
     return document
 
 
-def load_any(path: str | os.PathLike[str], kinds: dict[str, int]) -> tuple[str, dict[str, Any]]:
+def migrate(
+    document: dict[str, Any], version: int, migrations: Mapping[int, Migration], where: Any
+) -> None:
+    """Turn a document of an earlier format version into one of ``version``, in place.
+
+    Args:
+        document: With its ``format_version``.
+        version: Wanted.
+        migrations: As of :func:`load`.
+        where: For messages: the file.
+
+    Raises:
+        CheckpointError: If there is no way, or the document is newer.
+    """
+    have = document.get("format_version")
+    if not isinstance(have, int) or have > version:
+        raise CheckpointError(
+            f"{where}: format version {have} is newer than this dcase ({version}); upgrade dcase"
+        )
+    while have < version:
+        if have not in migrations:
+            raise CheckpointError(f"{where}: no way to migrate format version {have}")
+        migrations[have](document)
+        have += 1
+        document["format_version"] = have
+
+
+def load_any(
+    path: str | os.PathLike[str],
+    kinds: Mapping[str, int],
+    migrations: Mapping[str, Mapping[int, Migration]] | None = None,
+) -> tuple[str, dict[str, Any]]:
     """Read a checkpoint of one of several kinds, on the CPU, without executing anything in it.
 
     Args:
         path: The file.
         kinds: ``{kind: newest format version this code knows}``.
+        migrations: Of each kind, as of :func:`load`.
 
     Returns:
-        The kind, and the document as it is in the file (not migrated).
+        The kind, and the document in the newest format version.
 
     Raises:
         CheckpointError: If the file is missing, truncated, foreign, of another kind or too new.
@@ -129,11 +137,7 @@ def load_any(path: str | os.PathLike[str], kinds: dict[str, int]) -> tuple[str, 
     kind = found.removeprefix("dcase-")
     if kind not in kinds:
         raise CheckpointError(f"{path}: holds {_a(kind)}, not {' or '.join(map(_a, kinds))}")
-    have = document.get("format_version")
-    if not isinstance(have, int) or have > kinds[kind]:
-        raise CheckpointError(
-            f"{path}: format version {have} is newer than this dcase ({kinds[kind]}); upgrade dcase"
-        )
+    migrate(document, kinds[kind], (migrations or {}).get(kind, {}), path)
     return kind, document
 
 

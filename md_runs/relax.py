@@ -19,7 +19,8 @@ from ase.optimize import BFGS, FIRE, LBFGS
 from dcase.errors import OptionError, SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.frequency import harmonic_frequencies
-from dcase.md_runs.files.provenance import describe_calculator, versions
+from dcase.md_runs.files.provenance import describe_calculator
+from dcase.versions import versions
 
 OPTIMIZERS: dict[str, Any] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
 

@@ -51,7 +51,7 @@ class Fit:
 
 
 @dataclass
-class Outcome:
+class SolveOutcome:
     """How a run ended.
 
     Attributes:

@@ -22,7 +22,7 @@ from dcase.errors import CheckpointError, OptionError
 from dcase.objective import Objective, Term
 from dcase.pinn.derivatives.names import trace
 from dcase.pinn.equations import ModeHints, residual_names
-from dcase.pinn.fits import Fit, Outcome
+from dcase.pinn.fits import Fit, SolveOutcome
 from dcase.pinn.identity import digest
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.settings import PinnSettings, Stage, parse_stages
@@ -114,7 +114,7 @@ def march(
     device: torch.device | str = "cpu",
     on_fit: Callable[[Fit, Trainer], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> Outcome:
+) -> SolveOutcome:
     """Train a network of modes on a problem; arguments as for :func:`dcase.pinn.solver.solve`."""
     run = March(problem, settings, folder, torch.device(device))
     return run.go(resume, on_fit, on_step)
@@ -159,7 +159,7 @@ class March:
         on_fit: Callable[[Fit, Trainer], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
         check: Callable[[], None] | None = None,
-    ) -> Outcome:
+    ) -> SolveOutcome:
         """All windows; ``check`` is called before a file is written."""
         self.check = check or _nothing
         c = start_coefficients(self.problem, self.kinds, self.steps[0].modes)
@@ -229,8 +229,9 @@ class March:
             square = float(r.double().square().mean())
             self.terms[name] = self.terms.get(name, 0.0) + share * square
 
-    def _outcome(self, status: str) -> Outcome:
-        return Outcome(self.solution, status, self.count, self.elapsed, self.terms, self.folders())
+    def _outcome(self, status: str) -> SolveOutcome:
+        fits = self.folders()
+        return SolveOutcome(self.solution, status, self.count, self.elapsed, self.terms, fits)
 
     def _train_settings(self, windows_left: int) -> TrainSettings:
         """Of a window, which gets an equal share of the time that is left, if time is limited."""

@@ -30,7 +30,7 @@ from dcase.errors import (
 )
 from dcase.files import write_json
 from dcase.pinn import plots
-from dcase.pinn.fits import Fit, Outcome, build_network, plan_fits
+from dcase.pinn.fits import Fit, SolveOutcome, build_network, plan_fits
 from dcase.pinn.initial import GridState, InitialState
 from dcase.pinn.march import March
 from dcase.pinn.metrics import evaluate
@@ -83,7 +83,7 @@ def train(
     pictures: bool = True,
     on_fit: Callable[[Fit, Trainer], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> tuple[dict[str, Any], Outcome]:
+) -> tuple[dict[str, Any], SolveOutcome]:
     """Train, evaluate and draw; the result is in the folder.
 
     Args:
@@ -171,14 +171,14 @@ def _kept(
     problem: PDEProblem,
     settings: PinnSettings,
     fits: March | Fits,
-) -> tuple[dict[str, Any], Outcome] | None:
+) -> tuple[dict[str, Any], SolveOutcome] | None:
     """What a finished run gave; None where there is more to do."""
     metrics = finished_metrics(folder, record)
     if metrics is None:
         return None
     try:
         solution = _read_solution(folder, problem, settings)
-        outcome = Outcome(
+        outcome = SolveOutcome(
             solution, metrics["status"], metrics["steps"], metrics["elapsed_s"], metrics["terms"],
             fits.folders(), was_finished=True,
         )  # fmt: skip
@@ -188,7 +188,7 @@ def _kept(
 
 
 def _write(
-    run: Run, source: Source, settings: PinnSettings, problem: PDEProblem, outcome: Outcome
+    run: Run, source: Source, settings: PinnSettings, problem: PDEProblem, outcome: SolveOutcome
 ) -> dict[str, Any]:
     """``model.pt`` and ``metrics.json``."""
     description = {"settings": settings.to_dict(), "source": vars(source)}

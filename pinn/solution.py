@@ -16,6 +16,7 @@ from dcase.errors import CheckpointError, OptionError
 from dcase.pinn.conditions import Periodic
 from dcase.pinn.initial import GridState
 from dcase.pinn.problem import PDEProblem
+from dcase.versions import versions
 
 VERSION = 1
 CHUNK = 16384  # points evaluated at a time
@@ -147,7 +148,7 @@ def save_solution(
         "fields": list(solution.fields),
         "windows": windows,
         "description": description,
-        "versions": checkpoint.versions(),
+        "versions": versions(),
     }
     checkpoint.save(path, "pinn", VERSION, content)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.errors import CheckpointError
 from dcase.objective import Objective
-from dcase.pinn.fits import Fit, Outcome, build_network, plan_fits
+from dcase.pinn.fits import Fit, SolveOutcome, build_network, plan_fits
 from dcase.pinn.identity import digest
 from dcase.pinn.initial import GridState, InitialState
 from dcase.pinn.problem import PDEProblem
@@ -33,7 +33,7 @@ from dcase.training.progress import Progress
 from dcase.training.settings import QUASI_NEWTON, TrainSettings
 from dcase.training.trainer import Trainer
 
-__all__ = ["Fit", "Fits", "Outcome", "build_network", "plan_fits", "residual_size", "solve"]
+__all__ = ["Fit", "Fits", "SolveOutcome", "build_network", "plan_fits", "residual_size", "solve"]
 
 FIT_VERSION = 2
 STATE_POINTS = {1: 1024, 2: 128}  # of the grid that a window's end is kept on, by dimension
@@ -49,7 +49,7 @@ def solve(
     joint: bool = False,
     on_fit: Callable[[Fit, Trainer], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> Outcome:
+) -> SolveOutcome:
     """Train a network on a problem.
 
     Args:
@@ -113,7 +113,7 @@ class Fits:
         on_fit: Callable[[Fit, Trainer], None] | None = None,
         on_step: Callable[[Progress], None] | None = None,
         check: Callable[[], None] | None = None,
-    ) -> Outcome:
+    ) -> SolveOutcome:
         """All fits; ``check`` is called before a file is written."""
         self.on_fit, self.on_step, self.check = on_fit, on_step, check or _nothing
         if not resume and self.folder.exists():
@@ -144,8 +144,8 @@ class Fits:
                 state = self.solution.state_at(fits[0].end, self._grid(), problem)
         return self._outcome(status)
 
-    def _outcome(self, status: str) -> Outcome:
-        return Outcome(self.solution, status, self.steps, self.elapsed, self.terms, self.done)
+    def _outcome(self, status: str) -> SolveOutcome:
+        return SolveOutcome(self.solution, status, self.steps, self.elapsed, self.terms, self.done)
 
     def _by_window(self) -> Iterator[tuple[int, list[Fit]]]:
         for window in range(self.settings.windows):

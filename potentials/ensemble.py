@@ -28,8 +28,14 @@ from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import FORMAT_VERSION as POTENTIAL_VERSION
-from dcase.potentials.potential import Potential, find_checkpoint, potential_from_document
+from dcase.potentials.potential import (
+    MIGRATIONS,
+    Potential,
+    find_checkpoint,
+    potential_from_document,
+)
 from dcase.potentials.quantity import Quantity
+from dcase.versions import versions
 
 FORMAT_VERSION = 1
 Paths = str | os.PathLike[str]
@@ -237,7 +243,7 @@ class Ensemble(nn.Module):
                 for member in self._potentials
             ],
             "metadata": self.metadata,
-            "versions": checkpoint.versions(),
+            "versions": versions(),
         }
 
     def save(self, path: Paths) -> None:
@@ -258,10 +264,11 @@ def model_from_document(document: dict[str, Any], where: str) -> Potential | Ens
     if "members" not in document:
         return potential_from_document(document, where)
     try:
-        members = [
-            potential_from_document(member, f"{where}, member {number}")
-            for number, member in enumerate(document["members"], 1)
-        ]
+        members = []
+        for number, member in enumerate(document["members"], 1):
+            one = f"{where}, member {number}"
+            checkpoint.migrate(member, POTENTIAL_VERSION, MIGRATIONS, one)
+            members.append(potential_from_document(member, one))
         return Ensemble(members, document["metadata"]).eval()  # type: ignore[return-value]
     except (LookupError, TypeError, AttributeError, OptionError) as error:
         raise CheckpointError(
@@ -290,7 +297,9 @@ def load_model(path: Paths | Sequence[Paths]) -> Potential | Ensemble:
         return Ensemble(members).eval()  # type: ignore[arg-type, return-value]
     file, _ = find_checkpoint(Path(path))
     _, document = checkpoint.load_any(
-        file, {"potential": POTENTIAL_VERSION, "ensemble": FORMAT_VERSION}
+        file,
+        {"potential": POTENTIAL_VERSION, "ensemble": FORMAT_VERSION},
+        {"potential": MIGRATIONS},
     )
     return model_from_document(document, str(file))
 

@@ -21,6 +21,7 @@ from dcase.potentials.networks.float64_buffers import ExactBuffers
 from dcase.potentials.networks.registry import build_network
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
+from dcase.versions import versions
 
 FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
 SHIPPED_DIR = Path(__file__).parent / "shipped"
@@ -248,7 +249,7 @@ class Potential(ExactBuffers):
                 for name, value in self.network.state_dict().items()
             },
             "metadata": self.metadata,
-            "versions": checkpoint.versions(),
+            "versions": versions(),
         }
 
     def describe(self) -> str:
@@ -291,8 +292,7 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
         potential.network.load_state_dict(weights)
         potential.set_scale(LabelScale.from_dict(document["scale"]))
         potential.metadata = dict(document["metadata"])
-        if "quantity" in document:  # else of the time when all potentials predicted energies
-            potential.quantity = Quantity.from_dict(document["quantity"])
+        potential.quantity = Quantity.from_dict(document["quantity"])
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -306,6 +306,9 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
 def _with_quantity(document: dict[str, Any]) -> None:
     """Migrates version 1, in which all potentials predicted energies."""
     document["quantity"] = ENERGY.to_dict()
+
+
+MIGRATIONS = {1: _with_quantity}
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, bool]:
@@ -340,5 +343,5 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
         CheckpointError: If the file is missing, damaged, foreign, or would run code.
     """
     file, _ = find_checkpoint(path)
-    document = checkpoint.load(file, "potential", FORMAT_VERSION, {1: _with_quantity})
+    document = checkpoint.load(file, "potential", FORMAT_VERSION, MIGRATIONS)
     return potential_from_document(document, str(file))

@@ -81,7 +81,7 @@ class MethodSettings:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class StatePrediction:
     """What a constrained network gives.
 
     Attributes:
@@ -121,7 +121,7 @@ class ConstrainedNetwork(nn.Module):
         self.settings = settings or MethodSettings()
         self.register_buffer("weight", weight)
 
-    def forward(self, r: Tensor, v: Tensor) -> Prediction:
+    def forward(self, r: Tensor, v: Tensor) -> StatePrediction:
         """Positions and velocities [B, N, d] later, of those now."""
         network, settings = self.network, self.settings
         z, context = network.open(r, v)
@@ -144,7 +144,9 @@ class ConstrainedNetwork(nn.Module):
             r = project(r, self.constraint, settings.projection, weight=self.weight).r
         elif not violated:
             violated = [self.constraint(r)]
-        return Prediction(r, v, violated[0] if len(violated) == 1 else torch.stack(violated, 1))
+        return StatePrediction(
+            r, v, violated[0] if len(violated) == 1 else torch.stack(violated, 1)
+        )
 
     def _correction(self, r: Tensor, v: Tensor, context: Any) -> Tensor:
         """What brings the state back to the manifold.

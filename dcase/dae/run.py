@@ -36,6 +36,7 @@ from dcase.objective import Objective
 from dcase.runs import FINISHED, INTERRUPTED, RECORD, Identity, Place, Run, claim, fingerprint
 from dcase.training.progress import Progress, TrainResult
 from dcase.training.trainer import Trainer
+from dcase.versions import versions
 
 VERSION = 2
 """Raised when the same weights would give another network; a test holds what they give now."""
@@ -75,7 +76,7 @@ def load_data(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DaeOutcome:
     """How a run ended.
 
     Attributes:
@@ -113,7 +114,7 @@ def train(
     device: torch.device | str = "cpu",
     on_start: Callable[[Trainer], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> Outcome:
+) -> DaeOutcome:
     """Train and evaluate; the result is in the folder.
 
     Args:
@@ -182,7 +183,7 @@ def train(
         result = _fit(trainer, run, resume)
         if result.status == "interrupted":
             run.finish(INTERRUPTED)
-            return Outcome({}, result)
+            return DaeOutcome({}, result)
         run.check(now=True)
         save_model(place.folder / "model.pt", model, settings, scales)
         metrics = {
@@ -202,7 +203,7 @@ def train(
             from dcase.dae import plots
 
             plots.draw_run(place.folder, model, sources["test"], settings, trajectory)
-    return Outcome(metrics, result)
+    return DaeOutcome(metrics, result)
 
 
 def _scales(some: PairSource, settings: DaeSettings) -> dict[str, float]:
@@ -243,7 +244,7 @@ def finished_metrics(folder: Path, record: dict[str, Any]) -> dict[str, Any] | N
     return content if isinstance(content, dict) else None
 
 
-def _kept(folder: Path, record: dict[str, Any], identity: Identity) -> Outcome | None:
+def _kept(folder: Path, record: dict[str, Any], identity: Identity) -> DaeOutcome | None:
     """What a finished run gave; None where there is more to do."""
     metrics = finished_metrics(folder, record)
     if metrics is None or record["identity"] != identity.to_dict():
@@ -253,7 +254,7 @@ def _kept(folder: Path, record: dict[str, Any], identity: Identity) -> Outcome |
         numbers = [metrics[name] for name in ("status", "epochs", "steps", "elapsed_s", "best")]
     except (CheckpointError, KeyError):  # lost or damaged: made again of the training state
         return None
-    return Outcome(metrics, TrainResult(*numbers), was_finished=True)
+    return DaeOutcome(metrics, TrainResult(*numbers), was_finished=True)
 
 
 def compare(
@@ -288,7 +289,7 @@ def save_model(
         "settings": settings.to_dict(),
         "scales": scales,
         "weights": {k: t.detach().cpu() for k, t in model.state_dict().items()},
-        "versions": checkpoint.versions(),
+        "versions": versions(),
     }
     checkpoint.save(path, "dae", VERSION, content)
 

@@ -5,27 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def autocorrelation_time(series: np.ndarray) -> float:
-    """Integrated autocorrelation time of a stationary series, in samples.
-
-    ``1/2 + sum of the autocorrelation function``, cut where the lag exceeds five times the sum
-    (Sokal's window): beyond that the sum collects noise only. White noise gives 0.5.
-
-    Args:
-        series: Shape [n_samples].
-    """
-    centred = np.asarray(series, dtype=np.float64) - np.mean(series)
-    n = len(centred)
-    if n < 3 or not centred.any():
-        return 0.5
-    spectrum = np.fft.rfft(centred, 2 * n)  # padded: linear, not circular, correlation
-    correlation = np.fft.irfft(spectrum * spectrum.conj(), 2 * n)[:n] / np.arange(n, 0, -1)
-    sums = np.cumsum(correlation / correlation[0]) - 0.5
-    lags = np.arange(n)
-    inside = np.flatnonzero(lags >= 5.0 * sums)
-    return float(max(0.5, sums[inside[0] if len(inside) else n // 2]))
-
-
 def lag_one(values: np.ndarray, walker: np.ndarray) -> float:
     """Correlation of frames with the next frame of the same walker, all components pooled.
 

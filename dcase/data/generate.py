@@ -21,7 +21,7 @@ from ase.calculators.calculator import CalculationFailed
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
-from dcase.data.decorrelation import autocorrelation_time, memory_of
+from dcase.data.decorrelation import memory_of
 from dcase.data.generate_state import (
     Progress,
     State,
@@ -35,6 +35,7 @@ from dcase.data.generate_state import (
 from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
 from dcase.files import check_writable
+from dcase.statistics import autocorrelation_time
 from dcase.units import FS, KCAL_PER_MOL
 
 PILOT_STEPS = 4000

@@ -17,18 +17,21 @@ import numpy as np
 
 from dcase.errors import OptionError
 from dcase.md_runs.analysis.dt_scan_verdict import DtScan, dt_scan_table
+from dcase.statistics import autocorrelation_time
 from dcase.units import KB
 
 __all__ = [
     "DtScan",
     "EnergyDrift",
     "analyse",
-    "autocorrelation_time",
     "dt_scan_table",
     "fit_line",
     "mean_and_error",
     "plus_minus",
 ]
+
+FITTED = 2
+"""Parameters of a line, for which autocorrelation times are corrected."""
 
 MIN_SAMPLES = 10
 """Fewer samples than this get numbers but no judgement."""
@@ -90,40 +93,6 @@ class EnergyDrift:
         return self.verdict.startswith(("no significant drift", "significant but small"))
 
 
-def autocorrelation_time(residual: np.ndarray, window: float = 5.0) -> float:
-    """Integrated autocorrelation time ``tau = 1/2 + sum_k rho(k)`` in samples, at least 1/2.
-
-    Sokal's automatic window: the sum stops at the first lag ``W >= window * tau(W)``. The finite
-    series makes the estimate too small, since the fitted mean and slope eat the slowest part; it is
-    raised by ``1 + 2 (2 W + 1) / n`` (Wolff, Comput. Phys. Commun. 156, 143 (2004), eq. 49, once
-    for each of the two fitted parameters).
-
-    Args:
-        residual: ``(n,)`` values about their fit.
-        window: Sokal's constant.
-
-    Returns:
-        The time in samples; 1/2 (independent samples) where the values do not vary.
-    """
-    values = np.asarray(residual, dtype=np.float64)
-    n = len(values)
-    if n < 4:
-        return 0.5
-    scale = float(np.max(np.abs(values)))
-    if not scale > 0.0:
-        return 0.5
-    values = values / scale  # tiny residuals must not underflow when squared
-    size = 1 << (2 * n - 1).bit_length()  # zero-padded: no wrap-around
-    spectrum = np.abs(np.fft.rfft(values, size)) ** 2
-    covariance = np.fft.irfft(spectrum, size)[:n] / np.arange(n, 0, -1)
-    rho = covariance / covariance[0]
-    tau = 0.5 + np.cumsum(rho[1 : n // 2])
-    lags = np.arange(1, len(tau) + 1)
-    closed = np.flatnonzero(lags >= window * tau)
-    stop = int(closed[0]) if len(closed) else len(tau) - 1
-    return max(0.5, float(tau[stop]) * (1.0 + 2.0 * (2 * lags[stop] + 1) / n))
-
-
 def fit_line(times: np.ndarray, values: np.ndarray) -> tuple[float, float, float, float]:
     """Least-squares line through correlated samples.
 
@@ -160,7 +129,7 @@ def fit_line(times: np.ndarray, values: np.ndarray) -> tuple[float, float, float
         means = residual[: blocks * block].reshape(blocks, block).mean(axis=1)
         positions = x[: blocks * block].reshape(blocks, block).mean(axis=1)
         means = means - means.mean()
-        tau = autocorrelation_time(means)
+        tau = autocorrelation_time(means, fitted=FITTED)
         # At least two independent samples must be left, or there is no error to speak of.
         freedom = max(blocks - 4.0 * tau, 0.5)
         spread = float(means @ means) / freedom
@@ -195,7 +164,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     if n < 4:
         return mean, math.nan
     residual = values - mean
-    tau = autocorrelation_time(residual)
+    tau = autocorrelation_time(residual, fitted=FITTED)
     spread = float(residual @ residual) / max(n - 2.0 * tau, 0.5)
     return mean, math.sqrt(2.0 * tau * spread / n)
 

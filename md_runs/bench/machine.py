@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dcase.md_runs.files.provenance import versions
+from dcase.versions import versions
 
 
 def machine(device: torch.device) -> dict[str, Any]:

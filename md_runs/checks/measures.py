@@ -22,7 +22,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from dcase.data.dataset import AtomicDataset
 from dcase.md_runs.analysis.frequency import highest_frequency
 from dcase.md_runs.checks.subject import (
-    Prediction,
+    Predicted,
     Skip,
     Subject,
     copy_potential,
@@ -284,7 +284,7 @@ def cutoff_jump(subject: Subject) -> tuple[float, str]:
     worst, controls = 0.0, []
     for atoms, direction in ((pair, np.array([0.6, 0.0, 0.8])), (probe, ray)):
 
-        def at(d: float, atoms: Atoms = atoms, direction: np.ndarray = direction) -> Prediction:
+        def at(d: float, atoms: Atoms = atoms, direction: np.ndarray = direction) -> Predicted:
             moved = atoms.copy()
             moved.positions[-1] += d * direction
             return subject(moved)
@@ -361,7 +361,7 @@ def calculator_copies(subject: Subject) -> tuple[float, str]:
     energy, forces = original.get_potential_energy(atoms), original.get_forces(atoms)
     worst = 0.0
     for other in copies.values():
-        found = Prediction(
+        found = Predicted(
             other.get_potential_energy(atoms), np.empty(0), other.get_forces(atoms), None
         )
         worst = max(worst, subject.error(found, energy, forces))

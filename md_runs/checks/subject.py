@@ -25,7 +25,7 @@ class Skip(Exception):
     """Raised by a check that does not apply; the message says why."""
 
 
-class Prediction(NamedTuple):
+class Predicted(NamedTuple):
     """What a potential says about one structure."""
 
     energy: float  # eV
@@ -77,18 +77,18 @@ class Subject:
             atoms.numbers, atoms.positions, self.potential.cutoff, atoms.cell.array, atoms.pbc
         ).to(self.device)
 
-    def __call__(self, atoms: Atoms, *, stress: bool = False) -> Prediction:
+    def __call__(self, atoms: Atoms, *, stress: bool = False) -> Predicted:
         """Evaluate with a fresh neighbour list."""
         result = self.potential(self.graph(atoms), stress=stress)
         numpy = {name: value.cpu().numpy() for name, value in result.items()}
-        return Prediction(
+        return Predicted(
             float(numpy["energy"][0]),
             numpy["energies"],
             numpy["forces"],
             numpy["stress"][0] if stress else None,
         )
 
-    def error(self, found: Prediction, energy: float, forces: np.ndarray) -> float:
+    def error(self, found: Predicted, energy: float, forces: np.ndarray) -> float:
         """The larger of the errors of energy and forces, in units of their scales."""
         return max(
             abs(found.energy - energy) / self.energy_scale,

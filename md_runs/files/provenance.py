@@ -1,14 +1,9 @@
-"""What computed a result: the model, its precision and place, and the versions of everything."""
+"""What computed a result: the model, its precision and place."""
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-PACKAGES = ("dcase", "ase", "numpy", "torch", "h5py", "matplotlib")
-"""Packages whose versions are put into reports."""
 
 
 def describe_calculator(calculator: Any) -> dict[str, Any]:
@@ -43,14 +38,3 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
 def _file_names(path: str) -> str:
     """Names of the files of a potential, or of the members of an ensemble."""
     return ", ".join(Path(part).name for part in path.split(", "))
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, without importing them."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -17,7 +17,7 @@ from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from dcase.errors import DcaseError, OptionError, SimulationError
 from dcase.interrupt import interruptible
 from dcase.md_runs.analysis.frequency import check_timestep
-from dcase.md_runs.files.provenance import describe_calculator, versions
+from dcase.md_runs.files.provenance import describe_calculator
 from dcase.md_runs.files.publish import conclude_uncertainty, publish, write_final
 from dcase.md_runs.files.recorder import Recorder
 from dcase.md_runs.files.run_folder import Checkpoint, RunFolder
@@ -35,6 +35,7 @@ from dcase.md_runs.loop.mechanics import temperature as kinetic_temperature
 from dcase.md_runs.loop.uncertainty import UncertaintyWatch, is_ensemble
 from dcase.md_runs.loop.watch import BlowUpWatch
 from dcase.md_runs.settings import MDSettings
+from dcase.versions import versions
 
 if TYPE_CHECKING:
     from dcase.md_runs.loop.compiled_blocks import VerletBlocks

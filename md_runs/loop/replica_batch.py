@@ -18,13 +18,14 @@ from dcase.files import atomic_path, write_json
 from dcase.interrupt import interruptible
 from dcase.md_runs.analysis.frequency import check_timestep
 from dcase.md_runs.files.journal import Journal
-from dcase.md_runs.files.provenance import describe_calculator, versions
+from dcase.md_runs.files.provenance import describe_calculator
 from dcase.md_runs.loop.batch_forces import BatchForces
 from dcase.md_runs.loop.mechanics import degrees_of_freedom, draw_momenta, still
 from dcase.md_runs.loop.replica_blocks import replica_blocks
 from dcase.md_runs.loop.watch import BlowUpWatch, bond_lengths
 from dcase.md_runs.settings import MDSettings
 from dcase.units import FS, KB
+from dcase.versions import versions
 
 FINISHED, INTERRUPTED = "finished", "interrupted"
 PROGRESS_SECONDS = 0.1

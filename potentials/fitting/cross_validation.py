@@ -153,6 +153,7 @@ def cross_validate(
             the earlier run had other frames, folds or another recipe.
         DcaseError: As :func:`~dcase.potentials.fitting.fit_potential.fit_potential`.
     """
+    dataset = recipe.loss.seen(dataset)
     out = Path(out)
     folder = run_folder(out)
     check_writable(out, [folder / "fold-1.pt"], stream=False)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcase import checkpoint
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError, RunError
@@ -33,6 +32,7 @@ from dcase.rescaling import fit_label_scale, fit_offsets
 from dcase.runs import Identity, Place, claim
 from dcase.training.processes import Processes
 from dcase.training.trainer import Progress, Trainer, TrainResult
+from dcase.versions import versions
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,7 @@ def _labels(
     Raises:
         DataError: If a label that the loss needs is missing.
     """
-    if not recipe.loss.free_atoms:
-        dataset = dataset.without_fixed()
+    dataset = recipe.loss.seen(dataset)
     quantity = quantity_of(dataset)
     if not quantity.is_energy:
         dataset = replace(dataset, forces=None)
@@ -391,5 +390,5 @@ def _report(
         "processes": trainer.world,
         "machine": platform.platform(),
         "started_unix": started,
-        "versions": checkpoint.versions(),
+        "versions": versions(),
     }

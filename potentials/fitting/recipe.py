@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
 from dcase.objective import Term
 from dcase.options import check_types
@@ -101,6 +102,10 @@ class LossChoice:
     def __post_init__(self) -> None:
         check_types(self)
         self.terms()  # impossible values are an error here rather than after reading the data
+
+    def seen(self, dataset: AtomicDataset) -> AtomicDataset:
+        """The dataset as loss and errors see it: its marks of held atoms count or are gone."""
+        return dataset if self.free_atoms else dataset.without_fixed()
 
     def terms(self) -> dict[str, Term]:
         """As terms of an objective."""

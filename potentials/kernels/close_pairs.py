@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dcase.derivatives import apply_strain
 from dcase.potentials.graphs.graph import AtomicGraph
-from dcase.potentials.kernels.compiled import CompiledKernel, Evaluation, PotentialLike
+from dcase.potentials.kernels.compiled import CompiledKernel, KernelResult, PotentialLike
 
 
 class ExactNetwork:
@@ -33,13 +33,13 @@ class ExactNetwork:
 
     def where_close(
         self,
-        found: Evaluation,
+        found: KernelResult,
         kernel: CompiledKernel,
         species: np.ndarray,
         positions: np.ndarray,
         pairs: np.ndarray,
         offsets: np.ndarray | None,
-    ) -> Evaluation:
+    ) -> KernelResult:
         """What the kernel has found, with the right results where pairs are too close for it.
 
         Args:
@@ -72,7 +72,7 @@ class ExactNetwork:
             )  # fmt: skip
 
         energies, forces, virial = self._evaluate(*part(mine))
-        result = Evaluation(
+        result = KernelResult(
             found.energies.copy(), found.forces.copy(), virial, found.neighbours, found.closest
         )
         result.energies[mine], result.forces[mine] = energies, forces

@@ -51,7 +51,7 @@ class EnsembleLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class KernelResult:
     """What a kernel computes, in the network's unit.
 
     Attributes:
@@ -84,7 +84,7 @@ class Prepared:
     def __init__(self, kernel: Any, call: ctypes.Structure, arrays: dict[str, np.ndarray]):
         self._kernel, self._call, self._arrays = kernel, call, arrays  # kept alive
         self.positions = arrays["positions"]
-        self.result = Evaluation(
+        self.result = KernelResult(
             *(arrays[name] for name in ("energy", "force", "virial", "neighbours", "closest"))
         )
         self._function = kernel.function
@@ -118,7 +118,7 @@ class CompiledKernel(ABC):
         species: np.ndarray,
         pairs: np.ndarray,
         offsets: np.ndarray | None = None,
-    ) -> Evaluation:
+    ) -> KernelResult:
         """Evaluate one system.
 
         Args:
@@ -136,7 +136,7 @@ class CompiledKernel(ABC):
             prepared.positions[:] = positions
             prepared.evaluate()
             r = prepared.result
-            return Evaluation(
+            return KernelResult(
                 r.energies.copy(),
                 r.forces.copy(),
                 r.virial.copy(),

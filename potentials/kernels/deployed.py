@@ -30,7 +30,7 @@ from dcase.potentials.networks.registry import get_architecture
 
 
 @dataclass(frozen=True)
-class Prediction:
+class MemberPredictions:
     """Of one system, by every member of an ensemble, or by the one potential there is.
 
     Attributes:
@@ -84,7 +84,7 @@ class Deployed:
         positions: np.ndarray,
         pairs: np.ndarray,
         offsets: np.ndarray | None = None,
-    ) -> Prediction:
+    ) -> MemberPredictions:
         """Evaluate one system.
 
         Args:
@@ -115,7 +115,9 @@ class Deployed:
             energies.append(found.energies * scale + table[numbers])
             forces.append(found.forces * scale)
             virials.append(found.virial * scale)
-        return Prediction(np.stack(energies), np.stack(forces), np.stack(virials), found.neighbours)
+        return MemberPredictions(
+            np.stack(energies), np.stack(forces), np.stack(virials), found.neighbours
+        )
 
     def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:
         """For a compiled loop over ``numbers`` [n_atoms]; None for an ensemble."""

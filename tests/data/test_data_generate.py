@@ -13,12 +13,13 @@ from processes import die_at_write, finish, start
 
 from dcase.data import generate as module
 from dcase.data import generate_state
-from dcase.data.decorrelation import align, autocorrelation_time, lag_one
+from dcase.data.decorrelation import align, lag_one
 from dcase.data.generate import generate
 from dcase.data.generate_state import state_path
 from dcase.data.molecules import structure
 from dcase.data.npz import read_npz
 from dcase.errors import DataError, MissingExtraError, OptionError
+from dcase.statistics import autocorrelation_time
 
 KCAL = units.kcal / units.mol
 SHORT = {"interval": 5.0, "equilibrate": 10.0, "walkers": 2, "seed": 7}

@@ -15,6 +15,7 @@ from dcase.data.qm9 import TARGETS
 from dcase.data.splits import Splits
 from dcase.errors import CheckpointError, DataError, OptionError
 from dcase.objective import Objective
+from dcase.potentials.ensemble import Ensemble, load_model
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.fitting.evaluation import evaluate_potential, value_metrics
@@ -245,6 +246,22 @@ def test_a_checkpoint_of_before_predicts_energies(tmp_path):
     assert load_potential(tmp_path / "old.pt").quantity == ENERGY
     # One that a dcase of before would take for energies must say that it is newer.
     assert FORMAT_VERSION == 2
+
+
+def test_files_of_before_are_read_the_same_way_alone_and_in_ensembles(tmp_path):
+    ensemble = Ensemble([lively(), lively()])
+    document = ensemble.to_document()
+    for member in document["members"]:
+        del member["quantity"]
+        member["format_version"] = 1
+    checkpoint.save(tmp_path / "both.pt", "ensemble", 1, document)
+    checkpoint.save(tmp_path / "one.pt", "potential", 1, document["members"][0])
+    for name in ("both.pt", "one.pt"):
+        assert load_model(tmp_path / name).quantity == ENERGY
+    document["members"][1]["format_version"] = 99
+    checkpoint.save(tmp_path / "newer.pt", "ensemble", 1, document)
+    with pytest.raises(CheckpointError, match=r"member 2: format version 99 is newer"):
+        load_model(tmp_path / "newer.pt")
 
 
 def test_a_checkpoint_with_an_impossible_quantity_is_refused(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from scipy.signal import lfilter
 
 from dcase.errors import OptionError
-from dcase.md_runs.analysis.drift import analyse, autocorrelation_time, fit_line, mean_and_error
+from dcase.md_runs.analysis.drift import analyse, fit_line, mean_and_error
+from dcase.statistics import autocorrelation_time
 from dcase.units import KB
 
 

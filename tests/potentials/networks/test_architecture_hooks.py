@@ -10,7 +10,7 @@ from dcase.errors import OptionError
 from dcase.potentials.create import create_potential
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.fit_potential import training_kernel
-from dcase.potentials.kernels.compiled import Evaluation
+from dcase.potentials.kernels.compiled import KernelResult
 from dcase.potentials.kernels.deployed import deploy
 from dcase.potentials.networks.architecture import Architecture, hook
 from dcase.potentials.networks.registry import ARCHITECTURES
@@ -45,7 +45,7 @@ def compiled(potential, tabulate, filter_error):
         for ends, sign in ((i, 1.0), (j, -1.0)):
             np.add.at(energies, ends, 0.5 * k * (cutoff - d) ** 2)
             np.add.at(forces, ends, sign * pull)
-        return Evaluation(energies, forces, pull.T @ r, np.bincount(pairs.ravel()))
+        return KernelResult(energies, forces, pull.T @ r, np.bincount(pairs.ravel()))
 
     return kernel
 

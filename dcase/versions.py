@@ -1,0 +1,21 @@
+"""Versions of what a result depends on."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from dcase._version import __version__
+
+PACKAGES = ("ase", "numpy", "torch", "h5py", "matplotlib")
+
+
+def versions() -> dict[str, str]:
+    """Versions of dcase, Python and of the packages that matter, without importing these."""
+    found = {"dcase": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
