@@ -8,11 +8,17 @@ from typing import Any
 import click
 
 from dcase.cli.options import (
-    POSITIVE,
     Number,
+    count,
     device_option,
     dtype_option,
+    out_folder,
+    overwrite_option,
+    positive,
+    quiet_option,
+    resume_option,
     section,
+    seed_option,
     threads_option,
 )
 from dcase.md_runs.active.settings import STRATEGIES, ActiveSettings
@@ -32,50 +38,30 @@ _OPTIONS = (
         default=None,
         help="Or from a structure file or molecule name: rattled copies of it are labelled first.",
     ),
-    click.option(
+    count(
         "--initial",
-        type=click.IntRange(min=2),
-        default=None,
+        least=2,
         help="First frames: so many of --data, drawn at random (default: all), or copies of "
         "--structure (default: 20).",
     ),
-    click.option(
+    positive(
         "--rattle",
-        type=POSITIVE,
         default=0.1,
-        show_default=True,
         help="Standard deviation of the coordinates of the last copy, A; earlier ones have less.",
     ),
-    click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        default="active",
-        show_default=True,
-        help="Folder for everything that is made; ensemble.pt in it is the result.",
-    ),
-    click.option(
-        "--resume",
-        is_flag=True,
-        help="Go on where it stopped; --rounds may be more, and all else must be the same.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
-    click.option("--quiet", "-q", is_flag=True, help="Print the result only."),
+    out_folder("Folder for everything that is made; ensemble.pt in it is the result.", "active"),
+    resume_option("Go on where it stopped; --rounds may be more, and all else must be the same."),
+    overwrite_option(),
+    quiet_option("Print the result only."),
     section(
         "Loop",
-        click.option(
+        count(
             "--rounds",
-            type=click.IntRange(min=0),
             default=_DEFAULT.rounds,
-            show_default=True,
+            least=0,
             help="Times that frames are sampled, chosen and labelled.",
         ),
-        click.option(
-            "--per-round",
-            type=click.IntRange(min=1),
-            default=_DEFAULT.per_round,
-            show_default=True,
-            help="Frames labelled in a round.",
-        ),
+        count("--per-round", default=_DEFAULT.per_round, help="Frames labelled in a round."),
         click.option(
             "--strategy",
             type=click.Choice(STRATEGIES),
@@ -89,63 +75,31 @@ _OPTIONS = (
             is_flag=True,
             help="End before the last round once no walker is stopped by its uncertainty.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=_DEFAULT.seed,
-            show_default=True,
-            help="Of everything random.",
-        ),
+        seed_option("Of everything random.", _DEFAULT.seed),
     ),
     section(
         "Sampling",
-        click.option(
+        positive(
             "--temperature",
-            type=POSITIVE,
-            multiple=True,
             default=_DEFAULT.temperatures_K,
-            show_default=True,
+            multiple=True,
             help="Of the Langevin dynamics, K; given several times, walkers take them in turn.",
         ),
-        click.option(
+        count(
             "--walkers",
-            type=click.IntRange(min=1),
             default=_DEFAULT.walkers,
-            show_default=True,
             help="Trajectories in a round, from labelled frames drawn at random.",
         ),
-        click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            default=_DEFAULT.steps,
-            show_default=True,
-            help="Time steps of a walker.",
-        ),
-        click.option(
-            "--timestep",
-            type=POSITIVE,
-            default=_DEFAULT.timestep_fs,
-            show_default=True,
-            help="Of the dynamics, fs.",
-        ),
-        click.option(
-            "--friction",
-            type=POSITIVE,
-            default=_DEFAULT.friction_per_fs,
-            show_default=True,
-            help="Langevin friction, 1/fs.",
-        ),
-        click.option(
+        count("--steps", default=_DEFAULT.steps, help="Time steps of a walker."),
+        positive("--timestep", default=_DEFAULT.timestep_fs, help="Of the dynamics, fs."),
+        positive("--friction", default=_DEFAULT.friction_per_fs, help="Langevin friction, 1/fs."),
+        count(
             "--frame-every",
-            type=click.IntRange(min=1),
             default=_DEFAULT.frame_every,
-            show_default=True,
             help="Steps between the frames that may be chosen.",
         ),
-        click.option(
+        positive(
             "--max-uncertainty",
-            type=POSITIVE,
-            default=None,
             metavar="X",
             help="A walker stops where the members' standard deviation of the force on an atom is "
             "larger, eV/A. Default: half of the median force on an atom in the labelled frames.",
@@ -166,11 +120,9 @@ _OPTIONS = (
             metavar="TEXT",
             help="Level of theory of the labels, for reports; default: GFN2-xTB, or the labeller.",
         ),
-        click.option(
+        positive(
             "--max-force",
-            type=POSITIVE,
             default=_DEFAULT.max_force_eV_A,
-            show_default=True,
             help="Leave out labelled frames with a larger force on an atom, eV/A.",
         ),
         click.option(
@@ -183,13 +135,7 @@ _OPTIONS = (
     ),
     section(
         "Training",
-        click.option(
-            "--members",
-            type=click.IntRange(min=2),
-            default=_DEFAULT.members,
-            show_default=True,
-            help="Potentials in the ensemble.",
-        ),
+        count("--members", default=_DEFAULT.members, least=2, help="Potentials in the ensemble."),
         click.option(
             "--validation",
             type=Number(min=0.0, max=0.9),
@@ -206,28 +152,20 @@ _OPTIONS = (
         ),
         click.option("--model", default=None, help="Architecture, as in dcase train."),
         click.option("--size", default=None, help="Preset of the architecture."),
-        click.option("--epochs", type=click.IntRange(min=1), default=None, help="Of every member."),
-        click.option(
+        count("--epochs", help="Of every member."),
+        count(
             "--training-steps",
-            type=click.IntRange(min=1),
-            default=None,
             help="Instead of epochs: optimizer steps of a member, however many labels there are.",
         ),
-        click.option(
-            "--batch-size", type=click.IntRange(min=0), default=None, help="Frames a step."
-        ),
-        click.option("--lr", type=POSITIVE, default=None, help="Peak learning rate."),
-        click.option(
+        count("--batch-size", least=0, help="Frames a step."),
+        positive("--lr", help="Peak learning rate."),
+        positive(
             "--time-limit-per-member",
-            type=POSITIVE,
-            default=None,
             help="Seconds of training a member; runs with it do not repeat to the last bit.",
         ),
-        click.option(
+        count(
             "--jobs",
-            type=click.IntRange(min=1),
             default=1,
-            show_default=True,
             help="Members trained at the same time, in processes of one thread each.",
         ),
     ),

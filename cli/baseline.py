@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import FrameCount, Number
+from dcase.cli.options import (
+    Number,
+    count,
+    frame_count,
+    frame_file_options,
+    json_option,
+    seed_option,
+)
 from dcase.cli.structures import load_frames
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import split
@@ -24,14 +31,7 @@ from dcase.files import check_writable, write_json
     metavar="FILE",
     help="Frames to test on; default: those of DATA that are left.",
 )
-@click.option(
-    "--labels",
-    type=click.Choice(["md17", "rmd17"]),
-    default=None,
-    help="Label set, where an .npz holds both.",
-)
-@click.option("--energy-key", default=None, help="Key of the energy in the file (not for .npz).")
-@click.option("--forces-key", default=None, help="Key of the forces in the file (not for .npz).")
+@frame_file_options
 @click.option(
     "--target",
     type=click.Choice(["energy", "forces", "energy+forces"]),
@@ -45,24 +45,10 @@ from dcase.files import check_writable, write_json
     show_default=True,
     help="Of squared energy errors beside those of forces, 1/A^2.",
 )
-@click.option(
-    "--n-train",
-    type=FrameCount(),
-    default=None,
-    help="Frames to fit; default: 0.8, with --test 0.9.",
-)
-@click.option(
-    "--n-val",
-    type=FrameCount(),
-    default=None,
-    help="Frames that decide on the ridge; default: 0.1.",
-)
-@click.option(
-    "--n-test", type=FrameCount(), default=None, help="Frames to test on; default: the rest."
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the split."
-)
+@frame_count("--n-train", help="Frames to fit; default: 0.8, with --test 0.9.")
+@frame_count("--n-val", help="Frames that decide on the ridge; default: 0.1.")
+@frame_count("--n-test", help="Frames to test on; default: the rest.")
+@seed_option("Of the split.")
 @click.option(
     "--cutoff",
     type=Number(min=1.0),
@@ -70,20 +56,8 @@ from dcase.files import check_writable, write_json
     show_default=True,
     help="Of the pair potential, A.",
 )
-@click.option(
-    "--parameters",
-    type=click.IntRange(min=1),
-    default=1160,
-    show_default=True,
-    help="About how many the pair potential has.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="Write the figures to this file.",
-)
+@count("--parameters", default=1160, help="About how many the pair potential has.")
+@json_option()
 def baseline(
     data: str,
     test_file: str | None,

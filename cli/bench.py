@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcase.cli.options import (
-    POSITIVE,
     Number,
     SectionedCommand,
+    count,
     device_option,
     dtype_option,
+    json_option,
+    optimize_option,
+    positive,
     section,
+    seed_option,
+    structure_option,
     threads_option,
     use_threads,
 )
@@ -38,46 +43,19 @@ _PARTS = {"neighbours": "neighbours", "model": "model", "integrator": "integrato
 @click.command(cls=SectionedCommand)
 @click.argument("model", default="aspirin_irelu.pt")
 @click.argument("structure", required=False)
-@click.option(
-    "--structure",
-    "structure_option",
-    default=None,
-    metavar="STRUCTURE",
-    help="Structure file or molecule name; default: what the potential was trained on.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Of a round; default: as many as take about a second.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="The median of them counts.",
-)
+@structure_option("structure_option", metavar="STRUCTURE")
+@count("--steps", help="Of a round; default: as many as take about a second.")
+@count("--rounds", default=5, help="The median of them counts.")
 @click.option(
     "--compare",
     is_flag=True,
     help="Also time the same weights in PyTorch (--no-optimize), in turn, and print the ratio.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="Write everything to this file.",
-)
+@json_option("Write everything to this file.")
 @section(
     "Dynamics",
-    click.option(
-        "--timestep",
-        type=POSITIVE,
-        default=_DEFAULT.timestep_fs,
-        show_default=True,
-        help="fs; ns/day are in proportion to it.",
+    positive(
+        "--timestep", default=_DEFAULT.timestep_fs, help="fs; ns/day are in proportion to it."
     ),
     click.option(
         "--temperature",
@@ -86,32 +64,15 @@ _PARTS = {"neighbours": "neighbours", "model": "model", "integrator": "integrato
         show_default=True,
         help="K; the hotter, the more often neighbours are searched for.",
     ),
-    click.option(
-        "--replicas",
-        type=click.IntRange(min=1),
-        default=None,
-        metavar="N",
-        help="N independent copies, as in dcase md --replicas.",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=_DEFAULT.seed,
-        show_default=True,
-        help="Of everything random.",
-    ),
+    count("--replicas", metavar="N", help="N independent copies, as in dcase md --replicas."),
+    seed_option("Of everything random.", _DEFAULT.seed),
 )
 @section(
     "Machine",
     dtype_option("float32"),
     device_option,
     threads_option,
-    click.option(
-        "--optimize/--no-optimize",
-        default=None,
-        help="Evaluate the potential in its compiled form: by default where that is the same "
-        "function; --optimize: also where it has to be tabulated for it.",
-    ),
+    optimize_option,
 )
 def bench(
     model: str,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dcase.cli.options import device_option, dtype_option, threads_option, use_threads
+from dcase.cli.options import device_option, dtype_option, json_option, threads_option, use_threads
 from dcase.files import write_json
 
 
@@ -14,13 +14,7 @@ from dcase.files import write_json
 @click.argument("model")
 @click.argument("structure", required=False)
 @dtype_option("float64")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="Write the results to this file.",
-)
+@json_option("Write the results to this file.")
 @device_option
 @threads_option
 def check(

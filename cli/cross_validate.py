@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dcase.cli.options import FrameCount, SectionedCommand, refuse_both, use_threads
+from dcase.cli.options import SectionedCommand, count, frame_count, refuse_both, use_threads
 from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, results_console
 from dcase.cli.train import RUNNER, Load, train
@@ -60,23 +60,13 @@ def _options(own_test: bool) -> list[click.Parameter]:
     def declared() -> None: ...
 
     several = [
-        click.option(
-            "--folds",
-            type=click.IntRange(min=2),
-            default=5,
-            show_default=True,
-            help="Number of folds.",
-        ),
-        click.option(
+        count("--folds", default=5, least=2, help="Number of folds."),
+        frame_count(
             "--n-train",
-            type=FrameCount(),
-            default=None,
             help="Frames in all folds together: a number, or a fraction of all below 1.",
         ),
-        click.option(
+        count(
             "--jobs",
-            type=click.IntRange(min=1),
-            default=None,
             help="Folds trained at the same time, in processes of one thread each; default: as "
             "many as there are cores, and 1 on a GPU. A time limit counts for each fold.",
         ),
@@ -84,10 +74,9 @@ def _options(own_test: bool) -> list[click.Parameter]:
     if not own_test:
         several.insert(
             2,
-            click.option(
+            count(
                 "--n-test",
-                type=click.IntRange(min=0),
-                default=None,
+                least=0,
                 help="Frames outside all folds, to test the ensemble on; default: as many as a "
                 "fold has.",
             ),

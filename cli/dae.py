@@ -12,12 +12,19 @@ from rich.console import Console
 from dcase.cli.dae_data import data
 from dcase.cli.dae_show import print_metrics, print_roll_out
 from dcase.cli.options import (
-    POSITIVE,
     SectionedCommand,
+    count,
     dataclass_options,
     device_option,
+    json_option,
+    out_folder,
+    overwrite_option,
+    positive,
+    quiet_option,
     refuse_both,
+    resume_option,
     section,
+    seed_option,
     threads_option,
     use_threads,
 )
@@ -65,16 +72,12 @@ dae.add_command(data)
     help="paper: network, size and projection of the paper.",
 )
 @data_option
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    help="The run's folder; default: dae-SYSTEM-METHOD-kK-nN.",
-)
-@click.option("--time-limit", type=POSITIVE, help="Seconds of training, over all sittings.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of split, weights and order.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@out_folder("The run's folder; default: dae-SYSTEM-METHOD-kK-nN.")
+@positive("--time-limit", help="Seconds of training, over all sittings.")
+@seed_option("Of split, weights and order.", None, most=2**31 - 1)
+@resume_option()
+@overwrite_option("Replace a run that is there.")
+@quiet_option()
 @device_option
 @threads_option
 @section(
@@ -192,14 +195,11 @@ def _chosen(
 @dae.command(short_help="Errors and violations of a trained run.")
 @click.argument("run", type=click.Path(file_okay=False))
 @data_option
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write it here.")
-@click.option(
-    "--rollout",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Also apply the network N times, each time to what it predicted.",
+@json_option("Also write it here.")
+@count(
+    "--rollout", metavar="N", help="Also apply the network N times, each time to what it predicted."
 )
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option()
 @threads_option
 def evaluate(
     run: str,
@@ -231,9 +231,8 @@ def evaluate(
 @dae.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(file_okay=False))
 @data_option
-@click.option(
+@count(
     "--rollout",
-    type=click.IntRange(min=1),
     metavar="N",
     help="Applications of the network, one after another; default: 10, or 50 to compare runs.",
 )
@@ -243,7 +242,7 @@ def evaluate(
     help="Folder of the pictures (default: RUN), or with several runs the picture "
     "(default: dae-rollout.png).",
 )
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option()
 @threads_option
 def plot(
     runs: tuple[str, ...],

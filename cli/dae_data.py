@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from dcase.cli.options import POSITIVE, Number
+from dcase.cli.options import (
+    Number,
+    count,
+    out_file,
+    overwrite_option,
+    positive,
+    quiet_option,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from dcase.dae.trajectories import Trajectory
@@ -34,24 +42,11 @@ def data() -> None:
 def _common(steps: int, what: str, seed: int | None, start: str) -> Callable[[Any], Any]:
     """The options that both systems share."""
     options = (
-        click.option(
-            "--steps", type=click.IntRange(min=1), default=steps, show_default=True, help=what
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=seed,
-            show_default=seed is not None,
-            help=start,
-        ),
-        click.option(
-            "--out",
-            type=click.Path(dir_okay=False),
-            default=None,
-            help="The HDF5 file to write; default: the user's cache folder.",
-        ),
-        click.option("--overwrite", is_flag=True, help="Make it again if it is there."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
+        count("--steps", default=steps, help=what),
+        seed_option(start, seed),
+        out_file("The HDF5 file to write; default: the user's cache folder."),
+        overwrite_option("Make it again if it is there."),
+        quiet_option(),
     )
 
     def decorate(command: Callable[..., Any]) -> Any:
@@ -90,24 +85,9 @@ def _make(system: str, out: str | None, overwrite: bool, quiet: bool, **options:
     None,
     "Draw the start angles; default: the paper's start, a horizontal chain at rest.",
 )
-@click.option(
-    "--pendulums",
-    "n",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Masses of 1 kg on rods of 1 m.",
-)
-@click.option(
-    "--interval", type=POSITIVE, default=0.01, show_default=True, help="Between frames, s."
-)
-@click.option(
-    "--substeps",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Runge-Kutta steps between two frames.",
-)
+@count("--pendulums", "n", default=5, help="Masses of 1 kg on rods of 1 m.")
+@positive("--interval", default=0.01, help="Between frames, s.")
+@count("--substeps", default=10, help="Runge-Kutta steps between two frames.")
 @click.option(
     "--gravity",
     type=Number(min=-1e3, max=1e3),
@@ -127,39 +107,16 @@ def pendulum(**options: Any) -> None:
 @_common(
     100_000, "Velocity Verlet steps.", 0, "Of the orientations, velocities and Langevin noise."
 )
-@click.option(
-    "--molecules", type=click.IntRange(min=1), default=32, show_default=True, help="How many."
-)
-@click.option(
-    "--timestep",
-    "timestep_fs",
-    type=POSITIVE,
-    default=0.1,
-    show_default=True,
-    help="Of the dynamics, fs.",
-)
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Store a frame every so many steps.",
-)
-@click.option(
+@count("--molecules", default=32, help="How many.")
+@positive("--timestep", "timestep_fs", default=0.1, help="Of the dynamics, fs.")
+@count("--stride", default=5, help="Store a frame every so many steps.")
+@positive(
     "--temperature",
     "temperature_K",
-    type=POSITIVE,
     default=300.0,
-    show_default=True,
     help="Of the Langevin dynamics before the recorded run, K.",
 )
-@click.option(
-    "--equilibrate",
-    type=click.IntRange(min=0),
-    default=20_000,
-    show_default=True,
-    help="Steps of Langevin dynamics, 0.5 fs each.",
-)
+@count("--equilibrate", default=20_000, least=0, help="Steps of Langevin dynamics, 0.5 fs each.")
 @click.option(
     "--bond",
     type=click.Choice(["harmonic", "morse"]),

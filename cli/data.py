@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from dcase.cli.options import POSITIVE, Number
+from dcase.cli.options import (
+    Number,
+    count,
+    data_dir_option,
+    out_file,
+    overwrite_option,
+    positive,
+    seed_option,
+)
 
 
 @click.group()
@@ -14,16 +22,8 @@ def data() -> None:
     """List, fetch or generate training data."""
 
 
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False),
-    default=None,
-    help="Where downloads are kept; default: the user's cache folder.",
-)
-
-
 @data.command("list", short_help="The datasets that dcase knows, and which are here.")
-@_data_dir
+@data_dir_option
 def list_(data_dir: str | None) -> None:
     """The datasets that dcase knows, and which are here (else: the command that gets them)."""
     from rich.box import SIMPLE_HEAD
@@ -83,7 +83,7 @@ def _many_molecules(data_dir: str | None) -> list[tuple[str, str, str, Path | No
     show_default=True,
     help="Which set of a molecule; rmd17 is one archive of all molecules.",
 )
-@_data_dir
+@data_dir_option
 def fetch(molecule: str, source: str, data_dir: str | None) -> None:
     """Download MOLECULE's frames (resumed if interrupted; the checksum is recorded).
 
@@ -113,28 +113,11 @@ def fetch(molecule: str, source: str, data_dir: str | None) -> None:
 
 @data.command(short_help="Sample a molecule with GFN2-xTB.")
 @click.argument("source")
-@click.option(
-    "--frames",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Frames to make.",
-)
-@click.option(
-    "--temperature",
-    type=POSITIVE,
-    default=500.0,
-    show_default=True,
-    help="Of the Langevin thermostat, K.",
-)
-@click.option(
-    "--timestep", type=POSITIVE, default=0.5, show_default=True, help="Of the dynamics, fs."
-)
-@click.option(
-    "--interval",
-    type=POSITIVE,
-    default=None,
-    help="Between frames, fs; default: four autocorrelation times of the energy.",
+@count("--frames", default=1000, help="Frames to make.")
+@positive("--temperature", default=500.0, help="Of the Langevin thermostat, K.")
+@positive("--timestep", default=0.5, help="Of the dynamics, fs.")
+@positive(
+    "--interval", help="Between frames, fs; default: four autocorrelation times of the energy."
 )
 @click.option(
     "--equilibrate",
@@ -143,30 +126,11 @@ def fetch(molecule: str, source: str, data_dir: str | None) -> None:
     show_default=True,
     help="Before the first frame, fs.",
 )
-@click.option(
-    "--friction", type=POSITIVE, default=0.05, show_default=True, help="Langevin friction, 1/fs."
-)
-@click.option(
-    "--walkers",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Independent trajectories that share the frames.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of the trajectories.",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="The .npz to write; default: <source>_gfn2xtb.npz.",
-)
-@click.option("--overwrite", is_flag=True, help="Start anew; the default goes on where it stopped.")
+@positive("--friction", default=0.05, help="Langevin friction, 1/fs.")
+@count("--walkers", default=5, help="Independent trajectories that share the frames.")
+@seed_option("Of the trajectories.")
+@out_file("The .npz to write; default: <source>_gfn2xtb.npz.")
+@overwrite_option("Start anew; the default goes on where it stopped.")
 def generate(
     source: str,
     frames: int,

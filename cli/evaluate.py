@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import device_option, dtype_option, threads_option, use_threads
+from dcase.cli.options import (
+    count,
+    device_option,
+    dtype_option,
+    frame_file_options,
+    json_option,
+    threads_option,
+    use_threads,
+)
 from dcase.cli.show import error_table, results_console
 from dcase.cli.structures import load_frames
 from dcase.errors import OptionError
@@ -24,27 +32,14 @@ from dcase.files import check_writable, write_json
     metavar="FILE",
     help="Another potential (repeatable): together with MODEL they are an ensemble.",
 )
-@click.option(
-    "--labels",
-    type=click.Choice(["md17", "rmd17"]),
-    default=None,
-    help="Label set, where an .npz holds both.",
-)
-@click.option("--energy-key", default=None, help="Key of the energy in the file (not for .npz).")
-@click.option("--forces-key", default=None, help="Key of the forces in the file (not for .npz).")
+@frame_file_options
 @click.option(
     "--index",
     default=":",
     show_default=True,
     help="Frames, in ASE's notation: 5, :100, -50:, ::10.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False),
-    default=None,
-    help="Write the figures to this file.",
-)
+@json_option()
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False),
@@ -57,13 +52,7 @@ from dcase.files import check_writable, write_json
     default=True,
     help="Leave out forces on atoms that the data mark as held in place (the default), or not.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Frames at a time.",
-)
+@count("--batch-size", default=32, help="Frames at a time.")
 @dtype_option("float32")
 @device_option
 @threads_option

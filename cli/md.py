@@ -9,14 +9,22 @@ from typing import Any
 import click
 
 from dcase.cli.options import (
-    POSITIVE,
     Number,
     SectionedCommand,
     attribute_help,
+    count,
     device_option,
     dtype_option,
+    optimize_option,
+    out_folder,
+    overwrite_option,
+    positive,
+    quiet_option,
     refuse_both,
+    resume_option,
     section,
+    seed_option,
+    structure_option,
     threads_option,
     use_threads,
 )
@@ -36,23 +44,11 @@ _DEFAULT = MDSettings()
     help="Checkpoint of a potential or an ensemble; the default is shipped with dcase. Given "
     "several times, the potentials together are an ensemble.",
 )
-@click.option(
-    "--structure",
-    default=None,
-    help="Structure file or molecule name; default: what the potential was trained on.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="md_run",
-    show_default=True,
-    help="Folder of the run.",
-)
-@click.option(
-    "--resume", is_flag=True, help="Go on from the last checkpoint in --out; --steps may be more."
-)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the report only.")
+@structure_option()
+@out_folder("Folder of the run.", "md_run")
+@resume_option("Go on from the last checkpoint in --out; --steps may be more.")
+@overwrite_option()
+@quiet_option("Print the report only.")
 @section(
     "Dynamics",
     click.option(
@@ -69,41 +65,19 @@ _DEFAULT = MDSettings()
         show_default=True,
         help="K; of the first momenta, the equilibration and the thermostat.",
     ),
-    click.option(
+    positive(
         "--timestep",
-        type=POSITIVE,
         default=_DEFAULT.timestep_fs,
-        show_default=True,
         help="fs; 0.5 resolves a C-H stretch (11 fs) 22 times.",
     ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        default=_DEFAULT.steps,
-        show_default=True,
-        help="Production steps.",
-    ),
-    click.option(
-        "--equilibrate",
-        type=click.IntRange(min=0),
-        default=_DEFAULT.equilibrate,
-        show_default=True,
-        help=_HELP["equilibrate"],
-    ),
-    click.option(
+    count("--steps", default=_DEFAULT.steps, help="Production steps."),
+    count("--equilibrate", default=_DEFAULT.equilibrate, least=0, help=_HELP["equilibrate"]),
+    positive(
         "--friction",
-        type=POSITIVE,
         default=_DEFAULT.friction_per_fs,
-        show_default=True,
         help="Langevin friction of production and equilibration, 1/fs.",
     ),
-    click.option(
-        "--taut",
-        type=POSITIVE,
-        default=_DEFAULT.taut_fs,
-        show_default=True,
-        help=_HELP["taut_fs"],
-    ),
+    positive("--taut", default=_DEFAULT.taut_fs, help=_HELP["taut_fs"]),
     click.option(
         "--constrain",
         type=click.Choice(CONSTRAINTS),
@@ -113,13 +87,7 @@ _DEFAULT = MDSettings()
         "then conserves energy about as well.",
     ),
     click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"]),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=_DEFAULT.seed,
-        show_default=True,
-        help="Of everything random.",
-    ),
+    seed_option("Of everything random.", _DEFAULT.seed),
     click.option("--force-timestep", is_flag=True, help=_HELP["force_timestep"]),
 )
 @section(
@@ -137,34 +105,14 @@ _DEFAULT = MDSettings()
         default=None,
         help="Reference frames of the same molecule (.npz, extxyz, ...): bond stability and h(r).",
     ),
-    click.option(
-        "--log-every",
-        type=click.IntRange(min=1),
-        default=_DEFAULT.log_every,
-        show_default=True,
-        help=_HELP["log_every"],
-    ),
-    click.option(
-        "--traj-every",
-        type=click.IntRange(min=1),
-        default=_DEFAULT.traj_every,
-        show_default=True,
-        help=_HELP["traj_every"],
-    ),
-    click.option(
-        "--checkpoint-every",
-        type=click.IntRange(min=1),
-        default=_DEFAULT.checkpoint_every,
-        show_default=True,
-        help=_HELP["checkpoint_every"],
-    ),
+    count("--log-every", default=_DEFAULT.log_every, help=_HELP["log_every"]),
+    count("--traj-every", default=_DEFAULT.traj_every, help=_HELP["traj_every"]),
+    count("--checkpoint-every", default=_DEFAULT.checkpoint_every, help=_HELP["checkpoint_every"]),
 )
 @section(
     "Uncertainty (ensembles)",
-    click.option(
+    positive(
         "--max-uncertainty",
-        type=POSITIVE,
-        default=None,
         metavar="X",
         help="Trust a step up to this standard deviation of the force on an atom over the "
         "ensemble, eV/A; frames beyond go into selected.extxyz, worth labelling.",
@@ -176,20 +124,16 @@ _DEFAULT = MDSettings()
         show_default=True,
         help="Beyond it: stop the run (exit status 1), or flag the steps and go on.",
     ),
-    click.option(
+    count(
         "--max-selected",
-        type=click.IntRange(min=1),
         default=_DEFAULT.max_selected,
-        show_default=True,
         help="Most frames in selected.extxyz: the most uncertain, no two alike.",
     ),
 )
 @section(
     "Replicas",
-    click.option(
+    count(
         "--replicas",
-        type=click.IntRange(min=1),
-        default=None,
         metavar="N",
         help="Simulate N independent copies, each with momenta of its own; NVE only. "
         "The report is for each of them and for all.",
@@ -200,12 +144,7 @@ _DEFAULT = MDSettings()
     dtype_option("float32"),
     device_option,
     threads_option,
-    click.option(
-        "--optimize/--no-optimize",
-        default=None,
-        help="Evaluate the potential in its compiled form: by default where that is the same "
-        "function; --optimize: also where it has to be tabulated for it.",
-    ),
+    optimize_option,
 )
 def md(
     model: tuple[str, ...] | str,

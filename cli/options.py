@@ -185,6 +185,111 @@ def hyper_parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def count(flag: str, *names: str, default: Any = None, least: int = 1, **more: Any) -> Decorator:
+    """An option that takes a whole number of at least ``least``; a default is shown."""
+    return _shown(flag, *names, type=click.IntRange(min=least), default=default, **more)
+
+
+def positive(flag: str, *names: str, default: Any = None, **more: Any) -> Decorator:
+    """An option that takes a finite number above zero; a default is shown."""
+    return _shown(flag, *names, type=POSITIVE, default=default, **more)
+
+
+def _shown(*names: str, default: Any = None, **more: Any) -> Decorator:
+    return click.option(*names, default=default, show_default=default is not None, **more)
+
+
+def out_folder(text: str, default: str | None = None) -> Decorator:
+    """``--out``, a folder."""
+    return _shown("--out", type=click.Path(file_okay=False), default=default, help=text)
+
+
+def out_file(text: str, default: str | None = None) -> Decorator:
+    """``--out``, a file."""
+    return _shown("--out", type=click.Path(dir_okay=False), default=default, help=text)
+
+
+def json_option(text: str = "Write the figures to this file.") -> Decorator:
+    """``--json``, passed as ``json_file``."""
+    return click.option("--json", "json_file", type=click.Path(dir_okay=False), help=text)
+
+
+def resume_option(text: str = "Go on with a run that was stopped.") -> Decorator:
+    """``--resume``."""
+    return click.option("--resume", is_flag=True, help=text)
+
+
+def overwrite_option(text: str = "Replace an earlier run in --out.") -> Decorator:
+    """``--overwrite``."""
+    return click.option("--overwrite", is_flag=True, help=text)
+
+
+def quiet_option(text: str = "Show no progress.") -> Decorator:
+    """``--quiet``."""
+    return click.option("--quiet", "-q", is_flag=True, help=text)
+
+
+def seed_option(
+    text: str = "Of everything random.", default: int | None = 0, most: int | None = None
+) -> Decorator:
+    """``--seed``, up to ``most``."""
+    kind = click.IntRange(0, most)
+    return _shown("--seed", type=kind, default=default, help=text)
+
+
+def labels_option(text: str = "Label set, where a file holds both.") -> Decorator:
+    """``--labels``."""
+    return click.option("--labels", type=click.Choice(["md17", "rmd17"]), help=text)
+
+
+def key_options(where: str = "") -> Decorator:
+    """``--energy-key`` and ``--forces-key``; ``where`` ends their help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in ("forces", "energy"):
+            text = f"Key of the {name} in the file{where}."
+            function = click.option(f"--{name}-key", help=text)(function)
+        return function
+
+    return decorate
+
+
+def frame_file_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What to read of a file of labelled frames: ``--labels`` and the keys."""
+    keys, labels = key_options(" (not for .npz)"), labels_option
+    return labels("Label set, where an .npz holds both.")(keys(function))
+
+
+def frame_count(flag: str, *names: str, **more: Any) -> Decorator:
+    """An option that takes a number of frames, or a share of all (:class:`FrameCount`)."""
+    return click.option(flag, *names, type=FrameCount(), default=None, **more)
+
+
+def data_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--data-dir``."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False),
+        help="Where downloads are kept; default: the user's cache folder.",
+    )(function)
+
+
+def structure_option(*names: str, **more: Any) -> Decorator:
+    """``--structure``."""
+    text = "Structure file or molecule name; default: what the potential was trained on."
+    return click.option("--structure", *names, help=text, **more)
+
+
+def optimize_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--optimize/--no-optimize``; None where neither is given."""
+    return click.option(
+        "--optimize/--no-optimize",
+        default=None,
+        help="Evaluate the potential in its compiled form: by default where that is the same "
+        "function; --optimize: also where it has to be tabulated for it.",
+    )(function)
+
+
 def dtype_option(default: str) -> Decorator:
     """``--dtype``."""
     return click.option(

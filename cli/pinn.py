@@ -14,12 +14,19 @@ from rich.table import Table
 
 from dcase.activations import canonical_name
 from dcase.cli.options import (
-    POSITIVE,
     SectionedCommand,
+    count,
     dataclass_options,
     device_option,
+    json_option,
+    out_folder,
+    overwrite_option,
+    positive,
+    quiet_option,
     refuse_both,
+    resume_option,
     section,
+    seed_option,
     threads_option,
     use_threads,
 )
@@ -116,15 +123,13 @@ def _chosen_settings(base: PinnSettings, chosen: dict[str, Any]) -> PinnSettings
 @click.option(
     "--sample", type=int, default=0, show_default=True, help="Of the file; -1 is the last."
 )
-@click.option(
-    "--out", type=click.Path(file_okay=False), help="The run's folder; default: TASK-ACTIVATION."
-)
+@out_folder("The run's folder; default: TASK-ACTIVATION.")
 @click.option("--paper", is_flag=True, help="PDEBench's baseline to the letter, with its defects.")
-@click.option("--time-limit", type=POSITIVE, help="Seconds of training, over all sittings.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of weights and points.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@positive("--time-limit", help="Seconds of training, over all sittings.")
+@seed_option("Of weights and points.", None, most=2**31 - 1)
+@resume_option()
+@overwrite_option("Replace a run that is there.")
+@quiet_option()
 @device_option
 @threads_option
 @_settings_options
@@ -196,7 +201,7 @@ def train(
 @pinn.command()
 @click.argument("run", type=click.Path(file_okay=False))
 @click.option("--file", type=click.Path(dir_okay=False), help="Where the data file is now.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write it here.")
+@json_option("Also write it here.")
 def evaluate(run: str, file: str | None, json_file: str | None) -> None:
     """Errors of a trained run against its reference, beside those of trivial predictors."""
     from dcase.files import write_json
@@ -259,22 +264,13 @@ def list_(paths: tuple[str, ...]) -> None:
     default=",".join(ACTIVATIONS),
     help="Comma-separated; default: tanh and the integrated family.",
 )
-@click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."
-)
-@click.option(
+@count("--seeds", default=3, help="Runs of each.")
+@positive(
     "--time-limit",
-    type=POSITIVE,
     help="Seconds of each run; default: as many steps each as the recipe or --optimizer says.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="compare",
-    show_default=True,
-    help="Folder for runs and tables.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
+@out_folder("Folder for runs and tables.", "compare")
+@quiet_option("Print the table only.")
 @threads_option
 @_settings_options
 def compare(

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import Number
+from dcase.cli.options import (
+    Number,
+    count,
+    out_file,
+    out_folder,
+    overwrite_option,
+    quiet_option,
+    seed_option,
+)
 
 
 @click.group()
@@ -32,28 +40,13 @@ def _common(samples: str, out: str, times: int) -> Callable[[Callable[..., Any]]
             help="The first so many (9), or a range (0:20; -9:0 are the last nine) of the "
             f"published samples, or of those that --seed draws; default: {samples}.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=None,
-            help="Draw new initial states like the published ones; default: the published ones.",
+        seed_option(
+            "Draw new initial states like the published ones; default: the published ones.", None
         ),
-        click.option(
-            "--nt",
-            type=click.IntRange(min=2),
-            default=times,
-            show_default=True,
-            help="Stored times.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(dir_okay=False),
-            default=out,
-            show_default=True,
-            help="The HDF5 file to write.",
-        ),
-        click.option("--overwrite", is_flag=True, help="Replace the file if it is there."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
+        count("--nt", default=times, least=2, help="Stored times."),
+        out_file("The HDF5 file to write.", out),
+        overwrite_option("Replace the file if it is there."),
+        quiet_option(),
     )
 
     def decorate(command: Callable[..., Any]) -> Any:
@@ -64,9 +57,7 @@ def _common(samples: str, out: str, times: int) -> Callable[[Callable[..., Any]]
     return decorate
 
 
-_cells = click.option(
-    "--nx", type=click.IntRange(min=8), default=1024, show_default=True, help="Cells of the grid."
-)
+_cells = count("--nx", default=1024, least=8, help="Cells of the grid.")
 
 
 def _make(
@@ -139,11 +130,10 @@ def cfd(nx: int, **common: Any) -> None:
 
 @data.command("diffusion-reaction", short_help="Diffusion and reaction in two dimensions.")
 @_common("1", "diffusion_reaction.h5", 101)
-@click.option(
+@count(
     "--resolution",
-    type=click.IntRange(min=4),
     default=128,
-    show_default=True,
+    least=4,
     help="Cells along x and along y; the initial noise has one number per cell.",
 )
 def diffusion_reaction(resolution: int, **common: Any) -> None:
@@ -163,14 +153,9 @@ def diffusion_reaction(resolution: int, **common: Any) -> None:
     show_default=True,
     help="Of advection.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default=None,
-    help="Folder for the file; default: the user's cache folder.",
-)
+@out_folder("Folder for the file; default: the user's cache folder.")
 @click.option("--url", default=None, help="A mirror; the checksum must be the published one.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@quiet_option()
 def download(task: str, beta: float, out: str | None, url: str | None, quiet: bool) -> None:
     """Download the published file of TASK.
 

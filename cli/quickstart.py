@@ -9,38 +9,26 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import POSITIVE, threads_option
+from dcase.cli.options import (
+    count,
+    out_folder,
+    overwrite_option,
+    positive,
+    threads_option,
+)
 
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="quickstart",
-    show_default=True,
-    help="Folder for everything that is made.",
-)
+@out_folder("Folder for everything that is made.", "quickstart")
 @click.option(
     "--molecule",
     default="aspirin",
     show_default=True,
     help="aspirin or ethanol: their frames ship.",
 )
-@click.option(
-    "--train-seconds",
-    type=POSITIVE,
-    default=120.0,
-    show_default=True,
-    help="Time limit of the training, s.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=4000,
-    show_default=True,
-    help="Steps of the dynamics, 0.5 fs each.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier quickstart in --out.")
+@positive("--train-seconds", default=120.0, help="Time limit of the training, s.")
+@count("--steps", default=4000, help="Steps of the dynamics, 0.5 fs each.")
+@overwrite_option("Replace an earlier quickstart in --out.")
 @threads_option
 @click.pass_context
 def quickstart(

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import POSITIVE, device_option, dtype_option, threads_option, use_threads
+from dcase.cli.options import (
+    count,
+    device_option,
+    dtype_option,
+    out_folder,
+    overwrite_option,
+    positive,
+    structure_option,
+    threads_option,
+    use_threads,
+)
 
 
 @click.command()
@@ -17,25 +27,9 @@ from dcase.cli.options import POSITIVE, device_option, dtype_option, threads_opt
     show_default=True,
     help="Checkpoint; the default is shipped with dcase.",
 )
-@click.option(
-    "--structure",
-    default=None,
-    help="Structure file or molecule name; default: what the potential was trained on.",
-)
-@click.option(
-    "--fmax",
-    type=POSITIVE,
-    default=0.01,
-    show_default=True,
-    help="Converged when no force is larger, eV/A.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=0),
-    default=500,
-    show_default=True,
-    help="Optimizer steps at most.",
-)
+@structure_option()
+@positive("--fmax", default=0.01, help="Converged when no force is larger, eV/A.")
+@count("--steps", default=500, least=0, help="Optimizer steps at most.")
 @click.option(
     "--optimizer",
     type=click.Choice(["lbfgs", "bfgs", "fire"]),
@@ -48,14 +42,8 @@ from dcase.cli.options import POSITIVE, device_option, dtype_option, threads_opt
 @dtype_option("float64")
 @device_option
 @threads_option
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False),
-    default="relax_run",
-    show_default=True,
-    help="Folder for relaxed.extxyz, every step, and relax.json.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result in --out.")
+@out_folder("Folder for relaxed.extxyz, every step, and relax.json.", "relax_run")
+@overwrite_option("Replace an earlier result in --out.")
 def relax(
     model: str,
     structure: str | None,

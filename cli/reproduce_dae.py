@@ -10,7 +10,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dcase.cli.options import POSITIVE, threads_option, use_threads
+from dcase.cli.options import (
+    count,
+    out_folder,
+    positive,
+    quiet_option,
+    threads_option,
+    use_threads,
+)
 from dcase.cli.progress import TrainingDisplay, step_bar
 from dcase.files import check_writable
 
@@ -52,15 +59,14 @@ def _options(*more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             show_default=True,
             help="Of the published network; paper: with its way of projecting, too.",
         ),
-        click.option("--epochs", type=click.IntRange(min=1), help="Default: the recipe's."),
-        click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="For each run."),
-        click.option(
+        count("--epochs", help="Default: the recipe's."),
+        positive("--time-limit", metavar="SECONDS", help="For each run."),
+        count(
             "--n-test",
-            type=click.IntRange(min=1),
             help="Test samples; default: 1000. Fewer make the pendulum easier: its samples are of "
             "as many frames in a row as there are samples.",
         ),
-        click.option("--n-validation", type=click.IntRange(min=1), help="Likewise; default: 200."),
+        count("--n-validation", help="Likewise; default: 200."),
         *_files(),
     )
 
@@ -89,14 +95,8 @@ def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _files() -> tuple[Any, ...]:
     return (
-        click.option(
-            "--out",
-            type=click.Path(file_okay=False),
-            default="reproduce",
-            show_default=True,
-            help="Folder for runs and tables.",
-        ),
-        click.option("--quiet", "-q", is_flag=True, help="Print the table only."),
+        out_folder("Folder for runs and tables.", "reproduce"),
+        quiet_option("Print the table only."),
         threads_option,
     )
 
@@ -331,14 +331,9 @@ def _figure(name: str, title: str) -> click.Command:
     help="Which constraints.",
 )
 @click.option("--data", "files", multiple=True, type=click.Path(), help="Trajectories; may repeat.")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=10, show_default=True, help="States at a time."
-)
-@click.option(
-    "--out", type=click.Path(file_okay=False), default="reproduce", show_default=True,
-    help="Folder for the table.",
-)  # fmt: skip
-@click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
+@count("--batch", default=10, help="States at a time.")
+@out_folder("Folder for the table.", "reproduce")  # fmt: skip
+@quiet_option("Print the table only.")
 @threads_option
 def projection(
     system: str, files: tuple[str, ...], batch: int, out: str, quiet: bool, threads: int | None

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import POSITIVE, device_option, threads_option
+from dcase.cli.options import (
+    count,
+    device_option,
+    labels_option,
+    out_folder,
+    positive,
+    quiet_option,
+    seed_option,
+    threads_option,
+)
 from dcase.errors import OptionError
 from dcase.potentials.experiments.protocol import OC22_FRAMES, PAPER_FRAMES, SETTINGS
 from dcase.potentials.fitting.recipe import load_recipe, recipe_names
@@ -54,30 +63,20 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
             if molecules
             else "Needed: a folder with OC22's LMDBs (train/, val_ood/), or a file of frames.",
         ),
-        click.option(
+        count(
             "--train",
-            type=click.IntRange(min=1),
-            default=None,
             help=f"Training frames; default {PAPER_FRAMES[0]:,}, or 80 % of what there is."
             if molecules
             else f"Training frames; default: all, at most {OC22_FRAMES:,}.",
         ),
-        click.option("--epochs", type=click.IntRange(min=1), default=None, help="Default: 50."),
-        click.option(
+        count("--epochs", help="Default: 50."),
+        positive(
             "--budget",
-            type=POSITIVE,
-            default=None,
             metavar="MINUTES",
             help="Minutes for all runs of the experiment together. A run's share depends on how "
             "many there are; for runs that several commands are to share, use --time-limit.",
         ),
-        click.option(
-            "--time-limit",
-            type=POSITIVE,
-            default=None,
-            metavar="SECONDS",
-            help="The same, for each run.",
-        ),
+        positive("--time-limit", metavar="SECONDS", help="The same, for each run."),
         click.option(
             "--size",
             default=None,
@@ -97,25 +96,11 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
             metavar="NAME|FILE",
             help=f"Loss, optimizer, schedule: {', '.join(recipe_names())}, or a .toml file.",
         ),
-        click.option("--lr", type=POSITIVE, default=None, help="Instead of the recipe's."),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), default=None, help="The same, frames."
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Of splits, first weights and the order of the frames.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(file_okay=False),
-            default="reproduce",
-            show_default=True,
-            help="Folder for runs, tables and figures.",
-        ),
-        click.option("--quiet", "-q", is_flag=True, help="Print the table only."),
+        positive("--lr", help="Instead of the recipe's."),
+        count("--batch-size", help="The same, frames."),
+        seed_option("Of splits, first weights and the order of the frames."),
+        out_folder("Folder for runs, tables and figures.", "reproduce"),
+        quiet_option("Print the table only."),
         device_option,
         threads_option,
     ]
@@ -127,12 +112,7 @@ def experiment_options(*, molecules: bool = True) -> Callable[[Callable[..., Any
                 metavar="FILE",
                 help="Test frames from another file than --source.",
             ),
-            click.option(
-                "--labels",
-                type=click.Choice(["md17", "rmd17"]),
-                default=None,
-                help="Label set, where a file holds both.",
-            ),
+            labels_option(),
         ]
 
     def decorate(function: Callable[..., Any]) -> Any:

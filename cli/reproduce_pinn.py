@@ -9,7 +9,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dcase.cli.options import POSITIVE, threads_option, use_threads
+from dcase.cli.options import (
+    count,
+    out_folder,
+    positive,
+    quiet_option,
+    seed_option,
+    threads_option,
+    use_threads,
+)
 from dcase.cli.pinn_display import FitDisplay
 from dcase.files import check_writable
 from dcase.pinn.experiments.protocol import table_runs, with_file
@@ -70,25 +78,11 @@ def _table(name: str) -> click.Command:
     @click.option(
         "--paper", is_flag=True, help="The baseline to the letter; default: put right, same time."
     )
-    @click.option(
-        "--steps", type=click.IntRange(min=1), help="With --paper: fewer than 15000 (or 100)."
-    )
-    @click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="For each of the runs.")
-    @click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Of weights and points.",
-    )
-    @click.option(
-        "--out",
-        type=click.Path(file_okay=False),
-        default="reproduce",
-        show_default=True,
-        help="Folder for runs and tables.",
-    )
-    @click.option("--quiet", "-q", is_flag=True, help="Print the table only.")
+    @count("--steps", help="With --paper: fewer than 15000 (or 100).")
+    @positive("--time-limit", metavar="SECONDS", help="For each of the runs.")
+    @seed_option("Of weights and points.")
+    @out_folder("Folder for runs and tables.", "reproduce")
+    @quiet_option("Print the table only.")
     @threads_option
     def command(
         file: str | None,

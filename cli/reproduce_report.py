@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dcase.cli.options import use_threads
+from dcase.cli.options import count, labels_option, seed_option, use_threads
 from dcase.cli.reproduce_report_options import Chosen, report_options, warn, with_files
 from dcase.cli.reproduce_report_runs import Piece, Sitting
 from dcase.files import check_writable
@@ -156,9 +156,7 @@ def table1(chosen: Chosen) -> None:
 
 
 def _crossed(name: str, title: str, *, spread: bool) -> click.Command:
-    folds_option = click.option(
-        "--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Folds."
-    )
+    folds_option = count("--folds", default=5, least=2, help="Folds.")
 
     @report_options(folds_option, systems="iso17 if --iso17-source is given, else aspirin")
     def command(chosen: Chosen) -> None:
@@ -212,12 +210,7 @@ def _crossed(name: str, title: str, *, spread: bool) -> click.Command:
     metavar="auto|md17|rmd17|xtb|FILES",
     help="Its frames, of which 8 are drawn; as of report-table2. Default: auto.",
 )
-@click.option(
-    "--labels",
-    type=click.Choice(["md17", "rmd17"]),
-    default=None,
-    help="Label set, where a file holds both.",
-)
+@labels_option()
 @click.option(
     "--target",
     type=click.Choice(["energy", "energy+forces"]),
@@ -225,16 +218,8 @@ def _crossed(name: str, title: str, *, spread: bool) -> click.Command:
     show_default=True,
     help="What is learned.",
 )
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Steps of each run; one that becomes NaN ends there.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights, frames."
-)
+@count("--epochs", default=1000, help="Steps of each run; one that becomes NaN ends there.")
+@seed_option("Of weights, frames.")
 @with_files
 def table5(
     molecule: str,

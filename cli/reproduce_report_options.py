@@ -9,7 +9,16 @@ from typing import Any
 import click
 from rich.console import Console
 
-from dcase.cli.options import POSITIVE, device_option, threads_option
+from dcase.cli.options import (
+    count,
+    device_option,
+    labels_option,
+    out_folder,
+    positive,
+    quiet_option,
+    seed_option,
+    threads_option,
+)
 
 Chosen = dict[str, Any]
 RECIPES = ("schnet-report", "default")
@@ -40,12 +49,7 @@ def report_options(*more: Any, systems: str) -> Callable[[Callable[..., Any]], A
             "all files found are read, frames that occur twice once. May be repeated. Default: "
             "auto.",
         ),
-        click.option(
-            "--labels",
-            type=click.Choice(["md17", "rmd17"]),
-            default=None,
-            help="Label set, where a file holds both.",
-        ),
+        labels_option(),
         click.option(
             "--qm9-source",
             default=None,
@@ -63,35 +67,21 @@ def report_options(*more: Any, systems: str) -> Callable[[Callable[..., Any]], A
             "the energy offset; schnet-report-total: without it, as the report; default: dcase's "
             "own (for QM9: qm9). Default: schnet-report and default.",
         ),
-        click.option(
-            "--train",
-            type=click.IntRange(min=1),
-            help="Training frames; default: as many as the report, or what there is.",
+        count("--train", help="Training frames; default: as many as the report, or what there is."),
+        count(
+            "--test", help="Test frames; default: as many as the report, at most a fifth of all."
         ),
-        click.option(
-            "--test",
-            type=click.IntRange(min=1),
-            help="Test frames; default: as many as the report, at most a fifth of all.",
-        ),
-        click.option(
+        count(
             "--epochs",
-            type=click.IntRange(min=1),
             help="Default: so many that there are as many optimiser steps as in the report.",
         ),
-        click.option(
+        positive(
             "--time-limit",
-            type=POSITIVE,
             metavar="SECONDS",
             help="For each run. By the report's protocol at most the report's steps are made; by "
             "other recipes as many as there is time for.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Of splits, first weights and the order of the frames.",
-        ),
+        seed_option("Of splits, first weights and the order of the frames."),
         *_file_options(),
         device_option,
     )
@@ -111,14 +101,8 @@ def report_options(*more: Any, systems: str) -> Callable[[Callable[..., Any]], A
 
 def _file_options() -> tuple[Any, ...]:
     return (
-        click.option(
-            "--out",
-            type=click.Path(file_okay=False),
-            default="reproduce",
-            show_default=True,
-            help="Folder for runs, tables and figures.",
-        ),
-        click.option("--quiet", "-q", is_flag=True, help="Print the table only."),
+        out_folder("Folder for runs, tables and figures.", "reproduce"),
+        quiet_option("Print the table only."),
         threads_option,
     )
 

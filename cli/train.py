@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from dcase.cli.options import POSITIVE, FrameCount, SectionedCommand
+from dcase.cli.options import (
+    SectionedCommand,
+    count,
+    data_dir_option,
+    frame_count,
+    key_options,
+    labels_option,
+    positive,
+)
 from dcase.cli.train_options import target_option, training_options, use_target
 from dcase.cli.train_run import RUNNER, SHARES, Load, run_training
 from dcase.data.dataset import AtomicDataset
@@ -28,14 +36,6 @@ def train() -> None:
     """Train a potential and write it as a checkpoint."""
 
 
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False),
-    default=None,
-    help="Where downloads are kept; default: the user's cache folder.",
-)
-
-
 @train.command(cls=SectionedCommand)
 @training_options
 @click.option(
@@ -52,13 +52,8 @@ _data_dir = click.option(
     help="Where the frames come from; a path is read as an MD17 or rMD17 .npz.",
 )
 @target_option
-@click.option(
-    "--labels",
-    type=click.Choice(["md17", "rmd17"]),
-    default=None,
-    help="Label set, where a file holds both.",
-)
-@_data_dir
+@labels_option()
+@data_dir_option
 def md17(
     chosen: dict[str, Any],
     molecule: str,
@@ -89,8 +84,7 @@ def md17(
 @training_options
 @click.argument("file", type=click.Path())
 @target_option
-@click.option("--energy-key", default=None, help="Key of the energy in the file.")
-@click.option("--forces-key", default=None, help="Key of the forces in the file.")
+@key_options()
 def xyz(
     chosen: dict[str, Any],
     file: str,
@@ -124,18 +118,14 @@ def xyz(
     help="A folder with train/ and, if they are there, val_id/ and val_ood/, each with .lmdb "
     "(S2EF, as published), .extxyz, .traj or .db files; or a folder of such files; or one of them.",
 )
-@click.option(
+@frame_count(
     "--n-test",
-    type=FrameCount(),
-    default=None,
     help="Out-of-domain test frames from val_ood/ (or test/): a number, or a fraction below 1; 0: "
     "none. Default: all, at most 25000. Also limits --test.",
 )
-@click.option(
+@positive(
     "--max-force",
-    type=POSITIVE,
     default=50.0,
-    show_default=True,
     help="Leave out training and validation frames with a larger force component, eV/A.",
 )
 @click.option(
@@ -194,14 +184,12 @@ def oc22(
     help="Where the molecules come from: the package qm9pack (pip install 'dcase[qm9]'), the "
     "authors' archive (downloaded), or a copy of it: dsgdb9nsd.xyz.tar.bz2 or its unpacked folder.",
 )
-@click.option(
+@frame_count(
     "--n-test",
-    type=FrameCount(),
-    default=None,
     help="Test molecules, of those left: a number, or a fraction of all below 1; 0: none. "
     f"Default: all, at most {_QM9_TEST}.",
 )
-@_data_dir
+@data_dir_option
 def qm9(
     chosen: dict[str, Any],
     target: str,
@@ -252,13 +240,12 @@ def qm9(
     "missing); or one database.",
 )
 @target_option
-@click.option(
+@count(
     "--n-test",
-    type=click.IntRange(min=0),
-    default=None,
+    least=0,
     help="Test frames of known and of unknown isomers each, at most; 0: none. Default: 10000.",
 )
-@_data_dir
+@data_dir_option
 def iso17(
     chosen: dict[str, Any],
     source: str,

@@ -11,10 +11,15 @@ import click
 
 from dcase.activations import activation_names
 from dcase.cli.options import (
-    FrameCount,
+    count,
     dataclass_options,
     device_option,
+    frame_count,
     hyper_parameter_options,
+    out_file,
+    overwrite_option,
+    quiet_option,
+    resume_option,
     section,
     threads_option,
 )
@@ -131,16 +136,13 @@ def training_options(
         [
             section(
                 "Run",
-                click.option(
-                    "--out",
-                    type=click.Path(dir_okay=False),
-                    default=None,
-                    help="Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
+                out_file(
+                    "Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
                     "the model before the activation where it is not schnet. Logs and the state to "
-                    "resume from go into a folder of that name ending in .run.",
+                    "resume from go into a folder of that name ending in .run."
                 ),
-                click.option("--resume", is_flag=True, help="Go on from the last saved state."),
-                click.option("--overwrite", is_flag=True, help="Replace an earlier run."),
+                resume_option("Go on from the last saved state."),
+                overwrite_option("Replace an earlier run."),
                 click.option(
                     "--recipe",
                     default=recipe,
@@ -149,23 +151,17 @@ def training_options(
                     help=f"Every value that is not given here: {', '.join(recipe_names())}, or a "
                     ".toml file.",
                 ),
-                click.option(
-                    "--n-train",
-                    type=FrameCount(),
-                    default=None,
-                    help="Training frames: a number, or a fraction of all below 1.",
+                frame_count(
+                    "--n-train", help="Training frames: a number, or a fraction of all below 1."
                 ),
-                click.option(
-                    "--n-val",
-                    type=FrameCount(),
-                    default=None,
-                    help="Validation frames: a number, or a fraction of all below 1.",
+                frame_count(
+                    "--n-val", help="Validation frames: a number, or a fraction of all below 1."
                 ),
                 click.option(
                     "--test", "test_rest", is_flag=True, help="Also evaluate on all other frames."
                 ),
                 click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events."),
-                click.option("--quiet", "-q", is_flag=True, help="Print the result only."),
+                quiet_option("Print the result only."),
             ),
             section(
                 "Model",
@@ -215,18 +211,12 @@ def training_options(
                 "Machine",
                 device_option,
                 threads_option,
-                click.option(
-                    "--devices",
-                    type=click.IntRange(min=1),
-                    default=1,
-                    show_default=True,
-                    help="Processes on each node (GPUs, or CPU processes).",
+                count(
+                    "--devices", default=1, help="Processes on each node (GPUs, or CPU processes)."
                 ),
-                click.option(
+                count(
                     "--num-nodes",
-                    type=click.IntRange(min=1),
                     default=1,
-                    show_default=True,
                     help="Nodes, when started on each of them by torchrun.",
                 ),
             ),
