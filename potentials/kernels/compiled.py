@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +66,7 @@ class KernelResult:
     forces: np.ndarray
     virial: np.ndarray
     neighbours: np.ndarray
-    closest: np.ndarray
+    closest: np.ndarray = field(default_factory=lambda: np.full(1, np.inf))
 
 
 class Prepared:

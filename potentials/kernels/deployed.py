@@ -74,7 +74,7 @@ class Deployed:
         self._species = [member.species_of.cpu().numpy() for member in members]
         # Of the time when the kernels copied the weights.
         self._networks = [
-            ExactNetwork(member) if kernel.nearest > 0 else None
+            ExactNetwork(member) if getattr(kernel, "nearest", 0.0) > 0 else None
             for member, kernel in zip(members, kernels, strict=True)
         ]
 
