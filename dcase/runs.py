@@ -25,7 +25,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -391,6 +391,36 @@ def claim(
     return Run(place, identity, lock, record, then is not None)
 
 
+@contextmanager
+def only_writer(target: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Be the only process that makes a file, while the block runs; what kills have left goes.
+
+    Whether the file is there is to be asked within the block.
+
+    Args:
+        target: The file.
+        wait: For another process to be done with it, instead of refusing.
+
+    Raises:
+        RunError: If another process is making it, or its folder cannot be written to.
+    """
+    path = Path(os.path.realpath(target))
+    if _exists(path) and not path.is_file():  # a device or a pipe, which is anybody's
+        yield
+        return
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    lock = _Lock(path.with_name(f".lock-{name}"), what=f"is making {target}", instead="name")
+    lock.take(wait)
+    try:
+        lock.sign()
+        remove_leftovers(path)
+        yield
+    except BaseException:
+        lock.undo()
+        raise
+    lock.release()
+
+
 def _decide(
     place: Place, identity: Identity, resume: bool, overwrite: bool, leftover: bool
 ) -> dict[str, Any] | None:
@@ -476,17 +506,19 @@ class _Lock:
     The kernel's lock is what counts; the file's content only says for people whose it is.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, what: str = "", instead: str = "--out"):
         self.path = path
+        self.what = what or f"is at work in {path.parent}"
+        self.instead = instead
         self.leftover = False
         self._handle: int | None = None
         self._made: list[Path] = []  # folders, and the lock file, that were not there before
 
-    def take(self) -> None:
-        """Lock, or raise RunError and leave everything as it was."""
+    def take(self, wait: bool = False) -> None:
+        """Lock, or raise RunError and leave everything as it was; ``wait`` for another process."""
         try:
             self._make_folder()
-            while not self._try():
+            while not self._try(wait):
                 pass
         except OSError as error:
             self.undo()
@@ -509,8 +541,8 @@ class _Lock:
                 continue
             self._made.append(folder)
 
-    def _try(self) -> bool:
-        """Lock the file that is there now; False if it was replaced in between."""
+    def _try(self, wait: bool) -> bool:
+        """Lock the file that is there now; False if it was replaced, or waited for, in between."""
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
             handle = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
@@ -527,10 +559,13 @@ class _Lock:
         except OSError as error:
             owner = _owner(handle)
             os.close(handle)
+            if error.errno in _BUSY and wait:
+                time.sleep(0.1)
+                return False
             if error.errno in _BUSY:
                 raise RunError(
-                    f"another process{owner} is at work in {self.path.parent}: wait for it, stop "
-                    "it, or choose another --out"
+                    f"another process{owner} {self.what}: wait for it, stop it, or choose another "
+                    f"{self.instead}"
                 ) from None
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
                 raise

@@ -19,6 +19,7 @@ from dcase.dae.trajectory_file import UNITS, Trajectory, read, write
 from dcase.data.download import cache_folder
 from dcase.errors import DataError, DcaseError, OptionError
 from dcase.files import check_writable
+from dcase.runs import only_writer
 
 __all__ = [
     "UNITS",
@@ -49,7 +50,7 @@ def load_or_make(
     """A trajectory from a file, from the cache, or made now and cached.
 
     Any trajectory is a prefix of a longer one with the same settings, so a longer one in the cache
-    is cut. Two processes that make the same file at once both succeed; the later one stays.
+    is cut. Of several processes that want the same one at once, one makes it and the others wait.
 
     Args:
         system: ``"pendulum"`` or ``"water"``.
@@ -83,7 +84,10 @@ def load_or_make(
         system, steps=steps, seed=seed, cache_dir=cache_dir, progress=progress, **options
     )
     wanted = _settings(system, steps, seed, options)
-    return read(made).prefix(_frames(wanted))
+    trajectory = read(made)
+    if trajectory.system != system or _what_counts(trajectory.settings) != _what_counts(wanted):
+        raise DataError(f"{made} holds another trajectory than its name says; delete it")
+    return trajectory.prefix(_frames(wanted))
 
 
 def make_file(
@@ -111,24 +115,30 @@ def make_file(
 
     Raises:
         OptionError: For an impossible option, or if ``path`` is there and not to be replaced.
+        RunError: If another process is making ``path``; for the cache it is waited for.
         DcaseError: If the file cannot be written.
     """
     wanted = _settings(system, steps, seed, options)
-    if path is None:
-        folder = cache_folder(cache_dir)
-        found = None if overwrite else _cached(folder, system, wanted)
-        if found is not None:
-            return found
-        target = folder / f"{_stem(system, wanted)}{_frames(wanted)}.h5"
-    else:
-        target = Path(path)
-        if target.exists() and not overwrite:
-            raise OptionError(f"{target} exists; choose another name, or replace it (--overwrite)")
-    _check_writable(target.parent, cache=path is None)  # before a long simulation, not after
-    check_writable(target)
+    folder = cache_folder(cache_dir) if path is None else Path(path).parent
+    name = f"{_stem(system, wanted)}{_frames(wanted)}.h5" if path is None else Path(path).name
+
+    def there() -> Path | None:
+        """The file, if it need not be made."""
+        if path is None:
+            return None if overwrite else _cached(folder, system, wanted)
+        if Path(path).exists() and not overwrite:
+            raise OptionError(f"{path} exists; choose another name, or replace it (--overwrite)")
+        return None
+
+    found = there()
+    if found is not None:
+        return found
+    _check_writable(folder, cache=path is None)  # before a long simulation, not after
+    check_writable(folder / name)
     _, simulate = _simulator(system)
     made = {k: v for k, v in wanted.items() if k not in ("revision", "version") and v is not None}
-    return write(target, simulate(**made, progress=progress))
+    with only_writer(folder / name, wait=path is None):
+        return there() or write(folder / name, simulate(**made, progress=progress))
 
 
 def _settings(
@@ -158,9 +168,12 @@ def _simulator(system: str) -> tuple[Callable[..., dict[str, Any]], Callable[...
 
 def _stem(system: str, settings: dict[str, Any]) -> str:
     """Start of the file name, all but the number of frames."""
-    kept = {k: v for k, v in settings.items() if k not in NOT_IN_THE_NAME}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return f"{system}_{digest[:16]}_"
+    kept = json.dumps(_what_counts(settings), sort_keys=True)
+    return f"{system}_{hashlib.sha256(kept.encode()).hexdigest()[:16]}_"
+
+
+def _what_counts(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k not in NOT_IN_THE_NAME}
 
 
 def _cached(folder: Path, system: str, settings: dict[str, Any]) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dcase.errors import OptionError
+from dcase.errors import DataError, OptionError
 from dcase.pinn.experiments.published import METHODS
 from dcase.pinn.experiments.runs import PinnRun
 from dcase.pinn.problem import PDEProblem
@@ -62,10 +62,15 @@ def table_runs(
 
 
 def with_file(source: Source, folder: Path) -> Source:
-    """The source with a file: regenerated from PDEBench's own initial state where none is given."""
+    """The source with a file: regenerated from PDEBench's own initial state where none is given.
+
+    Raises:
+        DataError: If what is there under the file's name is not that sample.
+    """
     if source.file:
         return source
     from dcase.pinn.pdebench import generate
+    from dcase.pinn.pdebench.layout import opened
 
     write = {
         "advection": generate.write_advection,
@@ -77,4 +82,8 @@ def with_file(source: Source, folder: Path) -> Source:
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write(target, [number])
+    with opened(target) as file:
+        holds = file.attrs.get("sample_indices"), file.attrs.get("initial_states")
+    if holds[0] is None or list(holds[0]) != [number] or holds[1] != "published":
+        raise DataError(f"{target} is not sample {number} of {source.task}: delete it, or --file")
     return replace(source, file=str(target), sample=0)

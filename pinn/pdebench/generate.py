@@ -28,6 +28,7 @@ from dcase.pinn.pdebench.random_fields import (
     noise,
     published_index,
 )
+from dcase.runs import only_writer
 
 BATCH = 16
 """Samples solved at a time: enough to make NumPy's calls worth while, and still in the cache."""
@@ -106,6 +107,7 @@ def write_advection(
     Raises:
         OptionError: If an option is impossible.
         DataError: If a sample does not exist, or the file does and is not to be replaced.
+        RunError: If another process is making the file.
     """
     if scheme not in ("muscl", "exact"):
         raise OptionError(f"unknown scheme {scheme!r}; schemes: muscl, exact")
@@ -247,13 +249,14 @@ def _file(
     path: str | os.PathLike[str], numbers: list[int], seed: int | None, overwrite: bool
 ) -> Iterator[h5py.File]:
     """A new file that says which samples it has; it appears when it is complete."""
-    if Path(path).exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another name, or --overwrite")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["sample_indices"] = np.array(numbers, dtype=np.int64)
-        file.attrs["initial_states"] = "published" if seed is None else f"seed {seed}"
-        file.attrs["made_by"] = f"dcase {__version__}"
-        yield file
+    with only_writer(path):
+        if Path(path).exists() and not overwrite:
+            raise DataError(f"{path} exists; choose another name, or --overwrite")
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["sample_indices"] = np.array(numbers, dtype=np.int64)
+            file.attrs["initial_states"] = "published" if seed is None else f"seed {seed}"
+            file.attrs["made_by"] = f"dcase {__version__}"
+            yield file
 
 
 def _numbers(task: str, samples: Sequence[int], seed: int | None) -> list[int]:

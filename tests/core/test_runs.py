@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from dcase.errors import DcaseError, OptionError, RunError, SimulationError
-from dcase.runs import LOCK, RECORD, Identity, Place, claim, fingerprint, read_record
+from dcase.runs import (
+    LOCK,
+    RECORD,
+    Identity,
+    Place,
+    claim,
+    fingerprint,
+    only_writer,
+    read_record,
+)
 
 SETTINGS = {"steps": 10, "seed": 1, "loss": {"weight": 1.0, "delta": 2.0}}
 IDENTITY = Identity(
@@ -356,3 +365,72 @@ def test_the_record_is_plain_json(tmp_path):
     assert saved == {"a": 1.5, "b": [1, 2], "c": str(tmp_path), "d": [0, 1]}
     with claim(Place(tmp_path / "run"), identity, resume=True) as run:
         assert run.resumed
+
+
+# ------------------------------------------------------------------------------------------------
+# Single files
+
+MAKE = """
+import sys
+from pathlib import Path
+from dcase.files import atomic_path
+from dcase.runs import only_writer
+target = Path(sys.argv[1])
+with only_writer(target, wait="wait" in sys.argv):
+    there = target.exists()
+    with atomic_path(target) as path:
+        path.write_text("half")
+        print("there" if there else "making", flush=True)
+        sys.stdin.readline()
+        path.write_text("whole")
+"""
+
+
+def maker(target, *options):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", MAKE, str(target), *options]
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def test_a_file_has_one_writer_and_others_are_refused_or_wait(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    with maker(target) as first:
+        assert first.stdout.readline() == "making\n"
+        with (
+            pytest.raises(RunError, match=rf"\({first.pid} on .* is making .*file.txt: wait"),
+            only_writer(target),
+        ):
+            raise AssertionError
+        with maker(target, "wait") as second:
+            first.communicate("\n")
+            assert second.stdout.readline() == "there\n"  # only after the first was done
+            assert target.read_text() == "whole"
+            second.communicate("\n")
+    assert content(tmp_path).keys() == {"new", "new/file.txt"}
+
+
+def test_what_a_killed_writer_leaves_goes_with_the_next(tmp_path):
+    target = tmp_path / "file.txt"
+    with maker(target) as process:
+        assert process.stdout.readline() == "making\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(content(tmp_path)) == 2  # a lock and half a file, both hidden
+    assert not target.exists()
+    with only_writer(target):
+        pass
+    assert not content(tmp_path)
+
+
+def test_a_writer_that_fails_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="no"), only_writer(tmp_path / "a" / "b" / "file.txt"):
+        raise ValueError("no")
+    assert not content(tmp_path)
+
+
+def test_links_and_pipes_have_writers_too(tmp_path):
+    (tmp_path / "link").symlink_to("file.txt")
+    with only_writer(tmp_path / "link"), pytest.raises(RunError, match="is making"):  # noqa: SIM117
+        with only_writer(tmp_path / "file.txt"):
+            raise AssertionError
+    with only_writer("/dev/null"), only_writer("/dev/null"):
+        pass

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,7 +23,7 @@ from dcase.dae.trajectories import (
     read,
     write,
 )
-from dcase.errors import DataError, DcaseError, OptionError
+from dcase.errors import DataError, DcaseError, OptionError, RunError
 
 
 @pytest.fixture
@@ -238,6 +241,75 @@ def test_two_at_once(tmp_path):
         ]
         assert len({job.result().fingerprint() for job in jobs}) == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+WRITE = """
+import os, signal, sys
+from dcase.dae.trajectories import load_or_make, make_file
+kind, target, kill = sys.argv[1:]
+def progress(done, total):
+    if done == total:
+        print("making", flush=True)
+        if kill == "in the simulation":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.readline()
+if kill == "in the write":
+    import h5py
+    h5py.File.__exit__ = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+options = {"steps": 150, "substeps": 1, "progress": progress}
+if kind == "file":
+    make_file("pendulum", target, **options)
+else:
+    print(len(load_or_make("pendulum", cache_dir=target, **options)))
+"""
+
+
+def writer(kind, target, kill=""):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", WRITE, kind, str(target), kill]
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+@pytest.mark.parametrize("kind", ["file", "cache"])
+@pytest.mark.parametrize("kill", ["in the simulation", "in the write"])
+def test_a_killed_writer_leaves_nothing_that_is_read_or_stays(tmp_path, kind, kill):
+    target = tmp_path / "swing.h5" if kind == "file" else tmp_path
+    with writer(kind, target, kill) as process:
+        process.communicate("\n")
+    assert process.returncode == -signal.SIGKILL
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+    with writer(kind, target) as process:
+        process.communicate("\n")
+    assert process.returncode == 0
+    (made,) = tmp_path.iterdir()
+    assert read(made).fingerprint() == simulate_pendulum(150, substeps=1).fingerprint()
+
+
+def test_of_two_that_make_one_file_the_second_is_refused(tmp_path):
+    with writer("file", tmp_path / "swing.h5") as first:
+        assert first.stdout.readline() == "making\n"
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=rf"\({first.pid} on .* is making .*swing.h5"):
+                make_file("pendulum", tmp_path / "swing.h5", steps=3, overwrite=overwrite)
+        first.communicate("\n")
+    assert len(read(tmp_path / "swing.h5")) == 150
+
+
+def test_of_two_that_need_one_cached_file_the_second_waits_for_it(tmp_path):
+    with writer("cache", tmp_path) as first:
+        assert first.stdout.readline() == "making\n"
+        with writer("cache", tmp_path) as second:
+            first.communicate("\n")
+            assert second.communicate("\n")[0] == "150\n"  # which has made none
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cached_file_of_other_settings_is_not_believed(tmp_path):
+    other = make_file("pendulum", cache_dir=tmp_path, steps=10, seed=1)
+    right = make_file("pendulum", cache_dir=tmp_path, steps=10, seed=2)
+    other.replace(right)
+    with pytest.raises(DataError, match="holds another trajectory than its name says; delete it"):
+        load_or_make("pendulum", cache_dir=tmp_path, steps=10, seed=2)
 
 
 def test_interrupted_in_the_middle(tmp_path):

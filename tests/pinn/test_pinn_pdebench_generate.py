@@ -1,12 +1,18 @@
 """Files made by ``dcase pinn data``: which samples, which options, and nothing half done."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from dcase.errors import DataError, DcaseError, OptionError
+from dcase.errors import DataError, DcaseError, OptionError, RunError
+from dcase.pinn.experiments.protocol import with_file
 from dcase.pinn.pdebench import generate
 from dcase.pinn.pdebench.generate import sample_numbers, write_advection, write_flow
 from dcase.pinn.pdebench.reading import describe_file, read_sample
+from dcase.pinn.source import Source
 
 
 def test_samples_of_a_seed_do_not_depend_on_their_number(tmp_path):
@@ -49,6 +55,65 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         write_flow(path, [0], cells=8, times=2, overwrite=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITE = """
+import os, signal, sys
+from dcase.pinn.pdebench.generate import write_flow
+def progress(done, total):
+    if done == 2:
+        print("making", flush=True)
+        if "kill" in sys.argv:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.readline()
+write_flow(sys.argv[1], [0], cells=16, times=5, overwrite="overwrite" in sys.argv,
+           progress=progress)
+"""
+
+
+def writer(target, *options):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", WRITE, str(target), *options]
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def test_of_two_that_make_one_file_the_second_is_refused(tmp_path):
+    with writer(tmp_path / "c.hdf5") as first:
+        assert first.stdout.readline() == "making\n"
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=rf"\({first.pid} on .* is making .*c.hdf5"):
+                write_flow(tmp_path / "c.hdf5", [1], cells=8, times=2, overwrite=overwrite)
+        first.communicate("\n")
+    assert describe_file(tmp_path / "c.hdf5").indices == (0,)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_kill_leaves_the_old_file_and_what_it_left_goes_with_the_next(tmp_path):
+    path = write_flow(tmp_path / "c.hdf5", [1], cells=8, times=2)
+    before = path.read_bytes()
+    with writer(path, "overwrite", "kill") as process:
+        process.communicate("\n")
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3  # half a file and the lock, both hidden
+    with pytest.raises(DataError, match="exists"):
+        write_flow(path, [0], cells=16, times=5)
+    write_flow(path, [0], cells=16, times=5, overwrite=True)
+    assert list(tmp_path.iterdir()) == [path]
+    whole = write_flow(tmp_path / "d.hdf5", [0], cells=16, times=5)
+    np.testing.assert_array_equal(
+        read_sample(path, 0).fields["rho"], read_sample(whole, 0).fields["rho"]
+    )
+
+
+def test_the_file_of_a_table_is_believed_only_if_it_has_the_sample(tmp_path):
+    source = Source("advection")
+    there = write_advection(tmp_path / "advection-9990.hdf5", [9990], cells=16, times=3)
+    assert with_file(source, tmp_path).file == str(there)
+    for samples, options in (([9991], {}), ([90], {"seed": 1})):
+        write_advection(there, samples, cells=16, times=3, overwrite=True, **options)
+        with pytest.raises(DataError, match="is not sample 9990 of advection"):
+            with_file(source, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
