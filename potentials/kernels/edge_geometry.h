@@ -1,4 +1,8 @@
 /* Pairs, angles and forces of edge_network.c. */
+#ifndef DCASE_EDGE_GEOMETRY_H
+#define DCASE_EDGE_GEOMETRY_H
+
+#include "edge_network.h"
 
 /* Pairs within the cutoff and their geometry, the edges into each atom; returns their number. */
 static integer find_pairs(const evaluation *c)
@@ -145,3 +149,5 @@ static void gather_forces(const evaluation *c, integer count)
         }
     }
 }
+
+#endif

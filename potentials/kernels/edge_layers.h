@@ -1,4 +1,8 @@
 /* The other instructions of edge_network.c. NAME_back() is NAME()'s gradient. */
+#ifndef DCASE_EDGE_LAYERS_H
+#define DCASE_EDGE_LAYERS_H
+
+#include "edge_network.h"
 
 static void elements(const evaluation *c, const step *s)
 {
@@ -256,3 +260,5 @@ static void continuous_back(const evaluation *c, integer P, const step *s)
             genvelope[PAIR(e)] += total;
     }
 }
+
+#endif

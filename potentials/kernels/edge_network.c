@@ -8,10 +8,9 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "edge_network.h"
-
 #include "edge_geometry.h"
 #include "edge_layers.h"
+#include "edge_network.h"
 #include "edge_rows.h"
 #include "edge_tables.h"
 #include "edge_triplets.h"

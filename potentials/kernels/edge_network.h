@@ -1,4 +1,7 @@
 /* What all parts of edge_network.c share: its data, matrix products, activations of rows. */
+#ifndef DCASE_EDGE_NETWORK_H
+#define DCASE_EDGE_NETWORK_H
+
 #include "schnet_common.h"
 
 /* An activation as it is applied to rows of m numbers; the same fields as in plan.py.
@@ -246,3 +249,5 @@ static void unbend(const evaluation *c, const step *s, integer rows, REAL *g, in
     unbend_rows(&s->act, rows, s->m, g, SLOT(s->aux[0]) + at, lift ? lift + at : NULL,
                 share ? share + at : NULL);
 }
+
+#endif

@@ -1,5 +1,9 @@
 /* Instructions of edge_network.c that go row by row: each call does rows begin ... end, at most
  * CHUNK of them. NAME_back() is NAME()'s gradient. */
+#ifndef DCASE_EDGE_ROWS_H
+#define DCASE_EDGE_ROWS_H
+
+#include "edge_network.h"
 
 /* dst = scale (act(src0 W + b) + src1); w: W, b or NULL, W transposed, all packed; number[0]:
  * blocks on W's diagonal; number[1] and [2]: REALs that a block takes in W and in W transposed */
@@ -173,3 +177,5 @@ static void collect_back(const evaluation *c, integer P, const step *s, integer 
     for (integer e = begin; e < end; e++)
         product_back(c, P, s, e, SLOT(s->gdst) + TARGET(e) * s->m);
 }
+
+#endif

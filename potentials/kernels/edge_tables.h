@@ -1,5 +1,9 @@
 /* Instructions of edge_network.c that depend on positions: functions of the distance from tables,
  * and spherical harmonics. */
+#ifndef DCASE_EDGE_TABLES_H
+#define DCASE_EDGE_TABLES_H
+
+#include "edge_network.h"
 
 /* m functions and their derivatives at a pair's distance, from the first of so many columns on */
 static void tabulated(const edge_pair *p, const double *table, integer columns, integer first,
@@ -39,7 +43,8 @@ static void radial_back(const evaluation *c, integer P, const step *s)
 /* ForceNet: dst[edge, (lm, q)] = Y_lm(u) R_q(d): number = degrees, columns, elements;
  *          R's columns in the table by element of the target, then of the source */
 
-/* Y_lm and its derivatives by the components of u (potentials/networks/cartesian.py); norms [l, m >= 0] */
+/* Y_lm and its derivatives by the components of u (potentials/networks/cartesian.py); norms
+ * [l, m >= 0] */
 static void harmonics(integer degrees, const double *norms, const double *u, double *Y,
                       double (*slope)[3])
 {
@@ -116,3 +121,5 @@ static void harmonic(const evaluation *c, integer P, const step *s, const REAL *
         }
     }
 }
+
+#endif

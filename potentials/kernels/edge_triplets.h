@@ -1,6 +1,10 @@
 /* Sums over triplets of edge_network.c: of features src0 with a row for every edge, times functions
  * src1 of the distance, times Y_l of the angle (see angles()). All features of an atom's edges are
  * put side by side, so that sums become matrix products. */
+#ifndef DCASE_EDGE_TRIPLETS_H
+#define DCASE_EDGE_TRIPLETS_H
+
+#include "edge_network.h"
 
 /* B[m, wide] = A[n, m] transposed; what is beside it stays */
 static void turn(integer n, integer m, integer wide, const REAL *restrict A, REAL *restrict B)
@@ -116,3 +120,5 @@ static void triplets_of_target_back(const evaluation *c, integer P, const step *
                 gx[e[b] * m + q] = (s->add[0] ? gx[e[b] * m + q] : 0) + own[b * m + q];
     }
 }
+
+#endif

@@ -1,4 +1,8 @@
-/* What the kernels of SchNet share; names as in potentials/networks/schnet.py and potentials/networks/splines.py. */
+/* What all kernels share: vectors, matrix products, activations, splines of a pair's distance; names
+ * as in potentials/networks/schnet.py and potentials/networks/splines.py. */
+#ifndef DCASE_SCHNET_COMMON_H
+#define DCASE_SCHNET_COMMON_H
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -202,8 +206,8 @@ typedef struct {
     double r[3], d, pull, rate; /* pull: dE/dd; rate: of d along a direction (training) */
 } pair;
 
-/* Cubic B-spline weights and their derivatives at d, as in potentials/networks/splines.py; returns the row of
- * the first of the four coefficients. */
+/* Cubic B-spline weights and their derivatives at d, as in potentials/networks/splines.py; returns
+ * the row of the first of the four coefficients. */
 static integer spline_weights(double d, integer intervals, double spacing, double value[4],
                               double slope[4])
 {
@@ -285,4 +289,4 @@ static void transpose(pair *p, const REAL *restrict table, integer columns, inte
     p->pull += (double)sum;
 }
 
-
+#endif

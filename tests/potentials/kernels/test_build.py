@@ -374,6 +374,24 @@ def test_two_processes_build_at_once(sources, tmp_path):
     assert cache._is_whole(library)
 
 
+@needs_compiler
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize(
+    "source", sorted(p.name for p in build.SOURCES.iterdir() if p.suffix in (".h", ".c"))
+)
+def test_every_header_and_source_stands_alone(source, real):
+    """None uses a name of the file that includes it."""
+    command = (*compilers()[0].words, "-std=gnu11", "-fsyntax-only", f"-DREAL={real}")
+    strict = ("-Wall", "-Wextra", "-Wno-unused-function", "-Wno-unknown-pragmas", "-Werror")
+    done = subprocess.run(
+        [*command, *strict, "-x", "c", str(build.SOURCES / source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_fork_after_the_temporary_folder_went(sources, tmp_path):
     folder = cache.temporary_folder()
     shutil.rmtree(folder)
