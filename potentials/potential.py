@@ -122,7 +122,10 @@ class Potential(ExactBuffers):
         Raises:
             OptionError: For elements that it does not know.
         """
-        return self.network(self.species(graph.numbers), graph)
+        known = graph.known
+        return self.network(
+            self.species_of[graph.numbers] if known else self.species(graph.numbers), graph
+        )
 
     def energies(self, graph: AtomicGraph) -> Tensor:
         """Total energies in the network's unit (no offset), float64, shape [n_systems].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class FixedGraph(AtomicGraph):
         offsets: A, float64, shape [n_pairs, 3]: ``r_ij = x_j - x_i + offset``.
     """
 
+    known: ClassVar[bool] = True  # the calculator has looked
     offsets: Tensor | None = None
 
     def vectors(self) -> Tensor:

@@ -8,6 +8,7 @@ ever dropped: a "maximum number of neighbours" would make the energy discontinuo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +39,11 @@ class AtomicGraph:
         shifts: How many lattice vectors lie between i's and j's cell, float64, shape [n_pairs, 3],
             or None when nothing is periodic. ``r_ij = x_j - x_i + shifts @ cell``.
         cells: Lattice vectors as rows, A, float64, shape [n_systems, 3, 3], or None.
+        known: Whether its maker has seen that the potential knows all elements; to ask the device
+            once more would wait for it.
     """
+
+    known: ClassVar[bool] = False
 
     numbers: Tensor
     positions: Tensor

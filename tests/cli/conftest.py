@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from cli_inputs import ETHANOL
+from processes import GUARD
 
 from dcase.cli.main import entry_point
 
@@ -79,17 +80,20 @@ def ctrl_c_interrupts():
 
 @pytest.fixture
 def press_ctrl_c(ctrl_c_interrupts):
-    """``press_ctrl_c(when)``: send this process SIGINT as soon as ``when()`` is true."""
-    threads, over = [], threading.Event()
+    """``press_ctrl_c(when)``: send this process SIGINT as soon as ``when()`` is true.
+
+    The command must be one that does not end by itself, else its speed decides about the test.
+    """
+    threads, over, hung = [], threading.Event(), []
 
     def press(when):
         def wait():
-            while not over.is_set():
-                if when():
-                    time.sleep(0.1)
+            began = time.monotonic()
+            while not over.wait(0.01):
+                hung[:] = [time.monotonic() - began] if time.monotonic() - began > GUARD else []
+                if hung or when():
                     os.kill(os.getpid(), signal.SIGINT)
                     return
-                time.sleep(0.02)
 
         threads.append(threading.Thread(target=wait, daemon=True))
         threads[0].start()
@@ -98,3 +102,4 @@ def press_ctrl_c(ctrl_c_interrupts):
     over.set()
     for thread in threads:
         thread.join()
+    assert not hung, f"nothing to press Ctrl-C at within {GUARD} s"

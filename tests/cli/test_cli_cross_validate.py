@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import ase.io
@@ -68,22 +69,38 @@ def test_resume_and_overwrite(dcase):
     assert len(load_model("e.pt")) == 2
 
 
-def test_ctrl_c_and_resume(dcase, press_ctrl_c):
-    press_ctrl_c(Path("e.run/fold-2.run/metrics.csv").exists)
-    many = [*RUN, "--epochs", "200", "--jobs", "1"]
-    done = dcase(*many)
+def test_ctrl_c_and_resume(dcase, ctrl_c_interrupts, monkeypatch):
+    from dcase.potentials.fitting import fold_processes
+
+    trained, fit = [], fold_processes.fit_potential
+
+    def pressed(*arguments, on_step, **options):
+        trained.append(arguments)
+
+        def press(progress):
+            if len(trained) == 2 and progress.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            if on_step:
+                on_step(progress)
+
+        return fit(*arguments, on_step=press, **options)
+
+    monkeypatch.setattr(fold_processes, "fit_potential", pressed)
+    some_epochs = [*RUN, "--epochs", "3", "--jobs", "1"]
+    done = dcase(*some_epochs)
     assert done.code == 130
     assert done.err.strip().splitlines()[-1].startswith("stopped; what there is is kept in e.run")
     assert not Path("e.pt").exists()
     kept = Path("e.run/fold-1.pt").stat().st_mtime_ns
-    done = dcase(*many, "--resume")
+    done = dcase(*some_epochs, "--resume")
     assert done.code == 0
     assert Path("e.run/fold-1.pt").stat().st_mtime_ns == kept
+    assert len(trained) == 4  # the second goes on, the third follows
 
 
 def test_ctrl_c_reaches_the_processes(dcase, press_ctrl_c):
     press_ctrl_c(lambda: len(list(Path().glob("e.run/fold-*.run/state.pt"))) == 2)
-    many = [*RUN, "--epochs", "100000", "--jobs", "2", "--checkpoint-every", "0.2"]
+    many = [*RUN, "--epochs", "1000000", "--jobs", "2", "--checkpoint-every", "0.01"]
     done = dcase(*many)
     assert done.code == 130, done.err
     assert not Path("e.pt").exists()

@@ -144,7 +144,7 @@ def test_ctrl_c_stops_and_can_be_resumed(dcase, short, empty_folder, press_ctrl_
     # Steps so small that no potential can break a bond.
     many = [*short, "--timestep", "1e-4", "--checkpoint-every", "10", "--out", "m"]
     press_ctrl_c(lambda: log.exists() and log.read_text().count("\n") > 20)
-    done = dcase(*many, "--steps", "1000000")
+    done = dcase(*many, "--steps", "1000000000")
     assert done.code == 130
     assert "--resume goes on" in done.err
     report = report_of(empty_folder / "m")

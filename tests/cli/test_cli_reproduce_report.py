@@ -174,7 +174,7 @@ def test_refusals(dcase, arguments, message):
 def test_reproduce_stops_and_goes_on(report, press_ctrl_c):
     folder = Path("reproduce/runs")
     press_ctrl_c(lambda: any(folder.glob("*/potential.run/metrics.csv")))
-    stopped = report("table2", "-m", "ethanol", "--epochs", "3000")
+    stopped = report("table2", "-m", "ethanol", "--epochs", "1000000")
     assert stopped.code == 130
     assert "the same command goes on from here" in stopped.err
     assert any(folder.glob("*/losses.npy"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +173,20 @@ def assert_same(found, wanted, atol=1e-11):
 # --- the trajectory ----------------------------------------------------------------------------
 
 
+@functools.cache
+def trajectory_of_aspirin():
+    return ase_trajectory(aspirin(kelvin=800.0, skin=0.2), 200)
+
+
+@functools.cache
+def trajectory_of_a_crystal(architecture, knots):
+    return ase_trajectory(triclinic(architecture, **knots_option(knots)), 120)
+
+
+def knots_option(knots):
+    return {} if knots is None else {"filter_knots": knots}
+
+
 @pytest.mark.physics
 @pytest.mark.parametrize("runner", [EagerRunner, TapeRunner])
 @pytest.mark.parametrize("every_pair", [True, False])
@@ -179,7 +194,7 @@ def test_a_molecule_follows_ase(runner, every_pair, monkeypatch):
     if not every_pair:
         monkeypatch.setattr(calculator, "FEW_ATOMS", 0)
     atoms = aspirin(kelvin=800.0, skin=0.2)
-    wanted = ase_trajectory(atoms, 200)
+    wanted = trajectory_of_aspirin()
     assert np.ptp(wanted[0], axis=0).max() > 0.5
     blocks = loop(atoms, runner)
     assert_same(follow(atoms, blocks, 200), wanted, atol=2e-12)
@@ -191,12 +206,11 @@ def test_a_molecule_follows_ase(runner, every_pair, monkeypatch):
 @pytest.mark.physics
 @pytest.mark.parametrize("runner", [EagerRunner, TapeRunner])
 @pytest.mark.parametrize(
-    ("architecture", "options"),
-    [("schnet", {}), ("schnet", {"filter_knots": 48}), ("cgcnn", {})],
+    ("architecture", "knots"), [("schnet", None), ("schnet", 48), ("cgcnn", None)]
 )
-def test_a_crystal_follows_ase(runner, architecture, options, ending_splines):
-    atoms = triclinic(architecture, **options)
-    wanted = ase_trajectory(atoms, 120)
+def test_a_crystal_follows_ase(runner, architecture, knots, ending_splines):
+    atoms = triclinic(architecture, **knots_option(knots))
+    wanted = trajectory_of_a_crystal(architecture, knots)
     blocks = loop(atoms, runner)
     assert_same(follow(atoms, blocks, 120), wanted)
     assert blocks.searches > 10
