@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -67,8 +68,12 @@ class LazyGroup(click.Group):
         """Import the module of ``cmd_name``."""
         if cmd_name not in COMMANDS:
             return None
+        from dcase.cli.options import limit_numbers
+
         module, attribute, _ = COMMANDS[cmd_name]
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        limit_numbers(command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command table, without importing anything."""
@@ -155,8 +160,11 @@ def _explain(error: Exception) -> str:
     """One line about an error that dcase did not raise itself."""
     text = _one_line(error)
     # torch says it in a RuntimeError on the CPU, and in a subclass of it on a GPU.
-    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-        return f"error: not enough memory; try a smaller model or batch size ({text[:120]})"
+    memory = ("out of memory", "allocate memory", "array is too big", "Maximum allowed dimension")
+    if isinstance(error, MemoryError) or any(words in text for words in memory):
+        asked = re.search(r"allocate (\d+) bytes", text)
+        text = f"{int(asked[1]) / 1e9:.3g} GB in one piece" if asked else text[:120]
+        return f"error: not enough memory; try a smaller model or batch size ({text})"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror}"

@@ -13,6 +13,9 @@ from typing import Any
 
 import click
 
+from dcase.errors import OptionError
+from dcase.options import check_size
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -31,6 +34,35 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def limit_numbers(command: click.Command) -> None:
+    """Have a command, and those below it, refuse numbers that nothing can be done with.
+
+    Whatever the type of a parameter: what it makes of the text goes through
+    :func:`dcase.options.check_size`.
+    """
+    for parameter in command.params:
+        if not isinstance(parameter.callback, _Limited):
+            parameter.callback = _Limited(parameter.callback)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            limit_numbers(below)
+
+
+class _Limited:
+    """A parameter's callback that checks the size of numbers first."""
+
+    def __init__(self, then: Callable[..., Any] | None):
+        self.then = then
+
+    def __call__(self, ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        name = max(param.opts, key=len) if param.param_type_name == "option" else param.name
+        try:
+            check_size(name or "value", value)
+        except OptionError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+        return value if self.then is None else self.then(ctx, param, value)
 
 
 POSITIVE = Number(min=0.0, min_open=True)

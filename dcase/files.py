@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -281,7 +282,8 @@ def read_json(path: str | os.PathLike[str], error: type[DcaseError] = DataError)
     """
     check_readable(path, error)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = Path(path).read_text(encoding="utf-8")
+        found = json.loads(text, parse_constant=_refuse, parse_float=_number)
     except OSError as failure:
         raise error(f"cannot read {path}: {reason(failure)}") from failure
     except (ValueError, RecursionError) as failure:
@@ -289,6 +291,32 @@ def read_json(path: str | os.PathLike[str], error: type[DcaseError] = DataError)
     if not isinstance(found, dict):
         raise error(f"{path} does not hold a JSON object but a {type(found).__name__}")
     return found
+
+
+def read_toml(path: str | os.PathLike[str], error: type[DcaseError] = DataError) -> dict[str, Any]:
+    """A TOML file.
+
+    Args:
+        path: The file.
+        error: Raised with one line.
+
+    Raises:
+        DcaseError: If it cannot be read, or is no TOML.
+    """
+    check_readable(path, error)
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as failure:
+        raise error(f"cannot read {path}: {reason(failure)}") from failure
+    except (ValueError, RecursionError) as failure:  # also for whole numbers of 4300 digits
+        raise error(f"{path}: not valid TOML: {reason(failure)[:160]}") from failure
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _refuse(constant: str) -> None:

@@ -20,6 +20,7 @@ from ase import Atoms
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.loop.replica_batch import ReplicaBatch, ReplicaFolder
 from dcase.md_runs.settings import MDSettings
+from dcase.options import check_memory
 
 
 def run_replicas(
@@ -85,6 +86,8 @@ def run_replicas(
 def _refuse(atoms: Atoms, settings: MDSettings, replicas: int) -> None:
     if replicas < 1:
         raise OptionError(f"there must be at least one replica, not {replicas}")
+    # Positions, velocities, forces and their copies of the step in progress.
+    check_memory(replicas * len(atoms) * 3 * 8 * 6, f"{replicas} replicas of {len(atoms)} atoms")
     if settings.ensemble != "nve":
         raise OptionError(f"replicas run NVE; {settings.ensemble} is for a single copy")
     if settings.constrain != "none" or atoms.constraints:

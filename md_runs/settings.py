@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dcase.errors import OptionError
+from dcase.options import check_size
 
 ENSEMBLES = ("nve", "langevin", "bussi", "nose-hoover")
 """Ensembles by name; all but the first are NVT."""
@@ -78,6 +79,8 @@ class MDSettings:
         Raises:
             OptionError: With the name of the setting and what it may be.
         """
+        for name, value in vars(self).items():
+            check_size(name, value)
         if self.ensemble not in ENSEMBLES:
             raise OptionError(
                 f"ensemble must be one of {', '.join(ENSEMBLES)}, not {self.ensemble!r}"

@@ -32,6 +32,7 @@ import numpy as np
 from dcase._version import __version__
 from dcase.dae.trajectory_file import Trajectory
 from dcase.errors import OptionError, SimulationError
+from dcase.options import check_memory, check_size
 
 REVISION = 1
 """Raised when the same settings give another trajectory, so that old caches are not used."""
@@ -56,8 +57,11 @@ def pendulum_settings(
         OptionError: For a value that makes no sense.
     """
     for name, count in (("steps", steps), ("n", n), ("substeps", substeps)):
+        check_size(name, count)
         if isinstance(count, bool) or int(count) != count or count < 1:
             raise OptionError(f"{name} must be a whole number of at least 1, got {count!r}")
+    # Angles, rates, positions, velocities and energy of every frame.
+    check_memory(float(steps) * (6 * n + 1) * 8, f"{steps} steps of {n} nodes")
     if not (math.isfinite(interval) and interval > 0):
         raise OptionError(f"interval must be a positive time in s, got {interval!r}")
     for name, number in (("start_angle", start_angle), ("gravity", gravity)):

@@ -20,6 +20,7 @@ from dcase._version import __version__
 from dcase.dae.force_field import ANGLE, BOND_LENGTH, SPECIES, WaterForces
 from dcase.dae.trajectory_file import Trajectory
 from dcase.errors import OptionError, SimulationError
+from dcase.options import check_memory, check_size
 from dcase.units import FS, KB
 
 REVISION = 1
@@ -60,8 +61,11 @@ def water_settings(
     least = {"steps": (steps, 1), "molecules": (molecules, 1), "seed": (seed, 0)}
     least |= {"stride": (stride, 1), "equilibrate": (equilibrate, 0)}
     for name, (count, minimum) in least.items():
+        check_size(name, count)
         if isinstance(count, bool) or int(count) != count or count < minimum:
             raise OptionError(f"{name} must be a whole number of at least {minimum}, got {count!r}")
+    frames, atoms = steps // max(stride, 1), 3 * molecules
+    check_memory(float(frames) * atoms * 6 * 8, f"{frames} frames of {molecules} molecules")
     if steps < stride:
         raise OptionError(f"steps must be at least the stride {stride}, got {steps}")
     for name, number in (("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):

@@ -35,6 +35,7 @@ from dcase.data.generate_state import (
 from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
 from dcase.files import check_writable
+from dcase.options import check_memory, check_size
 from dcase.statistics import autocorrelation_time
 from dcase.units import FS, KCAL_PER_MOL
 
@@ -121,6 +122,7 @@ def generate(
         "walkers": min(walkers, n_frames),
         "seed": seed,
     }
+    check_memory(n_frames * (6 * len(atoms) + 1) * 8, f"{n_frames} frames of {len(atoms)} atoms")
     if resume and load_finished(out, settings):
         return out
     state = load_state(out, settings, atoms) if resume else State.empty(len(atoms))
@@ -164,6 +166,8 @@ def _check_options(
     walkers: int,
     out: Path,
 ) -> None:
+    check_size("frames", n_frames)
+    check_size("walkers", walkers)
     if n_frames < 1 or walkers < 1:
         raise OptionError(f"frames and walkers must be at least 1, got {n_frames} and {walkers}")
     if not (temperature > 0 and friction > 0):

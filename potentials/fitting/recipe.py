@@ -8,7 +8,6 @@ A table such as ``[architecture."gemnet-t".training]`` holds what differs for th
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import OptionError
+from dcase.files import read_toml
 from dcase.objective import Term
 from dcase.options import check_types
 from dcase.training.settings import LIMITS, TrainSettings
@@ -250,12 +250,7 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
             raise OptionError(
                 f"no recipe {name!r}; there are: {', '.join(recipe_names())}, or give a .toml file"
             )
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: not valid TOML: {error}") from error
+    values = read_toml(path, OptionError)
     values.setdefault("name", path.stem)
     _specialise(values, overrides or {})
     model_entries = {f.name for f in fields(ModelChoice)}

@@ -84,6 +84,10 @@ class Architecture:
         }
 
 
+LARGEST_SIZE = 100_000
+LARGEST_CUTOFF = 1000.0  # A; in a periodic liquid, 10 A have about 400 neighbours, 1000 A 4e8
+
+
 def check_sizes(sizes: dict[str, tuple[int, int]], cutoff: float) -> None:
     """Refuse hyper-parameters that no network can be built with.
 
@@ -92,10 +96,12 @@ def check_sizes(sizes: dict[str, tuple[int, int]], cutoff: float) -> None:
         cutoff: A.
 
     Raises:
-        OptionError: If a size is below its least value, or the cutoff is not positive and finite.
+        OptionError: If a size is below its least value or absurd, or the cutoff is.
     """
     for name, (size, least) in sizes.items():
         if size < least:
             raise OptionError(f"{name} must be at least {least}, got {size}")
-    if not 0 < cutoff < float("inf"):
-        raise OptionError(f"cutoff must be positive, got {cutoff}")
+        if size > LARGEST_SIZE:
+            raise OptionError(f"{name} must be at most {LARGEST_SIZE}, got {size}")
+    if not 0 < cutoff <= LARGEST_CUTOFF:
+        raise OptionError(f"cutoff must be positive and at most {LARGEST_CUTOFF:g} A, got {cutoff}")

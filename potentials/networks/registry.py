@@ -11,6 +11,7 @@ from torch import nn
 from dcase.errors import OptionError
 from dcase.moved import lazy_names
 from dcase.normalization import denormalize as remove_normalization
+from dcase.options import check_size
 from dcase.potentials.networks import cgcnn, dimenet, forcenet, gemnet, schnet
 from dcase.potentials.networks.architecture import Architecture
 
@@ -65,6 +66,7 @@ def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) ->
             hint = f"; did you mean {close[0]}?" if close else f"; it has: {', '.join(defaults)}"
             raise OptionError(f"{name} has no hyper-parameter {key!r}{hint}")
         kind = type(defaults[key])
+        check_size(key, value)
         try:
             if kind is bool and not isinstance(value, bool):
                 raise TypeError

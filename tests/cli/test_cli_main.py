@@ -157,6 +157,11 @@ def raising(monkeypatch, error):
     [
         (DataError("the file\n  is gone"), "dcase: error: the file is gone"),
         (MemoryError(), "dcase: error: not enough memory; "),
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 40000000000 bytes."),
+            "dcase: error: not enough memory; try a smaller model or batch size (40 GB in one",
+        ),
+        (ValueError("array is too big; `arr.size` is larger"), "dcase: error: not enough memory; "),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "dcase: error: not enough"),
         (PermissionError(13, "Permission denied", "x.pt"), "dcase: error: x.pt: Permission denied"),
         (KeyError("scale"), "dcase: internal error: KeyError: 'scale' (run again with --debug"),

@@ -64,13 +64,13 @@ def test_potentials_unknown_names_suggest_a_close_one():
     [
         ({"num_filters": "many"}, "num_filters must be a int, got 'many'"),
         ({"num_filters": 3.5}, "num_filters must be a int, got 3.5"),
-        ({"num_filters": float("inf")}, "num_filters must be a int"),
+        ({"num_filters": float("inf")}, "num_filters must be a finite number"),
         ({"num_filters": 0}, "num_filters must be at least 1"),
         ({"num_interactions": -1}, "num_interactions must be at least 0"),
         ({"num_gaussians": 1}, "num_gaussians must be at least 2"),
         ({"cutoff": 0.0}, "cutoff must be positive"),
-        ({"cutoff": float("nan")}, "cutoff must be positive"),
-        ({"cutoff": float("inf")}, "cutoff must be positive"),
+        ({"cutoff": float("nan")}, "cutoff must be a finite number"),
+        ({"cutoff": float("inf")}, "cutoff must be a finite number"),
     ],
 )
 def test_potentials_impossible_values_are_refused(options, match):
