@@ -303,6 +303,15 @@ class Run:
         """Write down how the run stands."""
         self.note(status=status)
 
+    def discard(self) -> None:
+        """Remove the run's files, record and folder: its result stands elsewhere and says all."""
+        self.check(now=True)
+        self.record["status"] = FINISHED
+        self.place.clear()
+        self._lock.release()
+        with suppress(OSError):  # there are other files
+            self.folder.rmdir()
+
     def release(self) -> None:
         """Give the folder back."""
         self._lock.release()

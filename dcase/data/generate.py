@@ -27,6 +27,7 @@ from dcase.data.generate_state import (
     State,
     load_finished,
     load_state,
+    place_of,
     progress_callback,
     save_state,
     state_path,
@@ -36,6 +37,7 @@ from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
 from dcase.files import check_writable
 from dcase.options import check_memory, check_size
+from dcase.runs import Identity, Run, claim
 from dcase.statistics import autocorrelation_time
 from dcase.units import FS, KCAL_PER_MOL
 
@@ -70,7 +72,7 @@ def generate(
 
     Labels are recomputed, tightly converged, at the float32 coordinates that are stored. Frames
     whose bonds differ from the start structure's are dropped, with a note in the metadata. While it
-    runs, ``<out>.part.npz`` keeps all that is needed to go on exactly after a kill.
+    runs, the folder ``<out>.part`` keeps all that is needed to go on exactly after a kill.
 
     Keys of the file: ``R`` (A, float32), ``z``, ``E`` (kcal/mol, float64), ``F`` (kcal/mol/A,
     float32), ``walker``, ``name``, ``theory``, ``metadata`` (JSON); nothing is pickled.
@@ -87,8 +89,8 @@ def generate(
         walkers: Independent trajectories, one after another, that share the frames.
         seed: Seed of everything random; walker w draws from ``SeedSequence([seed, w])``.
         out: The npz to write.
-        resume: Go on from ``<out>.part.npz``, or return at once if ``out`` is finished and has
-            these settings. False starts anew and replaces both.
+        resume: Go on with the run in ``<out>.part``, or return at once if ``out`` is finished and
+            has these settings. False starts anew and replaces both.
         progress: True for a bar on stderr, or a function called with (frames done, n_frames).
 
     Returns:
@@ -96,8 +98,9 @@ def generate(
 
     Raises:
         OptionError: If an option is impossible.
-        DataError: If the source is of no use, the molecule keeps reacting, or the files at ``out``
-            belong to other settings.
+        DataError: If the source is of no use, the molecule keeps reacting, or the file at ``out``
+            is of other settings.
+        RunError: If the unfinished run there is of other settings, or another process is at it.
         DcaseError: If ``out`` cannot be written.
         MissingExtraError: If tblite (or, for a SMILES, rdkit) is missing.
         KeyboardInterrupt: On Ctrl-C, after saving; the message says how to go on.
@@ -125,26 +128,46 @@ def generate(
     check_memory(n_frames * (6 * len(atoms) + 1) * 8, f"{n_frames} frames of {len(atoms)} atoms")
     if resume and load_finished(out, settings):
         return out
-    state = load_state(out, settings, atoms) if resume else State.empty(len(atoms))
-    with progress_callback(progress, n_frames, f"sampling {name}") as report:
+    place = place_of(out)
+    going_on = resume and place.resumable()
+    with claim(
+        place, Identity("data generate", settings), resume=going_on, overwrite=not resume
+    ) as run:
+        if not (resume and load_finished(out, settings)):  # by another process, just now
+            _sample(atoms, settings, out, run, progress, load_state(out, atoms))
+        run.discard()
+    return out
+
+
+def _sample(
+    atoms: ase.Atoms,
+    settings: dict[str, Any],
+    out: Path,
+    run: Run,
+    progress: bool | Progress,
+    state: State,
+) -> None:
+    """Go on from ``state`` to the end, and write the result."""
+    with progress_callback(progress, settings["n_frames"], f"sampling {settings['source']}") as bar:
         try:
-            state = _Sampler(atoms, settings).run(state, out, report)
+            state = _Sampler(atoms, settings, run).run(state, out, bar)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
-                f"stopped; {state_path(out)} holds what is done, and the same command goes on"
+                f"stopped; {run.folder} holds what is done, and the same command goes on"
                 if state_path(out).exists()
                 else "stopped before the first frame; nothing was written"
             ) from stop
     walker = np.asarray(state.walkers, dtype=np.int16)
     positions, energies, forces = state.arrays()
+    run.check(now=True)
     write_result(
         out,
-        name,
+        settings["source"],
         atoms.numbers,
         (positions, energies, forces, walker),
         {
             **settings,
-            "interval_fs": state.interval_steps * timestep,
+            "interval_fs": state.interval_steps * settings["timestep_fs"],
             "energy_autocorrelation_time_fs": state.tau_fs,
             "lag_1_autocorrelation": memory_of(positions, energies, forces, walker),
             "mean_kinetic_temperature_K": float(np.mean(state.temperatures)),
@@ -152,8 +175,6 @@ def generate(
         },
         settings,
     )
-    state_path(out).unlink(missing_ok=True)
-    return out
 
 
 def _check_options(
@@ -190,9 +211,10 @@ def _check_options(
 class _Sampler:
     """Runs segments; knows the molecule and the settings, keeps nothing else."""
 
-    def __init__(self, start: ase.Atoms, settings: dict[str, Any]) -> None:
+    def __init__(self, start: ase.Atoms, settings: dict[str, Any], claimed: Run | None) -> None:
         self.start = start
         self.settings = settings
+        self.claimed = claimed
         self.bonds = bonds(start)
         self.temperature = settings["temperature_K"]
         self.timestep = settings["timestep_fs"]
@@ -215,16 +237,24 @@ class _Sampler:
                     else:
                         state = self.segment(state)
                     report(len(state.walkers), total)
+                    self.look()
                     if time.monotonic() - saved > max(SAVE_EVERY, 20 * cost):
                         before = time.monotonic()
-                        save_state(out, self.settings, state)
+                        self.look(now=True)
+                        save_state(out, state)
                         saved = time.monotonic()
                         cost = saved - before
         except KeyboardInterrupt:
             if state.walker >= 0:
-                save_state(out, self.settings, state)
+                self.look(now=True)
+                save_state(out, state)
             raise
         return state
+
+    def look(self, *, now: bool = False) -> None:
+        """End where the folder went away."""
+        if self.claimed is not None:
+            self.claimed.check(now=now)
 
     def walk(
         self, atoms: ase.Atoms, rng: np.random.Generator, steps: int, energies: list[float] | None

@@ -18,6 +18,7 @@ import numpy as np
 from dcase.data.molecules import XTB_THEORY
 from dcase.errors import DataError
 from dcase.files import atomic_path
+from dcase.runs import Place
 
 Progress = Callable[[int, int], None]
 DAMAGED = (zipfile.BadZipFile, zlib.error)
@@ -92,16 +93,20 @@ class State:
         )
 
 
+def place_of(out: Path) -> Place:
+    """The folder beside ``out`` that an unfinished run keeps."""
+    return Place(out.with_name(out.name + ".part"), files=("state.npz",))
+
+
 def state_path(out: Path) -> Path:
-    """The file beside ``out`` that an unfinished run keeps."""
-    return out.with_name(out.name + ".part.npz")
+    """The state in that folder."""
+    return place_of(out).folder / "state.npz"
 
 
-def save_state(out: Path, settings: dict[str, Any], state: State) -> None:
+def save_state(out: Path, state: State) -> None:
     """Write the state atomically: a kill leaves the old one or the new one."""
     positions, energies, forces = state.arrays()
     scalars = {
-        "settings": settings,
         "walker": state.walker,
         "rng": state.rng,
         "interval_steps": state.interval_steps,
@@ -123,11 +128,11 @@ def save_state(out: Path, settings: dict[str, Any], state: State) -> None:
         )
 
 
-def load_state(out: Path, settings: dict[str, Any], atoms: ase.Atoms) -> State:
+def load_state(out: Path, atoms: ase.Atoms) -> State:
     """The state of an unfinished run, or an empty one if there is none.
 
     Raises:
-        DataError: If the file is damaged or belongs to other settings.
+        DataError: If the file is damaged.
     """
     path = state_path(out)
     if not path.exists():
@@ -136,10 +141,8 @@ def load_state(out: Path, settings: dict[str, Any], atoms: ase.Atoms) -> State:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files}
         scalars = json.loads(str(stored["scalars"]))
-        found = scalars.pop("settings")
     except (OSError, ValueError, KeyError, TypeError, EOFError, *DAMAGED) as error:
-        raise DataError(f"{path} is damaged; delete it to start anew") from error
-    _same_settings(path, found, settings)
+        raise DataError(f"{path} is damaged; start anew (--overwrite)") from error
     notes = tuple(scalars.pop("notes"))
     return State(
         positions=stored["positions"],

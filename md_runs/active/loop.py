@@ -15,8 +15,8 @@ with a time limit depends on the clock, and does not repeat.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import numpy as np
 from ase import Atoms
 
 from dcase.data.dataset import AtomicDataset
-from dcase.errors import DataError
+from dcase.errors import DataError, RunError
 from dcase.files import write_json
 from dcase.md_runs.active.curve import PANELS, curve_figure
-from dcase.md_runs.active.folder import ActiveFolder, RoundFolder, begin, read_json
+from dcase.md_runs.active.folder import ActiveFolder, RoundFolder, read_json
 from dcase.md_runs.active.frames import (
     fingerprints_of,
     info_of,
@@ -47,6 +47,7 @@ from dcase.potentials.calculator import DCCalculator
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.recipe import Recipe
+from dcase.runs import Identity, Run, claim, fingerprint
 
 FINISHED = "finished"
 TRUSTED = "finished: no walker was stopped by its uncertainty"
@@ -89,7 +90,6 @@ class ActiveLearning:
         bar: Given a title, a context in which a function is called with steps done and in all.
 
     Raises:
-        OptionError: If ``out`` holds a run (another run, or with less rounds, for ``resume``).
         DataError: If the test frames are not labelled.
     """
 
@@ -119,33 +119,60 @@ class ActiveLearning:
         self.bar: Bar = bar or (lambda title: nullcontext(lambda done, total: None))
         self.info = info_of(labeller.theory, start.molecule)
         self.stage = "starting"
-        self.state: dict[str, Any] = {
-            "format": 1,
-            "status": "running",
-            "settings": settings.to_dict(),
-            "recipe": recipe.to_dict(),
-            "inputs": {
-                "start": start.identity(),
-                "labeller": labeller.name,
-                "test": None if test is None else test.fingerprint(),
+        self.resume, self.overwrite = resume, overwrite
+        self.claimed: Run | None = None
+        self.identity = Identity(
+            "active-learn",
+            {**settings.to_dict(), "recipe": recipe.identity(), "labeller": labeller.name},
+            free=("rounds",),
+            data={
+                "start": fingerprint(start.identity()),
+                "test set": "none" if test is None else test.fingerprint(),
             },
-        }
-        begin(self.folder, self.state, settings, resume=resume, overwrite=overwrite)
+        )
 
     def run(self) -> ActiveResult:
         """All rounds, or those that are left.
 
         Raises:
+            RunError: If ``out`` holds a run (another run, or with more rounds done than are asked
+                for, for ``resume``), or another process is at work in it.
             KeyboardInterrupt: On Ctrl-C; its message says how to go on.
             DcaseError: If a stage cannot be done; what was done before is kept.
         """
+        options: dict[str, Any] = {"resume": self.resume, "overwrite": self.overwrite}
         try:
-            return self._rounds()
+            with claim(self.folder.place, self.identity, **options, check=self._fits) as run:
+                self.claimed = run
+                result = self._rounds()
+                run.finish(result.status)
+            return result
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
                 f"stopped while {self.stage}; what there is is kept in {self.folder.root}, and "
                 "the same command with --resume goes on"
             ) from stop
+
+    def _fits(self, record: dict[str, Any]) -> None:
+        """Refuse fewer rounds than there are."""
+        rounds = self.folder.root.glob("round-*/round.json")
+        done = max((int(path.parent.name[6:]) for path in rounds), default=0)
+        if self.settings.rounds < done:
+            raise RunError(
+                f"the run already has {done} rounds and cannot be cut to {self.settings.rounds}"
+            )
+
+    @contextmanager
+    def _shown(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar; with every step of it a look whether the folder is still there."""
+        with self.bar(title) as progress:
+
+            def step(done: int, total: int) -> None:
+                assert self.claimed is not None
+                self.claimed.check()
+                progress(done, total)
+
+            yield step
 
     def _rounds(self) -> ActiveResult:
         self._first_frames()
@@ -174,7 +201,7 @@ class ActiveLearning:
             frames = given_frames(self.start, self.labeller, self.settings, self.folder)
         else:
             self.notify(f"labelling {self.start.n_copies} first frames with {self.labeller.theory}")
-            with self.bar("labels") as progress:
+            with self._shown("labels") as progress:
                 frames, notes = made_frames(
                     self.start, self.labeller, self.settings, self.folder, progress
                 )
@@ -204,7 +231,7 @@ class ActiveLearning:
             self.notify(
                 f"{title}: training {self.settings.members} members on {len(frames)} labels"
             )
-        with self.bar(f"{title}, training") as progress:
+        with self._shown(f"{title}, training") as progress:
             ensemble = train_ensemble(
                 frames, self.recipe, self.settings, number, folder,
                 jobs=self.jobs, device=self.device, progress=progress,
@@ -242,7 +269,7 @@ class ActiveLearning:
         starts, limit = choose_starts(
             [_bare(atoms) for atoms in frames], frames.forces, calculator, settings, number
         )
-        with self.bar(f"{title}, sampling") as progress:
+        with self._shown(f"{title}, sampling") as progress:
             samples, facts = sample(
                 starts, calculator, settings, number, limit, folder.sample, progress=progress
             )
@@ -257,13 +284,15 @@ class ActiveLearning:
                 "frames, train longer, or raise --max-uncertainty"
                 + (f" ({facts['notes'][0]})" if facts["notes"] else "")
             )
+        assert self.claimed is not None
+        self.claimed.check(now=True)
         self.stage = f"choosing frames in {title}"
         if not folder.chosen.exists():
             picked = choose(samples, fingerprints_of(frames), settings, number)
             write_frames(folder.chosen, [one.atoms for one in picked])
         chosen = read_structures(folder.chosen)
         self.stage = f"labelling in {title}"
-        with self.bar(f"{title}, labels") as progress:
+        with self._shown(f"{title}, labels") as progress:
             labelled, notes = label_frames(
                 chosen,
                 self.labeller,
@@ -301,8 +330,6 @@ class ActiveLearning:
         write_json(self.folder.curve, curve)
         if any(row["errors"].get(PANELS[0][0]) is not None for row in rows):
             save(curve_figure([curve]), self.folder.figure)
-        self.state["status"] = status
-        write_json(self.folder.state, self.state)
         return curve
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -103,12 +103,3 @@ class ActiveSettings:
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
         return {**asdict(self), "temperatures_K": list(self.temperatures_K)}
-
-    def differences(self, stored: dict[str, Any]) -> list[str]:
-        """Settings but ``rounds`` that differ from a stored run's, as ``name: old -> new``."""
-        old = {**ActiveSettings().to_dict(), **stored}
-        return [
-            f"{f.name}: {old[f.name]} -> {self.to_dict()[f.name]}"
-            for f in fields(self)
-            if f.name != "rounds" and old[f.name] != self.to_dict()[f.name]
-        ]

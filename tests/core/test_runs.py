@@ -300,6 +300,16 @@ def test_how_it_ended(begun, error, status):
     assert read_record(begun.folder)["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_run_whose_result_stands_elsewhere_leaves_nothing_here(tmp_path, mine):
+    with claim(place(tmp_path), IDENTITY) as run:
+        (run.folder / "state").mkdir()
+        if mine:
+            (run.folder / "mine.dat").touch()
+        run.discard()
+    assert set(content(tmp_path)) == ({"run", "run/mine.dat"} if mine else set())
+
+
 def test_notes_stay(begun):
     with claim(begun, IDENTITY, resume=True) as run:
         run.note(rounds=3)

@@ -18,7 +18,7 @@ from dcase.data.generate import generate
 from dcase.data.generate_state import state_path
 from dcase.data.molecules import structure
 from dcase.data.npz import read_npz
-from dcase.errors import DataError, MissingExtraError, OptionError
+from dcase.errors import DataError, MissingExtraError, OptionError, RunError
 from dcase.statistics import autocorrelation_time
 
 KCAL = units.kcal / units.mol
@@ -131,8 +131,8 @@ def work(out, resume, die_at):
 @one_thread
 def test_resuming_after_kill_9_changes_nothing(uninterrupted, tmp_path, part):
     out = tmp_path / "w.npz"
-    # Each save is a sync and a rename: the eighth save is that of frame 6 or 7.
-    process = start(work, out, True, 15 if part == "before a sync" else 16)
+    # Each save is a sync and a rename: after the record, the eighth save is that of frame 6 or 7.
+    process = start(work, out, True, 17 if part == "before a sync" else 18)
     assert finish(process) == -signal.SIGKILL
     assert not out.exists()
     assert state_path(out).exists()
@@ -161,8 +161,17 @@ def test_foreign_and_damaged_files_are_not_replaced_unasked(xtb, tmp_path):
     generate("eth", 2, out=out, resume=False, **SHORT)
     assert len(read_npz(out)) == 2
     out.unlink()
+
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate("eth", 2, out=out, progress=interrupt, **SHORT)
+    with pytest.raises(RunError, match="n_frames was 2, now 3"):
+        generate("eth", 3, out=out, **SHORT)
     state_path(out).write_bytes(b"PK garbage")
-    with pytest.raises(DataError, match="damaged; delete it"):
+    with pytest.raises(DataError, match="damaged; start anew"):
         generate("eth", 2, out=out, **SHORT)
 
 
