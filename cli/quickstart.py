@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +15,9 @@ from dcase.cli.options import (
     positive,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from dcase.data.molecules import Molecule
 
 
 @click.command()
@@ -45,30 +47,42 @@ def quickstart(
     The same as dcase train md17, dcase evaluate, dcase relax and dcase md one after the other; a
     longer training gives a better potential.
     """
+    from dcase.data.md17 import embedded_file
+    from dcase.data.molecules import get_molecule
+    from dcase.errors import OptionError
+    from dcase.runs import Identity, Place, claim
+
+    folder = Path(out)
+    chosen = get_molecule(molecule)
+    data = embedded_file(chosen)
+    if data is None:
+        raise OptionError(f"no frames of {chosen.name} ship with dcase; try aspirin or ethanol")
+    identity = Identity(
+        "quickstart", {"molecule": chosen.name, "train_seconds": train_seconds, "steps": steps}
+    )
+    files = (f"{chosen.name}_irelu.*", "parity*.png", "relax", "md")
+    with claim(Place(folder, files, empty=True), identity, overwrite=overwrite):
+        _make(ctx, folder, chosen, str(data), train_seconds, steps, threads)
+
+
+def _make(
+    ctx: click.Context,
+    folder: Path,
+    chosen: Molecule,
+    data: str,
+    train_seconds: float,
+    steps: int,
+    threads: int | None,
+) -> None:
+    """All four steps, each a command of its own."""
     from rich.console import Console
 
     from dcase.cli.evaluate import evaluate
     from dcase.cli.md import md
     from dcase.cli.relax import relax
     from dcase.cli.train import md17
-    from dcase.data.md17 import embedded_file
-    from dcase.data.molecules import get_molecule
-    from dcase.errors import OptionError
     from dcase.potentials.potential import load_potential
 
-    folder = Path(out)
-    if folder.exists():
-        if not overwrite:
-            raise OptionError(f"{folder} exists; use --overwrite, or --out for another folder")
-        if not (folder / "quickstart.txt").exists():
-            raise OptionError(f"{folder} was not made by dcase quickstart; it is left alone")
-        shutil.rmtree(folder)
-    chosen = get_molecule(molecule)
-    data = embedded_file(chosen)
-    if data is None:
-        raise OptionError(f"no frames of {chosen.name} ship with dcase; try aspirin or ethanol")
-    folder.mkdir(parents=True)
-    (folder / "quickstart.txt").write_text("Made by: dcase quickstart\n", encoding="utf-8")
     model = folder / f"{chosen.name}_irelu.pt"
     console = Console(stderr=True)
 
@@ -90,7 +104,7 @@ def quickstart(
         "Parity on all frames that ship with dcase (most of them were trained on)",
         evaluate,
         model=str(model),
-        data=str(data),
+        data=data,
         plot=str(folder / "parity.png"),
     )
     try:

@@ -51,6 +51,8 @@ CHECK_SECONDS = 1.0
 """Least time between two looks whether the folder is still there."""
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
+CLEARING = "clearing"
+"""Status while an earlier run is removed: what a kill leaves of it belongs to no run."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,10 @@ class Place:
         return list(dict.fromkeys(path for path in here if path != self.lock))
 
     def clear(self) -> None:
-        """Remove the files of a run, and nothing else.
-
-        The record goes first: what a kill in between leaves then belongs to no run, and cannot be
-        taken for a part of the next one.
-        """
+        """Remove the files of a run but the record, and nothing else."""
         for path in self.found():
+            if path == self.record:
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -308,6 +308,7 @@ class Run:
         self.check(now=True)
         self.record["status"] = FINISHED
         self.place.clear()
+        self.place.record.unlink()
         self._lock.release()
         with suppress(OSError):  # there are other files
             self.folder.rmdir()
@@ -378,17 +379,21 @@ def claim(
         then = _decide(place, identity, resume, overwrite, lock.leftover)
         if then is not None and check is not None:
             check(then)
-        if overwrite:
-            place.clear()
-        place.sweep()
-        begun = {"begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "begun_with": __version__}
         record = {
-            **(begun if then is None else then),
+            **(then or {}),
             "format": FORMAT,
             "kind": identity.kind,
             "identity": identity.to_dict(),
             "status": RUNNING,
         }
+        if overwrite or (then is not None and then.get("status") == CLEARING):
+            write_json(place.record, record | {"status": CLEARING})
+            place.clear()
+            then = None
+        place.sweep()
+        if then is None:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            record |= {"begun": now, "begun_with": __version__}
         write_json(place.record, record)
         lock.sign()
     except OSError as error:
@@ -446,7 +451,10 @@ def _decide(
         raise RunError(
             f"{folder} holds a run of another kind ({record['kind']}): choose another --out"
         )
+    others = place.empty and any(path.name != LOCK for path in folder.iterdir())
     if overwrite:
+        if others and not _exists(place.record):
+            raise RunError(f"{folder} was not made by dcase {identity.kind}; it is left alone")
         return None
     if not resume:
         if found:
@@ -455,7 +463,7 @@ def _decide(
                 f"{first} already exists and holds a run: --resume goes on, --overwrite starts "
                 "again, or choose another --out"
             )
-        if place.empty and any(p.name != LOCK for p in folder.iterdir()):
+        if others:
             raise RunError(f"{folder} is not empty: choose another --out")
         return None
     if record is None:

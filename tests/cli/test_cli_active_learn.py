@@ -119,9 +119,9 @@ def test_an_earlier_run_is_not_overwritten(dcase, command, empty_folder):
     before = (empty_folder / "al" / "labelled.extxyz").read_bytes()
     done = dcase(*command, "--seed", "1")
     assert done.code == 1
-    assert "al already holds an active learning run" in done.message
+    assert "al already exists and holds a run" in done.message
     changed = dcase(*command, "--seed", "1", "--resume")
-    assert "cannot resume with other settings (seed: 0 -> 1)" in changed.message
+    assert "seed was 0, now 1" in changed.message
     assert (empty_folder / "al" / "labelled.extxyz").read_bytes() == before
     assert dcase(*command, "--rounds", "0", "--seed", "1", "--overwrite").code == 0
     assert (empty_folder / "al" / "labelled.extxyz").read_bytes() != before

@@ -115,7 +115,7 @@ def test_quickstart_leaves_a_folder_of_others_alone(dcase, empty_folder, overwri
     (empty_folder / "mine" / "thesis.txt").write_text("years of work")
     done = dcase("quickstart", "--out", "mine", *(["--overwrite"] if overwrite else []))
     assert done.code == 1
-    assert ("not made by dcase quickstart" if overwrite else "mine exists") in done.message
+    assert ("not made by dcase quickstart" if overwrite else "mine is not empty") in done.message
     assert (empty_folder / "mine" / "thesis.txt").read_text() == "years of work"
 
 

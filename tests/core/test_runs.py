@@ -120,6 +120,29 @@ def test_overwriting_takes_the_runs_files_and_no_others(begun, tmp_path):
         }  # fmt: skip
 
 
+def test_a_kill_while_overwriting_leaves_nothing_to_go_on_with(begun, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(self):
+        (begun.folder / "log.txt").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "clear", die)
+        with pytest.raises(Killed):
+            claim(begun, replace(IDENTITY, model="n"), overwrite=True)
+    assert (begun.folder / "state" / "weights").exists()
+    with pytest.raises(RunError, match="another model"):
+        claim(begun, IDENTITY, resume=True)
+    with pytest.raises(RunError, match="already exists"):
+        claim(begun, replace(IDENTITY, model="n"))
+    with claim(begun, replace(IDENTITY, model="n"), resume=True) as run:
+        assert not run.resumed
+        assert not (begun.folder / "state").exists()
+        assert not begun.results[0].exists()
+
+
 def test_a_check_of_the_kind_comes_before_anything_is_written(begun, tmp_path):
     def refuse(record):
         raise SimulationError(f"{record['kind']} cannot go on")
@@ -169,6 +192,9 @@ def test_a_folder_of_its_own(tmp_path):
     (tmp_path / "run" / "mine.dat").touch()
     with pytest.raises(RunError, match="not empty"):
         claim(place(tmp_path, empty=True), IDENTITY)
+    assert content(tmp_path / "run").keys() == {"mine.dat"}
+    with pytest.raises(RunError, match="left alone"):
+        claim(place(tmp_path, empty=True), IDENTITY, overwrite=True)
     assert content(tmp_path / "run").keys() == {"mine.dat"}
     with claim(place(tmp_path), IDENTITY):
         pass
