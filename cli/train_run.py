@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.files import check_writable
-from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
+from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, training_place
+from dcase.potentials.fitting.fit_report import TestFrames
 from dcase.potentials.fitting.recipe import ModelChoice, Recipe
 from dcase.potentials.networks.registry import get_architecture
 
@@ -73,14 +74,19 @@ def run_training(
                 f"no training frame holds {', '.join(unseen)}: the potential knows them by a guess "
                 "only (untrained weights, the mean energy per atom)"
             )
-        outcome = _fit(dataset, splits, recipe, out, chosen, name, console, device, fabric)
+        tests: dict[str, TestFrames] = {}
+        if frames.test_name and len(splits.test):
+            tests[frames.test_name] = splits.test
+        tests |= frames.further
+        options = {"device": device, "fabric": fabric, "tests": tests}
+        outcome = _fit(dataset, splits, recipe, out, chosen, name, console, **options)
     except DcaseError:
         if first:
             raise
         # It is raised in every process; one line is enough.
         raise click.exceptions.Exit(1) from None
     if first:
-        _conclude(outcome, dataset, splits, frames)
+        _conclude(outcome, len(splits.val), tests)
     if outcome.result.status == "interrupted":
         raise click.exceptions.Exit(130)
 
@@ -133,10 +139,9 @@ def _fit(
     chosen: dict[str, Any],
     name: str,
     console: Console,
-    device: Any,
-    fabric: Any,
+    **options: Any,
 ) -> FitResult:
-    """Train with a display of how it goes."""
+    """Train with a display of how it goes; ``options`` are passed on."""
     quiet = chosen["quiet"] or console.quiet
     display: TrainingDisplay | None = None
 
@@ -166,32 +171,25 @@ def _fit(
             out,
             resume=chosen["resume"],
             overwrite=chosen["overwrite"],
-            device=device,
-            fabric=fabric,
             tensorboard=chosen["tensorboard"],
             on_start=started,
             on_step=lambda p: display(p) if display else None,
+            **options,
         )
     finally:
         if display:
             display.__exit__(None, None, None)
 
 
-def _conclude(
-    outcome: FitResult, dataset: AtomicDataset, splits: Splits, frames: SplitFrames
-) -> None:
+def _conclude(outcome: FitResult, n_val: int, tests: Mapping[str, TestFrames]) -> None:
     """Print what came of it; on Ctrl-C, how to go on.
 
     Args:
         outcome: Of the training.
-        dataset: All frames.
-        splits: Which is which.
-        frames: Says what the test frames are, and has further ones.
+        n_val: Number of validation frames.
+        tests: As of the training.
     """
-    from dcase.cli.curves import write_training_figure
-    from dcase.files import write_json
-
-    result = outcome.result
+    result, report = outcome.result, outcome.report
     if result.status == "interrupted":
         click.echo(
             f"stopped after epoch {result.epochs}; the state is saved in {outcome.folder}. "
@@ -200,32 +198,23 @@ def _conclude(
         )
         return
     console = results_console()
-    figure = write_training_figure(outcome.folder, outcome.potential.quantity)
-    rows = {}
-    if outcome.report["validation"]:
-        rows[f"validation ({len(splits.val)})"] = outcome.report["validation"]
-    tests = {}
-    if frames.test_name and len(splits.test):
-        tests[frames.test_name] = dataset.subset(splits.test)
-    for number, (name, test) in enumerate([*tests.items(), *frames.further.items()]):
-        errors = evaluate_potential(outcome.potential, test).metrics
-        key = "test" if number == 0 else f"test_{name.replace(' ', '_')}"
-        outcome.report[key] = {"set": name, **errors}
+    rows = {f"validation ({n_val})": report["validation"]} if report["validation"] else {}
+    sets = {errors["set"]: errors for key, errors in report.items() if key.startswith("test")}
+    for name, frames in tests.items():
         what = "test" if name == "rest" else f"test, {name}"
-        rows[f"{what} ({len(test)})"] = errors
-        write_json(outcome.folder / "report.json", outcome.report)
+        rows[f"{what} ({len(frames)})"] = sets[name]
     if rows:
-        title = f"Mean absolute errors, {dataset.info.level_of_theory}"
+        title = f"Mean absolute errors, {report['level_of_theory']}"
         energy = outcome.potential.quantity.is_energy
         console.print(
             error_table(rows, title) if energy else value_table(rows, outcome.potential.quantity)
         )
+    files = ", ".join(filter(None, ("report.json", "metrics.csv", outcome.figure)))
     console.print(
         f"{result.status} after {result.epochs} epochs, {result.steps} steps, "
         f"{result.elapsed:.0f} s\n"
         f"potential  {outcome.path}\n"
-        f"run        {outcome.folder} (report.json, metrics.csv{', ' + figure if figure else ''})\n"
-        + _next(outcome),
+        f"run        {outcome.folder} ({files})\n" + _next(outcome),
         markup=False,
         soft_wrap=True,
     )

@@ -184,6 +184,7 @@ def perform(
             resume=resume,
             overwrite=not resume,
             device=device,
+            draw=False,
             on_start=on_start,
             on_step=on_step,
         )

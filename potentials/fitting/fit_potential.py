@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,6 +22,13 @@ from dcase.potentials.create import create_potential
 from dcase.potentials.fitting.batches import FrameBatches, RotatedFrames
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.fit_report import (
+    TestFrames,
+    errors_on,
+    metadata_of,
+    report_of,
+    write_training_figure,
+)
 from dcase.potentials.fitting.recipe import FREE, Recipe
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture
@@ -32,7 +38,6 @@ from dcase.rescaling import fit_label_scale, fit_offsets
 from dcase.runs import Identity, Place, claim
 from dcase.training.processes import Processes
 from dcase.training.trainer import Progress, Trainer, TrainResult
-from dcase.versions import versions
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,10 @@ class FitResult:
     Attributes:
         potential: With the best weights.
         path: The checkpoint.
-        folder: Training state, metrics.csv and report.json.
+        folder: Training state, metrics.csv, report.json and the picture.
         result: How the run ended.
         report: The content of report.json.
+        figure: Name of the picture in the folder; None where there is none.
     """
 
     potential: Potential
@@ -52,6 +58,7 @@ class FitResult:
     folder: Path
     result: TrainResult
     report: dict[str, Any]
+    figure: str | None = None
 
 
 def run_folder(out: Path) -> Path:
@@ -76,6 +83,8 @@ def fit_potential(
     device: str | torch.device = "cpu",
     fabric: Any = None,
     tensorboard: bool = False,
+    tests: Mapping[str, TestFrames] | None = None,
+    draw: bool = True,
     on_start: Callable[[Potential, Trainer], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> FitResult:
@@ -97,6 +106,9 @@ def fit_potential(
         device: Where to train.
         fabric: A launched Lightning Fabric for several processes.
         tensorboard: Also write TensorBoard events.
+        tests: Frames to test on in the end, or their indices, by what they are; their errors go
+            into the report, those of the first set as ``"test"``, others as ``"test_NAME"``.
+        draw: Draw the validation errors (``training.png``).
         on_start: Called once with the potential and the trainer.
         on_step: Called after every step with the progress.
 
@@ -112,6 +124,7 @@ def fit_potential(
     """
     out, place = Path(out), training_place(out)
     check_writable(out, [place.folder / "state.pt"], stream=False)
+    whole = dataset
     dataset, quantity, terms = _labels(dataset, recipe)
     potential = _new_potential(dataset.subset(splits.train), dataset.elements, recipe, quantity).to(
         device
@@ -145,15 +158,22 @@ def fit_potential(
         potential.eval()
         if recipe.loss.energy_weight == 0 and result.status != "interrupted":
             _fit_constant(potential, dataset.subset(splits.train), dataset.elements)
-        report = _report(potential, dataset, splits, recipe, result, trainer, started)
-        potential.metadata = _metadata(dataset, splits, recipe, result, report)
+        report = report_of(
+            potential, dataset, splits, recipe, result, processes=trainer.world, started=started
+        )
+        potential.metadata = metadata_of(dataset, splits, recipe, result, report)
+        figure = None
         if run is not None:
             if result.status != "interrupted":
                 run.check(now=True)
                 potential.save(out)
                 write_json(place.folder / "report.json", report)
+                figure = write_training_figure(place.folder, quantity) if draw else None
+                if tests:
+                    report |= errors_on(potential, recipe.loss.seen(whole), tests)
+                    write_json(place.folder / "report.json", report)
             run.finish(result.status)
-    return FitResult(potential, out, place.folder, result, report)
+    return FitResult(potential, out, place.folder, result, report, figure)
 
 
 def _labels(
@@ -278,28 +298,6 @@ def _trainer(
     )
 
 
-def _metadata(
-    dataset: AtomicDataset,
-    splits: Splits,
-    recipe: Recipe,
-    result: TrainResult,
-    report: dict[str, Any],
-) -> dict[str, Any]:
-    """What the checkpoint says of where it comes from."""
-    return {
-        "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
-        "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
-        "recipe": recipe.to_dict(),
-        "training": {
-            "status": result.status,
-            "epochs": result.epochs,
-            "steps": result.steps,
-            "seconds": result.elapsed,
-        },
-        "metrics": report["validation"],
-    }
-
-
 def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     """The model's own, and the filter table where the architecture has one."""
     found = dict(recipe.model.hyper_parameters)
@@ -351,44 +349,3 @@ def _draw(potential: Potential, data: FrameBatches, recipe: Recipe) -> None:
 
     batch = data.batch(torch.arange(min(32, len(data))))
     lsuv_(potential.network, lambda: potential.atom_energies(batch.graph))
-
-
-def _report(
-    potential: Potential,
-    dataset: AtomicDataset,
-    splits: Splits,
-    recipe: Recipe,
-    result: TrainResult,
-    trainer: Trainer,
-    started: float,
-) -> dict[str, Any]:
-    """The content of report.json."""
-    validation: dict[str, Any] = {}
-    if len(splits.val) and result.status != "interrupted":  # Ctrl-C should not wait for this
-        validation = evaluate_potential(potential, dataset.subset(splits.val)).metrics
-    return {
-        "status": result.status,
-        "model": potential.describe(),
-        "dataset": {
-            **dataset.info.to_dict(),
-            "frames": len(dataset),
-            "fingerprint": dataset.fingerprint(),
-        },
-        "level_of_theory": dataset.info.level_of_theory,
-        "n_train": len(splits.train),
-        "n_val": len(splits.val),
-        "split_hash": splits.hash(),
-        "recipe": recipe.to_dict(),
-        "label_scale": potential.scale.to_dict(),
-        "quantity": potential.quantity.to_dict(),
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "training_time_s": result.elapsed,
-        "best_epoch": result.best.get("epoch"),
-        "validation": validation,
-        "device": str(potential.device),
-        "processes": trainer.world,
-        "machine": platform.platform(),
-        "started_unix": started,
-        "versions": versions(),
-    }

@@ -77,6 +77,7 @@ class Job:
             resume=resume,
             overwrite=not resume,
             device=self.device,
+            draw=False,
             on_start=on_start,
             on_step=on_step,
         )

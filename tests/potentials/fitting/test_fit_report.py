@@ -1,0 +1,56 @@
+"""What fit_potential leaves beside the checkpoint, for users of Python as for the command line."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dcase.data.dataset import AtomicDataset
+from dcase.data.splits import split
+from dcase.potentials.fitting.evaluation import evaluate_potential
+from dcase.potentials.fitting.fit_potential import fit_potential
+from dcase.potentials.fitting.recipe import load_recipe
+
+
+def water(n=20, seed=3):
+    shape = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    noise = 0.05 * np.random.default_rng(seed).standard_normal((n, 3, 3))
+    return AtomicDataset(
+        numbers=np.tile([8, 1, 1], n),
+        positions=(shape + noise).reshape(-1, 3),
+        ptr=3 * np.arange(n + 1),
+        energies=40.0 * (noise**2).sum(axis=(1, 2)) - 2000.0,
+        forces=(-80.0 * noise).reshape(-1, 3),
+        fixed=np.tile([True, False, False], n),
+    )
+
+
+def recipe(**changes):
+    return load_recipe("default", {"model.size": "tiny", "training.epochs": 2, **changes})
+
+
+@pytest.mark.parametrize("free_atoms", [True, False])
+def test_errors_on_test_frames_are_in_the_report(tmp_path, free_atoms):
+    data, other = water(), water(5, seed=9)
+    splits, chosen = split(20, 12, 4, 0), recipe(**{"loss.free_atoms": free_atoms})
+    tests = {"rest": splits.test, "other waters": other}
+    fit = fit_potential(data, splits, chosen, tmp_path / "a.pt", tests=tests)
+    report = json.loads((tmp_path / "a.run" / "report.json").read_text())
+    seen = data if free_atoms else replace(data, fixed=None)
+    for key, name, frames in (
+        ("test", "rest", seen.subset(splits.test)),
+        ("test_other_waters", "other waters", other),
+    ):
+        expected = {"set": name, **evaluate_potential(fit.potential, frames).metrics}
+        assert report[key] == fit.report[key] == expected
+    assert len(splits.test) == 4
+    assert (fit.folder / fit.figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_tested_or_drawn_unasked(tmp_path):
+    splits = split(20, 12, 4, 0)
+    fit = fit_potential(water(), splits, recipe(), tmp_path / "a.pt", draw=False)
+    assert "test" not in fit.report
+    assert fit.figure is None
+    assert not (fit.folder / "training.png").exists()
