@@ -100,6 +100,7 @@ def bench(
     """
     from rich.console import Console
 
+    from dcase.cli.forms import form_of
     from dcase.cli.show import results_console
     from dcase.cli.structures import load_structure
     from dcase.files import check_writable
@@ -118,7 +119,8 @@ def bench(
     atoms.calc = calc
     # No live display: it would take time of its own.
     Console(stderr=True).print(
-        f"timing {calc.potential.describe()} on {where}, {dtype} on {calc.device} ...",
+        f"timing {calc.potential.describe()} on {where}, {dtype} on {calc.device} ...\n"
+        f"{form_of(calc)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -223,6 +223,7 @@ def simulate(
     """Simulate, write and print the report; returns its content."""
     from rich.console import Console
 
+    from dcase.cli.forms import form_of
     from dcase.cli.progress import step_bar
     from dcase.cli.show import results_console
     from dcase.cli.structures import load_frames, load_structure
@@ -262,7 +263,8 @@ def simulate(
         f"{calc.potential.describe()} ({calc.potential.level_of_theory}) on {where}: "
         f"{settings.steps} steps of {settings.timestep_fs} fs, {settings.ensemble}, "
         f"{settings.temperature_K:g} K, {dtype} on {calc.device}{held}"
-        + ("" if replicas is None else f", {replicas} replicas"),
+        + ("" if replicas is None else f", {replicas} replicas")
+        + f"\n{form_of(calc)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

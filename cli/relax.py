@@ -56,6 +56,7 @@ def relax(
     """Relax a structure; exit status 1 if it does not converge."""
     from rich.console import Console
 
+    from dcase.cli.forms import form_of
     from dcase.cli.progress import step_bar
     from dcase.cli.structures import load_structure
     from dcase.md_runs.relax import relax as run
@@ -67,7 +68,10 @@ def relax(
     atoms.calc = calc
     console = Console(stderr=True)
     console.print(
-        f"{calc.potential.describe()} on {where}", highlight=False, soft_wrap=True, markup=False
+        f"{calc.potential.describe()} on {where}\n{form_of(calc)}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
     with step_bar(console, "relaxing") as progress:
         result = run(atoms, out=out, progress=progress, notify=click.echo, **options)

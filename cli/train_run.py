@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from dcase.cli.forms import training_form_of
 from dcase.cli.launch import first_then_others, launch
 from dcase.cli.options import refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
@@ -157,7 +158,12 @@ def _fit(
                 f"scale   C = {potential.scale.constant:.4g} {potential.quantity.unit} "
                 f"({potential.scale.rescale}), offset: {potential.scale.offset}\n"
                 f"recipe  {recipe.name}: {recipe.training.epochs} epochs of "
-                f"{trainer.steps_per_epoch} steps" + (f", at most {limit:g} s" if limit else ""),
+                f"{trainer.steps_per_epoch} steps"
+                + (f", at most {limit:g} s" if limit else "")
+                + "\n"
+                + training_form_of(
+                    potential, trainer.objective.problem.kernel, recipe.acceleration.compiled
+                ),
                 markup=False,
             )
         display = TrainingDisplay(console, trainer.objective.problem.display, quiet=quiet)

@@ -99,18 +99,27 @@ class TrainingKernel:
 
 def training_kernel(potential: PotentialLike) -> TrainingKernel | None:
     """The compiled gradient of a SchNet potential, or None where it has none."""
+    if why_none(potential):
+        return None
+    assert isinstance(potential.network, SchNet)
+    return TrainingKernel(potential.network, potential.hyper_parameters["activation"])
+
+
+def why_none(potential: PotentialLike) -> str:
+    """Why there is no compiled gradient of a potential; empty where there is one."""
     network = potential.network
     activation = potential.hyper_parameters.get("activation", "")
-    if (
-        not isinstance(network, SchNet)
-        or network.table is None
-        or activation not in ACTIVATIONS
-        or potential.device.type != "cpu"
-        or not available(potential.dtype, "schnet_train")
-        or not available(potential.dtype, "filter_table")
-    ):
-        return None
-    return TrainingKernel(network, activation)
+    if not isinstance(network, SchNet):
+        return f"{potential.architecture} has no compiled gradient"
+    if network.table is None:
+        return "without a filter table (filter_knots) there is no compiled gradient"
+    if activation not in ACTIVATIONS:
+        return f"there is no compiled gradient with {activation}"
+    if potential.device.type != "cpu":
+        return f"the compiled gradient runs on the CPU, the potential is on {potential.device}"
+    if not all(available(potential.dtype, name) for name in ("schnet_train", "filter_table")):
+        return "no C compiler works here"
+    return ""
 
 
 _POINTERS = (
