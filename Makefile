@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow lint benchmark peer-schnetpack peer-deepxde clean
+.PHONY: quickstart install test test-slow mutants lint benchmark peer-schnetpack peer-deepxde clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -18,6 +18,11 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[qm9]'
 	$(PYTEST) -m "slow and not gpu"
+
+# Breaks the code, one line at a time, and tells which breaks no test notices: half an hour, resumable.
+# ONLY=md tries those whose file or area has that in it.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutation/mutate.py --jobs 2 --only '$(ONLY)' --out mutants.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

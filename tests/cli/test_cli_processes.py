@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_inputs import ETHANOL
+from processes import GUARD
 
 from dcase.cli.launch import launch
 from dcase.errors import OptionError
@@ -23,7 +24,7 @@ RUN = [*ETHANOL, "--epochs", "3", "--seed", "2"]
 def start(arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=300, env=environment, check=False
+        arguments, capture_output=True, text=True, timeout=GUARD, env=environment, check=False
     )
 
 

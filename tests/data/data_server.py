@@ -6,6 +6,8 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from processes import GUARD
+
 
 class Handler(BaseHTTPRequestHandler):
     """Serves ``server.content``; ``server.mode`` says how badly."""
@@ -46,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         if mode == "stall":
             self.wfile.flush()
-            server.release.wait(5)
+            server.release.wait(GUARD)
         self.close_connection = True
 
 

@@ -6,10 +6,10 @@ import shutil
 import socket
 import tarfile
 import threading
-import time
 
 import numpy as np
 import pytest
+from processes import GUARD
 
 from dcase.data import resumable
 from dcase.data.download import DownloadError, cache_folder, fetch, verified
@@ -142,10 +142,10 @@ def test_404(server, tmp_path):
 def test_a_server_that_stalls(server, url, tmp_path):
     server.mode = "stall"
     server.drops = 100
-    start = time.monotonic()
+    # It is silent for as long as nobody releases it: this ends only if the client gives up.
     with pytest.raises(DownloadError, match="goes on"):
-        fetch(url, cache_dir=tmp_path, progress=False, timeout=(1.0, 0.2))
-    assert time.monotonic() - start < 4
+        fetch(url, cache_dir=tmp_path, progress=False, timeout=(GUARD, 0.2))
+    assert not server.release.is_set()
 
 
 def test_nobody_listens(tmp_path):
@@ -168,11 +168,10 @@ def test_unknown_host(tmp_path, monkeypatch):
 
 def test_a_dead_name_server_does_not_hold_us_up(tmp_path, monkeypatch):
     done = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: done.wait(10))
-    start = time.monotonic()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: done.wait(GUARD))
     with pytest.raises(DownloadError, match="not found within 0.2 s"):
         fetch("http://example.invalid/a.npz", cache_dir=tmp_path, progress=False, timeout=0.2)
-    assert time.monotonic() - start < 2
+    assert not done.is_set()
     done.set()
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from potential_models import crystal, ethanol, graph_of, lively
+from processes import GUARD
 
 from dcase import DCCalculator
 from dcase.activations.registry import ACTIVATIONS
@@ -352,7 +353,7 @@ if child == 0:
     os._exit(int(abs(atoms.get_forces() - before).max() > 1e-3 * abs(before).max()))
 os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=GUARD, check=False)
     assert done.returncode == 0
 
 
