@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +278,31 @@ def simulate(
         if scan or reference:
             raise OptionError("--dt-scan and --reference are for a single copy, not for --replicas")
         return _replicas(atoms, settings, replicas, out, console, notify, resume, overwrite)
-    with step_bar(console, "dynamics") as progress:
-        result = run_md(
+    found: dict[str, Any] = {}
+    failure: list[BaseException] = []
+
+    bars = ExitStack()  # one bar at a time
+
+    def conclude(result: Any) -> None:
+        """The scan and the report, while the folder is still this run's."""
+        bars.close()
+        table = None
+        if scan and result.status == "finished":
+            start = atoms.copy()
+            start.calc = calc
+            try:
+                with step_bar(console, "dt scan") as progress:
+                    table = dt_scan(start, settings, progress=progress, notify=notify)
+            except (DcaseError, KeyboardInterrupt) as error:
+                failure.append(error)  # the run itself is done, and gets its report
+                again = "; --resume --dt-scan repeats it"
+                stopped = isinstance(error, KeyboardInterrupt)
+                notify("the time-step scan did not finish" + (again if stopped else ""))
+        found.update(write_report(out, dt_scan=table, reference_positions=positions))
+
+    with bars:
+        progress = bars.enter_context(step_bar(console, "dynamics"))
+        run_md(
             atoms,
             settings,
             out,
@@ -286,29 +310,17 @@ def simulate(
             overwrite=overwrite,
             progress=progress,
             notify=notify,
+            conclude=conclude,
         )
-    table, failure = None, None
-    if scan and result.status == "finished":
-        start = atoms.copy()
-        start.calc = calc
-        try:
-            with step_bar(console, "dt scan") as progress:
-                table = dt_scan(start, settings, progress=progress, notify=notify)
-        except (DcaseError, KeyboardInterrupt) as error:
-            failure = error  # the run itself is done, and gets its report
-            again = "; --resume --dt-scan repeats it"
-            stopped = isinstance(error, KeyboardInterrupt)
-            notify("the time-step scan did not finish" + (again if stopped else ""))
-    report = write_report(out, dt_scan=table, reference_positions=positions)
     output = results_console()
-    print_summary(report, output)
+    print_summary(found, output)
     output.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
-    if report["status"] == "interrupted":
+    if found["status"] == "interrupted":
         notify("interrupted; the same command with --resume goes on")
         raise click.exceptions.Exit(130)
-    if failure is not None:
-        raise failure
-    return report
+    if failure:
+        raise failure[0]
+    return found
 
 
 def _replicas(
@@ -327,6 +339,7 @@ def _replicas(
     from dcase.md_runs.replicas import run_replicas
     from dcase.md_runs.report.replica_report import print_replica_summary, write_replica_report
 
+    found: dict[str, Any] = {}
     with step_bar(console, f"{replicas} replicas") as progress:
         status = run_replicas(
             atoms,
@@ -337,14 +350,14 @@ def _replicas(
             overwrite=overwrite,
             progress=progress,
             notify=notify,
+            conclude=lambda status: found.update(write_replica_report(out, status)),
         )
-    report = write_replica_report(out, status)
     output = results_console()
-    print_replica_summary(report, output)
+    print_replica_summary(found, output)
     output.print(
         f"report: {out / 'report.json'}, drift.png, replicas.h5", markup=False, soft_wrap=True
     )
     if status == "interrupted":
         notify("interrupted; the same command with --resume goes on")
         raise click.exceptions.Exit(130)
-    return report
+    return found

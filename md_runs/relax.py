@@ -16,10 +16,12 @@ from ase.filters import FrechetCellFilter
 from ase.io import write
 from ase.optimize import BFGS, FIRE, LBFGS
 
-from dcase.errors import OptionError, SimulationError
+from dcase.errors import OptionError, RunError, SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.frequency import harmonic_frequencies
+from dcase.md_runs.files.identity import run_identity
 from dcase.md_runs.files.provenance import describe_calculator
+from dcase.runs import Place, Run, claim
 from dcase.versions import versions
 
 OPTIMIZERS: dict[str, Any] = {"lbfgs": LBFGS, "bfgs": BFGS, "fire": FIRE}
@@ -115,86 +117,129 @@ def relax(
         raise OptionError("relaxing the cell needs periodic boundaries in all three directions")
     if cell and "stress" not in getattr(atoms.calc, "implemented_properties", ()):
         raise OptionError("relaxing the cell needs a stress, which this potential does not have")
-    folder = Path(out) if out is not None else None
-    if folder is not None and (folder / "relax.json").exists() and not overwrite:
-        raise SimulationError(
-            f"{folder} already holds a relaxation: overwrite it or choose another"
+    options = {"fmax": fmax, "optimizer": optimizer.lower(), "cell": cell, "vibrations": vibrations}
+    search = _Search(atoms, options, steps, progress)  # looks at the first forces
+    if out is None:
+        result = search.run(None)
+    else:
+        place = Place(Path(out), files=FILES, resumable=False)
+        identity = run_identity("relax", atoms, {**options, "steps": steps})
+        run = claim(place, identity, overwrite=overwrite)
+        try:
+            result = search.run(place.folder, run)
+            _write(place.folder, result, search, {**options, "steps": steps})
+            run.finish()
+        except RunError:  # the folder went away, and is not made again
+            raise
+        except BaseException:
+            place.clear()  # nothing of it is of use, and it should not be in the way
+            raise
+        finally:
+            run.release()
+            with contextlib.suppress(OSError):
+                if not any(place.folder.iterdir()):
+                    place.folder.rmdir()
+    if notify is not None:
+        notify(result.status)
+    return result
+
+
+FILES = ("relaxed.extxyz", "relaxation.extxyz", "relax.json")
+"""What a relaxation leaves in its folder."""
+
+
+class _Search:
+    """The way downhill, with all its structures."""
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        options: dict[str, Any],
+        steps: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.work = atoms.copy()
+        self.work.calc = self.calc = atoms.calc
+        self.options, self.steps, self.progress = options, steps, progress
+        self.target: Any = FrechetCellFilter(self.work) if options["cell"] else self.work
+        self.energy, self.force = _energy(self.work), _largest(self.target)
+        if not (math.isfinite(self.energy) and math.isfinite(self.force)):
+            raise SimulationError(
+                "the energy or forces of the structure are not finite numbers: check the structure"
+            )
+        self.images = [_frozen(self.work)]
+
+    def run(self, folder: Path | None, claimed: Run | None = None) -> RelaxResult:
+        """Follow it to the end."""
+        fmax = self.options["fmax"]
+        done, trouble = self._descend(fmax, claimed)
+        force_after, energy_after = _largest(self.target), _energy(self.work)
+        converged = not trouble and force_after <= fmax
+        status = trouble or (
+            f"converged in {done} steps"
+            if converged
+            else f"NOT converged after {done} steps: largest force {force_after:.3g} eV/A, "
+            f"asked for {fmax:g}"
+        )
+        modes: tuple[float, ...] | None = None
+        imaginary: int | None = None
+        if self.options["vibrations"] and not trouble:
+            self.work.calc = self.calc
+            modes = tuple(float(v) for v in harmonic_frequencies(self.work))
+            imaginary = sum(v < -IMAGINARY_CM for v in modes)
+            if imaginary:
+                status += f"; {imaginary} imaginary mode{'s' * (imaginary > 1)}: not a minimum"
+        return RelaxResult(
+            atoms=self.images[-1],
+            converged=converged,
+            status=status,
+            steps=done,
+            energy_before_eV=self.energy,
+            energy_after_eV=energy_after,
+            fmax_before_eV_A=self.force,
+            fmax_after_eV_A=force_after,
+            frequencies_cm=modes,
+            imaginary_modes=imaginary,
+            out=folder,
         )
 
-    work = atoms.copy()
-    work.calc = atoms.calc
-    target: Any = FrechetCellFilter(work) if cell else work
-    energy_before, force_before = _energy(work), _largest(target)
-    if not (math.isfinite(energy_before) and math.isfinite(force_before)):
-        raise SimulationError(
-            "the energy or forces of the structure are not finite numbers: check the structure"
-        )
-    images = [_frozen(work)]
-    search = OPTIMIZERS[optimizer.lower()](target, logfile=None)
-    done, trouble = 0, ""
-    with contextlib.closing(search) if hasattr(search, "close") else contextlib.nullcontext():
-        while done < steps and _largest(target) > fmax:
-            search.step()
-            done += 1
-            force = _largest(target)
-            if not (
-                math.isfinite(force) and math.isfinite(_energy(work)) and force < DIVERGED_EV_A
-            ):
-                trouble = f"diverged at step {done}: the result is the structure before it"
-                work = images[-1].copy()
-                work.calc = images[-1].calc
-                target = work
-                break
-            images.append(_frozen(work))
-            if progress is not None:
-                progress(done, steps)
-    force_after, energy_after = _largest(target), _energy(work)
-    converged = not trouble and force_after <= fmax
-    status = trouble or (
-        f"converged in {done} steps"
-        if converged
-        else f"NOT converged after {done} steps: largest force {force_after:.3g} eV/A, "
-        f"asked for {fmax:g}"
+    def _descend(self, fmax: float, claimed: Run | None) -> tuple[int, str]:
+        """Optimizer steps done, and what went wrong, or ""."""
+        search = OPTIMIZERS[self.options["optimizer"]](self.target, logfile=None)
+        done = 0
+        with contextlib.closing(search) if hasattr(search, "close") else contextlib.nullcontext():
+            while done < self.steps and _largest(self.target) > fmax:
+                if claimed is not None:
+                    claimed.check()
+                search.step()
+                done += 1
+                force = _largest(self.target)
+                finite = math.isfinite(force) and math.isfinite(_energy(self.work))
+                if not (finite and force < DIVERGED_EV_A):
+                    self.work = self.images[-1].copy()
+                    self.work.calc = self.images[-1].calc
+                    self.target = self.work
+                    return done, f"diverged at step {done}: the result is the structure before it"
+                self.images.append(_frozen(self.work))
+                if self.progress is not None:
+                    self.progress(done, self.steps)
+        return done, ""
+
+
+def _write(folder: Path, result: RelaxResult, search: _Search, options: dict[str, Any]) -> None:
+    with atomic_path(folder / "relaxation.extxyz") as path:
+        write(path, search.images, format="extxyz")
+    with atomic_path(folder / "relaxed.extxyz") as path:
+        write(path, result.atoms, format="extxyz")
+    write_json(
+        folder / "relax.json",
+        {
+            **result.to_dict(),
+            **describe_calculator(search.calc),
+            "options": options,
+            "versions": versions(),
+        },
     )
-    modes: tuple[float, ...] | None = None
-    imaginary: int | None = None
-    if vibrations and not trouble:
-        work.calc = atoms.calc
-        modes = tuple(float(v) for v in harmonic_frequencies(work))
-        imaginary = sum(v < -IMAGINARY_CM for v in modes)
-        if imaginary:
-            status += f"; {imaginary} imaginary mode{'s' * (imaginary > 1)}: not a minimum"
-    result = RelaxResult(
-        atoms=images[-1],
-        converged=converged,
-        status=status,
-        steps=done,
-        energy_before_eV=energy_before,
-        energy_after_eV=energy_after,
-        fmax_before_eV_A=force_before,
-        fmax_after_eV_A=force_after,
-        frequencies_cm=modes,
-        imaginary_modes=imaginary,
-        out=folder,
-    )
-    if folder is not None:
-        with atomic_path(folder / "relaxation.extxyz") as path:
-            write(path, images, format="extxyz")
-        with atomic_path(folder / "relaxed.extxyz") as path:
-            write(path, result.atoms, format="extxyz")
-        options = {"fmax": fmax, "steps": steps, "optimizer": optimizer.lower(), "cell": cell}
-        write_json(
-            folder / "relax.json",
-            {
-                **result.to_dict(),
-                **describe_calculator(atoms.calc),
-                "options": options,
-                "versions": versions(),
-            },
-        )
-    if notify is not None:
-        notify(status)
-    return result
 
 
 def _energy(atoms: Atoms) -> float:

@@ -17,10 +17,17 @@ from pathlib import Path
 
 from ase import Atoms
 
-from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.loop.replica_batch import ReplicaBatch, ReplicaFolder
+from dcase.errors import OptionError
+from dcase.md_runs.files.identity import run_identity
+from dcase.md_runs.files.replica_folder import ReplicaFolder
+from dcase.md_runs.loop.ensembles import NVE
+from dcase.md_runs.loop.replica_batch import ReplicaBatch
 from dcase.md_runs.settings import MDSettings
 from dcase.options import check_memory
+from dcase.runs import claim
+
+KIND = "md replicas"
+"""Of the record of a run."""
 
 
 def run_replicas(
@@ -33,6 +40,7 @@ def run_replicas(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] | None = None,
+    conclude: Callable[[str], None] | None = None,
 ) -> str:
     """Simulate ``replicas`` copies of ``atoms`` into the folder ``out``.
 
@@ -49,38 +57,45 @@ def run_replicas(
         overwrite: Replace an earlier run of replicas there.
         progress: Called now and then with steps done and steps in all, equilibration included.
         notify: Called with every event, one line each.
+        conclude: Called with the status while the folder is still this run's, to write a report.
 
     Returns:
         ``"finished"``, ``"interrupted"``, or ``"stopped early: ..."`` if every replica was stopped.
 
     Raises:
         OptionError: If the settings ask for what replicas cannot do.
-        SimulationError: If there is a run and neither flag is given, nothing to resume, or another
-            structure or setting.
+        SimulationError: If there is a run and neither flag is given, nothing to resume, another
+            structure, potential, precision or setting, a damaged file, or another process at work
+            in the folder. The folder is as it was then.
     """
     _refuse(atoms, settings, replicas)
+    if resume and overwrite:
+        raise OptionError("resume and overwrite exclude each other")
     folder = ReplicaFolder(Path(out))
-    if resume and not folder.checkpoint.exists():
-        raise SimulationError(f"there is no run of replicas to resume in {folder.root}")
-    if not resume and (folder.run.exists() or (folder.root / "state" / "run.json").exists()):
-        if not overwrite:
-            raise SimulationError(
-                f"{folder.root} already holds a run: resume it, overwrite it, or choose another"
-            )
-        if (folder.root / "state" / "run.json").exists():
-            raise SimulationError(
-                f"{folder.root} holds the run of a single copy: choose another folder"
-            )
-        folder.clear()
     batch = ReplicaBatch(atoms, settings, replicas, folder, notify)
-    try:
-        if resume:
-            batch.resume()
-        else:
-            batch.start()
-        return batch.run(progress)
-    finally:
-        batch.close()
+    if not resume and (overwrite or not folder.place.found()):
+        batch.prepare()  # what cannot be started must not replace anything
+    identity = run_identity(KIND, atoms, {**settings.to_dict(), "replicas": replicas})
+    with claim(
+        folder.place,
+        identity,
+        resume=resume,
+        overwrite=overwrite,
+        check=lambda record: batch.find_checkpoint(),
+    ) as run:
+        batch.claimed = run
+        try:
+            if run.resumed and folder.checkpoint.exists():
+                batch.resume()
+            else:  # a run killed before its first checkpoint has nothing to go on from
+                batch.start()
+            status = batch.run(progress)
+        finally:
+            batch.close()
+        run.finish(status)
+        if conclude is not None:
+            conclude(status)
+    return status
 
 
 def _refuse(atoms: Atoms, settings: MDSettings, replicas: int) -> None:
@@ -88,7 +103,7 @@ def _refuse(atoms: Atoms, settings: MDSettings, replicas: int) -> None:
         raise OptionError(f"there must be at least one replica, not {replicas}")
     # Positions, velocities, forces and their copies of the step in progress.
     check_memory(replicas * len(atoms) * 3 * 8 * 6, f"{replicas} replicas of {len(atoms)} atoms")
-    if settings.ensemble != "nve":
+    if settings.ensemble != NVE.name:
         raise OptionError(f"replicas run NVE; {settings.ensemble} is for a single copy")
     if settings.constrain != "none" or atoms.constraints:
         raise OptionError("replicas cannot hold bonds or atoms: simulate a single copy")

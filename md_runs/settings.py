@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dcase.errors import OptionError
+from dcase.md_runs.loop.ensembles import ENSEMBLES as RECORDS
+from dcase.md_runs.loop.ensembles import ensemble_named
 from dcase.options import check_size
 
-ENSEMBLES = ("nve", "langevin", "bussi", "nose-hoover")
-"""Ensembles by name; all but the first are NVT."""
+ENSEMBLES = tuple(RECORDS)
+"""Ensembles by name."""
 
 CONSTRAINTS = ("none", "bonds-to-hydrogen", "all-bonds")
 """Which covalent bonds keep their length."""
@@ -81,19 +83,16 @@ class MDSettings:
         """
         for name, value in vars(self).items():
             check_size(name, value)
-        if self.ensemble not in ENSEMBLES:
-            raise OptionError(
-                f"ensemble must be one of {', '.join(ENSEMBLES)}, not {self.ensemble!r}"
-            )
+        ensemble = ensemble_named(self.ensemble)
         if self.constrain not in CONSTRAINTS:
             raise OptionError(
                 f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}"
             )
-        if self.constrain != "none" and self.ensemble == "nose-hoover":
-            raise OptionError("nose-hoover cannot hold bonds: use bussi or langevin")
+        if self.constrain != "none" and not ensemble.holds_constraints:
+            raise OptionError(f"{self.ensemble} cannot hold bonds: use bussi or langevin")
         for name in ("timestep_fs", "friction_per_fs", "taut_fs"):
             _require(name, getattr(self, name), above=0.0)
-        _require("temperature_K", self.temperature_K, above=0.0, or_equal=self.ensemble == "nve")
+        _require("temperature_K", self.temperature_K, above=0.0, or_equal=not ensemble.thermostat)
         if self.on_uncertain not in ON_UNCERTAIN:
             raise OptionError(
                 f"on_uncertain must be one of {', '.join(ON_UNCERTAIN)}, not {self.on_uncertain!r}"
@@ -131,18 +130,6 @@ class MDSettings:
         """Inverse of ``to_dict``; a setting that an older run did not know has its default."""
         known = {f.name for f in fields(MDSettings)}
         return MDSettings(**{name: value for name, value in values.items() if name in known})
-
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Settings, other than ``steps``, that differ from a stored run's: ``name: old -> new``.
-
-        A setting that an older run did not know had its default.
-        """
-        stored = {**MDSettings().to_dict(), **other}
-        return [
-            f"{name}: {stored[name]} -> {value}"
-            for name, value in self.to_dict().items()
-            if name != "steps" and stored[name] != value
-        ]
 
 
 def _require(name: str, value: float, *, above: float, or_equal: bool = False) -> None:

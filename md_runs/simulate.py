@@ -15,15 +15,20 @@ from pathlib import Path
 
 from ase import Atoms
 
-from dcase.errors import OptionError, SimulationError
+from dcase.errors import OptionError
 from dcase.md_runs.analysis.dt_scan import dt_scan
+from dcase.md_runs.files.identity import run_identity
 from dcase.md_runs.files.publish import recover
 from dcase.md_runs.files.run_folder import RunFolder
 from dcase.md_runs.loop.engine import MDResult, Simulation
 from dcase.md_runs.loop.uncertainty import require_ensemble
 from dcase.md_runs.settings import MDSettings
+from dcase.runs import claim
 
-__all__ = ["MDResult", "MDSettings", "dt_scan", "recover", "run_md"]
+__all__ = ["KIND", "MDResult", "MDSettings", "dt_scan", "recover", "run_md"]
+
+KIND = "md"
+"""Of the record of a run."""
 
 
 def run_md(
@@ -35,6 +40,7 @@ def run_md(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] | None = None,
+    conclude: Callable[[MDResult], None] | None = None,
 ) -> MDResult:
     """Simulate ``atoms`` into the folder ``out``.
 
@@ -49,12 +55,14 @@ def run_md(
         overwrite: Replace an earlier run in ``out``.
         progress: Called now and then with steps done and steps in all, equilibration included.
         notify: Called with every warning and event, one line each.
+        conclude: Called with the result while the folder is still this run's, to write a report.
 
     Raises:
         OptionError: If the options contradict each other or there is no calculator, or there is a
             largest uncertainty but the calculator is no ensemble.
         SimulationError: If there is a run and neither flag is given, nothing to resume, another
-            structure, potential or setting, or a time step past the stability limit.
+            structure, potential, precision or setting, a damaged file, another process at work in
+            the folder, or a time step past the stability limit. The folder is as it was then.
     """
     if atoms.calc is None:
         raise OptionError("the structure has no calculator: set atoms.calc before run_md")
@@ -65,20 +73,27 @@ def run_md(
     if settings.max_uncertainty_eV_A is not None:
         require_ensemble(atoms)
     folder = RunFolder(Path(out))
-    if resume and not folder.exists():
-        raise SimulationError(f"there is no run to resume in {folder.root}")
-    if folder.exists() and not resume:
-        if not overwrite:
-            raise SimulationError(
-                f"{folder.root} already holds a run: resume it, overwrite it, or choose another"
-            )
-        folder.clear()
     simulation = Simulation(atoms, settings, folder, progress, notify)
-    try:
-        if resume and folder.checkpoint.exists():
-            simulation.resume()
-        else:  # a run killed before its first checkpoint has nothing to go on from
-            simulation.start()
-        return simulation.run()
-    finally:
-        simulation.close()
+    if not resume and (overwrite or not folder.place.found()):
+        simulation.prepare()  # what cannot be started must not replace anything
+    identity = run_identity(KIND, atoms, settings.to_dict(), momenta=settings.keep_momenta)
+    with claim(
+        folder.place,
+        identity,
+        resume=resume,
+        overwrite=overwrite,
+        check=lambda record: simulation.find_checkpoint(),
+    ) as run:
+        simulation.claimed = run
+        try:
+            if run.resumed and folder.checkpoint.exists():
+                simulation.resume()
+            else:  # a run killed before its first checkpoint has nothing to go on from
+                simulation.start()
+            result = simulation.run()
+        finally:
+            simulation.close()
+        run.finish(result.status)
+        if conclude is not None:
+            conclude(result)
+    return result

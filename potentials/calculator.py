@@ -30,6 +30,7 @@ from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.graphs.graph import AtomicGraph, build_graph
 from dcase.potentials.kernels.deployed import Deployed, deploy
 from dcase.potentials.potential import Potential, find_checkpoint
+from dcase.runs import fingerprint
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FEW_ATOMS = 64
@@ -239,6 +240,14 @@ class DCCalculator(Calculator):
             "dtype": self.dtype,
             "potential": self.potential.describe(),
         }
+
+    def fingerprint(self) -> str:
+        """Digest of the potential, and of the class where a subclass may add to it.
+
+        The dtype is not part of it, nor anything else that does not change the function.
+        """
+        kind = type(self)
+        return fingerprint(f"{kind.__module__}.{kind.__qualname__}", self.potential.fingerprint())
 
     def copy(self) -> DCCalculator:
         """An independent calculator with the same potential."""

@@ -35,6 +35,7 @@ from dcase.potentials.potential import (
     potential_from_document,
 )
 from dcase.potentials.quantity import Quantity
+from dcase.runs import fingerprint
 from dcase.versions import versions
 
 FORMAT_VERSION = 1
@@ -132,6 +133,10 @@ class Ensemble(nn.Module):
         self._stack = None
         super().train(mode)
         return self
+
+    def fingerprint(self) -> str:
+        """Digest of all that its predictions depend on: the members' fingerprints, in order."""
+        return fingerprint([member.fingerprint() for member in self._potentials])
 
     def describe(self) -> str:
         """One line: how many, and the first of them."""

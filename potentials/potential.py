@@ -21,6 +21,7 @@ from dcase.potentials.networks.float64_buffers import ExactBuffers
 from dcase.potentials.networks.registry import build_network
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
+from dcase.runs import fingerprint
 from dcase.versions import versions
 
 FORMAT_VERSION = 2  # 2: with a quantity; before, all potentials predicted energies
@@ -154,6 +155,18 @@ class Potential(ExactBuffers):
             energies = self.energies(graph)
             gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
             return energies, -gradient
+
+    def fingerprint(self) -> str:
+        """Digest of all that its predictions depend on, but for the dtype they are computed in."""
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        return fingerprint(
+            self.architecture,
+            self.hyper_parameters,
+            self.elements,
+            self.scale.to_dict(),
+            self.quantity.to_dict(),
+            {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()},
+        )
 
     def deploy(self, *, tabulate: bool = False) -> Deployed:
         """The compiled form that simulations use; see :mod:`dcase.potentials.kernels.deployed`."""

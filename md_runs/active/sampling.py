@@ -13,11 +13,11 @@ from ase import Atoms
 from ase.calculators.calculator import CalculatorError
 
 from dcase.data.selection import SEPARATION_A, Fingerprint, fingerprint, select_frames
-from dcase.errors import SimulationError
+from dcase.errors import RunError, SimulationError
 from dcase.md_runs.active.settings import ActiveSettings
 from dcase.md_runs.files.run_folder import UNCERTAINTY, RunFolder
 from dcase.md_runs.files.trajectory import read_series, read_trajectory
-from dcase.md_runs.loop.uncertainty import uncertainty_of
+from dcase.md_runs.loop.uncertainty import EXCEEDED, uncertainty_of
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
 
@@ -151,13 +151,15 @@ def sample(
 
         try:
             status = _walk(start, calculator, settings, round_number, number, limit, out, report)
+        except RunError:  # it holds something else, or went away: that is no start's fault
+            raise
         except (SimulationError, CalculatorError) as error:  # the potential refuses the start
             notes.append(f"walker {number} did not start: {error}")
             broken += 1
             continue
         if status == "interrupted":
             raise KeyboardInterrupt
-        uncertain = "the uncertainty rose" in status
+        uncertain = EXCEEDED in status
         done["uncertain" if uncertain else "finished" if status == "finished" else "broken"] += 1
         found = _frames(out, number)
         if status != "finished" and not uncertain:
@@ -210,7 +212,8 @@ def _walk(
         on_uncertain="stop",
         force_timestep=True,  # a poor potential vibrates as it likes
     )
-    return run_md(atoms, dynamics, out, resume=folder.exists(), progress=progress).status
+    begun = folder.place.record.exists()
+    return run_md(atoms, dynamics, out, resume=begun, progress=progress).status
 
 
 def _frames(out: Path, walker: int) -> list[Sample]:

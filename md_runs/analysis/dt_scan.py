@@ -15,6 +15,7 @@ from dcase.md_runs.analysis.drift import fit_line
 from dcase.md_runs.analysis.dt_scan_verdict import DtScan, dt_scan_table
 from dcase.md_runs.analysis.frequency import check_timestep
 from dcase.md_runs.loop.constrain import constrain
+from dcase.md_runs.loop.ensembles import EQUILIBRATION
 from dcase.md_runs.loop.integrators import make_dynamics
 from dcase.md_runs.loop.mechanics import draw_momenta, still
 from dcase.md_runs.settings import MDSettings
@@ -114,7 +115,7 @@ def start_state(
     if settings.equilibrate and settings.temperature_K > 0:
         if notify is not None:
             notify(f"equilibrating for {settings.equilibrate} steps")
-        dynamics = make_dynamics(start, settings, rng, ensemble="langevin")
+        dynamics = make_dynamics(start, settings, rng, ensemble=EQUILIBRATION.name)
         for _ in range(settings.equilibrate):
             dynamics.step()
     still(start, "nve")

@@ -11,30 +11,52 @@ from ase.io import write
 
 from dcase.files import atomic_path
 from dcase.md_runs.files.journal import read_rows
-from dcase.md_runs.files.run_folder import Checkpoint, RunFolder, frame_width, series_columns
+from dcase.md_runs.files.run_folder import (
+    SUMMED,
+    Checkpoint,
+    RunFolder,
+    frame_width,
+    series_columns,
+)
 from dcase.md_runs.files.trajectory import write_trajectory
 from dcase.md_runs.loop.uncertainty import WARNING, UncertaintyWatch
 from dcase.md_runs.settings import MDSettings
+from dcase.runs import Identity, claim, read_record
+
+KILLED = "killed"
 
 
-def publish(folder: RunFolder, template: Atoms, facts: dict[str, Any]) -> bool:
+def publish(
+    folder: RunFolder,
+    template: Atoms,
+    facts: dict[str, Any],
+    killed: Checkpoint | None = None,
+) -> bool:
     """Write ``trajectory.h5`` from the journals.
 
     Args:
         folder: Of the run.
         template: Elements, masses, cell and periodicity.
         facts: Of ``run.json``.
+        killed: The last checkpoint of a run that was killed: what does not fit after it is no
+            damage.
 
     Returns:
         Whether there was a frame to write (there is none before production).
 
     Raises:
         DcaseError: If a journal is missing or the file cannot be written.
+        SimulationError: If a journal is damaged.
     """
-    frames = read_rows(folder.frames, frame_width(len(template)))
+    frames = read_rows(
+        folder.frames,
+        frame_width(len(template)),
+        None if killed is None else killed.frame_rows,
+        checked=_have_sums(facts),
+    )
     if len(frames) == 0:
         return False
-    series = _series(folder, facts)
+    series = _series(folder, facts, killed)
     settings = facts["settings"]
     attributes = {
         "ensemble": settings["ensemble"],
@@ -65,7 +87,7 @@ def write_final(folder: RunFolder, atoms: Atoms, step: int, timestep_fs: float) 
 def recover(out: str | Path) -> dict[str, Any]:
     """Make a killed run readable: write its trajectory from what reached the disk.
 
-    The run stays resumable. A run that ended by itself is left as it is.
+    The run stays resumable. A run that ended by itself is left as it is, and so is one at work.
 
     Args:
         out: Folder of the run.
@@ -74,17 +96,28 @@ def recover(out: str | Path) -> dict[str, Any]:
         The facts of ``run.json``; a killed run's status becomes "killed".
 
     Raises:
-        SimulationError: If there is no run, or it was killed before its first checkpoint.
+        SimulationError: If there is no run, it was killed before its first checkpoint, is damaged,
+            or another process is at work on it.
     """
     folder = RunFolder(Path(out))
     facts = folder.read_run()
-    if facts["status"] != "running" and facts["status"] != "killed":
+    if facts["status"] not in ("running", KILLED):
         return facts
+    if not folder.place.record.exists():  # of a dcase that wrote no record
+        return _recover(folder, facts)
+    identity = Identity(**read_record(folder.root)["identity"])
+    with claim(folder.place, identity, resume=True) as run:
+        facts = _recover(folder, folder.read_run())
+        run.finish(KILLED)
+    return facts
+
+
+def _recover(folder: RunFolder, facts: dict[str, Any]) -> dict[str, Any]:
     saved = Checkpoint.load(folder.checkpoint)
-    series = _series(folder, facts)
+    series = _series(folder, facts, saved)
     done = int(np.max(series[:, 0])) if len(series) else 0
     facts.update(
-        status="killed",
+        status=KILLED,
         steps=done,
         wall_time_s=saved.wall_time_s,
         equilibration_wall_time_s=saved.equilibration_s,
@@ -93,7 +126,7 @@ def recover(out: str | Path) -> dict[str, Any]:
         watch = UncertaintyWatch(saved.start, MDSettings.from_dict(facts["settings"]))
         watch.restore(saved.uncertainty)
         conclude_uncertainty(folder, watch, facts)
-    publish(folder, saved.start, facts)
+    publish(folder, saved.start, facts, saved)
     folder.write_run(facts)
     return facts
 
@@ -106,6 +139,15 @@ def conclude_uncertainty(folder: RunFolder, watch: UncertaintyWatch, facts: dict
     watch.write(folder.selected, facts["settings"]["timestep_fs"])
 
 
-def _series(folder: RunFolder, facts: dict[str, Any]) -> np.ndarray:
+def _series(folder: RunFolder, facts: dict[str, Any], killed: Checkpoint | None) -> np.ndarray:
     """Rows of the series so far."""
-    return read_rows(folder.series, len(series_columns("uncertainty" in facts)))
+    return read_rows(
+        folder.series,
+        len(series_columns("uncertainty" in facts)),
+        None if killed is None else killed.series_rows,
+        checked=_have_sums(facts),
+    )
+
+
+def _have_sums(facts: dict[str, Any]) -> bool:
+    return int(facts["format"]) >= SUMMED

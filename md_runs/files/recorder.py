@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from ase import Atoms
 
-from dcase.md_runs.files.journal import Journal
+from dcase.errors import SimulationError
+from dcase.md_runs.files.journal import Journal, read_sums
 from dcase.md_runs.files.run_folder import RunFolder, frame_width, series_columns
 from dcase.md_runs.files.trajectory import rows_of
-from dcase.md_runs.loop.integrators import conserved_energy
+from dcase.md_runs.loop.ensembles import Motion
 from dcase.md_runs.loop.mechanics import momentum_norms
 from dcase.md_runs.loop.mechanics import temperature as kinetic_temperature
 from dcase.units import FS
@@ -46,23 +45,51 @@ class Recorder:
         """Open both journals, keeping the given numbers of rows.
 
         Raises:
-            SimulationError: If a journal is shorter than that.
+            SimulationError: If a journal is shorter than that, or was changed.
         """
-        missing = not (self.folder.series.exists() and self.folder.frames.exists())
-        if missing and series_rows:
+        if series_rows and self._tidied_away():
             self._rebuild()
+        widths = self._widths()
         self._journals = (
-            Journal(self.folder.series, len(series_columns(self.ensemble)), series_rows),
-            Journal(self.folder.frames, frame_width(self.n_atoms), frame_rows),
+            Journal(self.folder.series, widths[0], series_rows),
+            Journal(self.folder.frames, widths[1], frame_rows),
         )
+
+    def verify(self, series_rows: int, frame_rows: int) -> None:
+        """See whether ``open`` would find those rows as they were written; writes nothing.
+
+        Raises:
+            SimulationError: If not.
+        """
+        if series_rows and self._tidied_away():
+            found = rows_of(self.folder.trajectory)
+            if len(found[0]) < frame_rows or len(found[1]) < series_rows:
+                raise SimulationError(
+                    f"{self.folder.series} is gone, and {self.folder.trajectory} is older than the "
+                    "checkpoint: put the file back, or begin again with --overwrite"
+                )
+            return
+        for path, width, rows in zip(
+            (self.folder.series, self.folder.frames),
+            self._widths(),
+            (series_rows, frame_rows),
+            strict=True,
+        ):
+            if rows:
+                read_sums(path, width, rows)
+
+    def _widths(self) -> tuple[int, int]:
+        return len(series_columns(self.ensemble)), frame_width(self.n_atoms)
+
+    def _tidied_away(self) -> bool:
+        return not (self.folder.series.exists() and self.folder.frames.exists())
 
     def _rebuild(self) -> None:
         """Get the rows back from the trajectory, if someone has tidied the journals away."""
         frames, series = rows_of(self.folder.trajectory)
         for path, rows in ((self.folder.frames, frames), (self.folder.series, series)):
             journal = Journal(path, rows.shape[1])
-            for row in rows:
-                journal.append(row)
+            journal.append(rows)
             journal.flush()
             journal.close()
 
@@ -71,7 +98,7 @@ class Recorder:
         step: int,
         atoms: Atoms,
         energies: tuple[float, float],
-        dynamics: Any,
+        motion: Motion | None,
         n_dof: int,
         *,
         uncertainty: float = float("nan"),
@@ -83,7 +110,7 @@ class Recorder:
             step: Number of the step.
             atoms: Positions and momenta.
             energies: Potential and kinetic energy, eV.
-            dynamics: The integrator, for the conserved energy.
+            motion: The integrator, for the conserved energy.
             n_dof: Degrees of freedom, for the temperature.
             uncertainty: Of an ensemble's forces, eV/A.
             always: Record it in any case (the last step of a run that blew up).
@@ -96,7 +123,7 @@ class Recorder:
             np.array([energies]),
             atoms.get_positions()[None],
             atoms.get_momenta()[None],
-            dynamics,
+            motion,
             n_dof,
             uncertainty=uncertainty,
             always=always,
@@ -109,7 +136,7 @@ class Recorder:
         energies: np.ndarray,
         positions: np.ndarray,
         momenta: np.ndarray,
-        dynamics: Any,
+        motion: Motion | None,
         n_dof: int,
         *,
         uncertainty: float = float("nan"),
@@ -123,12 +150,12 @@ class Recorder:
             energies: Potential and kinetic energies, eV, shape [k, 2].
             positions: A, shape [k, n_atoms, 3].
             momenta: ASE's units, shape [k, n_atoms, 3].
-            dynamics: The integrator, for the conserved energy.
+            motion: The integrator, for the conserved energy.
             n_dof: Degrees of freedom, for the temperature.
             uncertainty: Of an ensemble's forces, eV/A.
             always: Record all.
         """
-        if self._journals is None:
+        if self._journals is None or motion is None:
             return
         series, frames = self._journals
         masses = atoms.get_masses()
@@ -140,7 +167,7 @@ class Recorder:
                 positions[due], momenta[due], masses, periodic=bool(atoms.pbc.any())
             )
             columns = [k, e[:, 0], e[:, 1], total]
-            columns += [np.broadcast_to(conserved_energy(dynamics, total), total.shape)]
+            columns += [np.broadcast_to(motion.conserved(total), total.shape)]
             columns += [kinetic_temperature(e[:, 1], n_dof), linear, turn]
             if self.ensemble:
                 columns.append(np.full_like(total, uncertainty))

@@ -4,15 +4,15 @@ report.json, report.html, *.png   written by ``report.write_report``
 trajectory.h5                     H5MD, whole or absent
 final.extxyz, log.txt
 selected.extxyz                   frames above the largest uncertainty, if one was given
+run.json                          whose folder this is (see ``dcase.runs``)
 state/run.json                    settings, model, versions, status
 state/checkpoint.npz              positions, momenta, random numbers, thermostat
-state/series.f64, frames.f64      rows so far (see ``journal``)
+state/series.f64, frames.f64      rows so far, and their checksums (see ``journal``)
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from ase import Atoms
 
 from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
+from dcase.md_runs.files.journal import sums_of
+from dcase.runs import Place
 
 SERIES = (
     "step",
@@ -108,28 +110,14 @@ class RunFolder:
         """The numbers."""
         return self.root / "report.json"
 
-    def exists(self) -> bool:
-        """Whether a run has left anything here."""
-        return any(p.exists() for p in (self.run, self.checkpoint, self.trajectory, self.report))
-
-    def clear(self) -> None:
-        """Remove the files of a run, and nothing else."""
-        ours = [self.trajectory, self.final, self.log, self.report, self.root / "report.html"]
-        ours += [self.checkpoint, self.run, self.series, self.frames, self.selected]
-        ours += [self.root / f"{name}.png" for name in FIGURES]
-        for path in ours:
-            path.unlink(missing_ok=True)
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Remove temporary files that a kill in the middle of an atomic write has left."""
-        ours = (".trajectory.h5.*", ".final.extxyz.*", ".selected.extxyz.*", ".report.*")
-        for pattern in (*ours, ".*.png.*"):
-            for path in self.root.glob(pattern):
-                path.unlink(missing_ok=True)
-        for pattern in (".checkpoint.npz.*", ".run.json.*"):
-            for path in self.state.glob(pattern):
-                path.unlink(missing_ok=True)
+    @property
+    def place(self) -> Place:
+        """What a run keeps here, for :func:`dcase.runs.claim`."""
+        ours = [self.run, self.checkpoint, self.series, self.frames]
+        ours += [sums_of(path) for path in (self.series, self.frames)]
+        ours += [self.trajectory, self.final, self.selected, self.log, self.report]
+        ours += [self.root / name for name in ("report.html", *(f"{n}.png" for n in FIGURES))]
+        return Place(self.root, files=tuple(str(path.relative_to(self.root)) for path in ours))
 
     def read_run(self) -> dict[str, Any]:
         """Settings, model and status of the run.
@@ -137,17 +125,60 @@ class RunFolder:
         Raises:
             SimulationError: If there is none, or it cannot be read.
         """
-        try:
-            return dict(json.loads(self.run.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise SimulationError(f"{self.root} holds no run of dcase md") from error
-        except (OSError, ValueError) as error:
-            raise SimulationError(f"cannot read {self.run}: {error}") from error
+        return read_facts(self.run, FACTS, f"{self.root} holds no run of dcase md")
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Store settings, model and status atomically."""
         write_json(self.run, run)
 
+
+def read_facts(path: Path, needed: dict[str, Any], nothing: str) -> dict[str, Any]:
+    """A run's JSON of settings and status.
+
+    Args:
+        path: Of the file.
+        needed: Types of the entries that it must have.
+        nothing: What to say where there is no such file.
+
+    Raises:
+        SimulationError: If there is none, or it is damaged.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SimulationError(nothing) from error
+    except OSError as error:
+        raise SimulationError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SimulationError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): restore it from a copy, or begin "
+            "again with --overwrite"
+        ) from error
+    if not isinstance(facts, dict):
+        facts = {}
+    wrong = [name for name, kind in needed.items() if not isinstance(facts.get(name), kind)]
+    if wrong:
+        raise SimulationError(
+            f"{path} is damaged ({wrong[0]} is missing or no longer what it was): restore it from "
+            "a copy, or begin again with --overwrite"
+        )
+    return facts
+
+
+FACTS: dict[str, Any] = {
+    "format": int,
+    "status": str,
+    "settings": dict,
+    "formula": str,
+    "n_atoms": int,
+    "n_dof": int,
+    "warnings": list,
+    "versions": dict,
+}
+"""What ``run.json`` holds at least, and of which type."""
+
+SUMMED = 2
+"""Format from which the journals have checksums."""
 
 FIGURES = ("energies", "drift", "uncertainty", "dt_scan", "h_of_r")
 """Names of the pictures of a run."""
@@ -177,7 +208,7 @@ class Checkpoint:
         frame_rows: Frames that belong to this state.
         wall_time_s: Seconds of production so far.
         equilibration_s: Seconds of equilibration so far.
-        dynamics: From ``integrators.get_state``.
+        dynamics: Of the random numbers and the integrator.
         uncertainty: From ``UncertaintyWatch.state``; empty for a single potential.
     """
 
@@ -224,11 +255,7 @@ class Checkpoint:
                 head=np.array(json.dumps(head)),
                 positions=self.positions,
                 momenta=self.momenta,
-                start_numbers=self.start.numbers,
-                start_positions=self.start.get_positions(),
-                start_masses=self.start.get_masses(),
-                start_cell=np.array(self.start.cell),
-                start_pbc=self.start.pbc,
+                **structure_arrays(self.start),
                 **arrays,
             )
 
@@ -237,43 +264,57 @@ class Checkpoint:
         """Read a checkpoint; nothing in it is executed.
 
         Raises:
-            SimulationError: If it is not one.
+            SimulationError: If it is not one, or is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                start = Atoms(
-                    numbers=stored["start_numbers"],
-                    positions=stored["start_positions"],
-                    masses=stored["start_masses"],
-                    cell=stored["start_cell"],
-                    pbc=stored["start_pbc"],
-                )
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                start = structure_from(stored)
+                positions, momenta = stored["positions"], stored["momenta"]
+                for values in (positions, momenta):
+                    if values.shape != (len(start), 3) or values.dtype != np.float64:
+                        raise ValueError("positions or momenta do not fit the structure")
                 return cls(
-                    positions=stored["positions"],
-                    momenta=stored["momenta"],
+                    positions=positions,
+                    momenta=momenta,
                     start=start,
                     dynamics=_part(stored, "dynamics"),
                     uncertainty=_part(stored, "uncertainty"),
                     **json.loads(str(stored["head"])),
                 )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise SimulationError(f"cannot read the checkpoint {path}: {error}") from error
+        except Exception as error:  # whatever a damaged archive makes zipfile, zlib and NumPy raise
+            raise damaged_checkpoint(path, error) from error
 
-    def check_structure(self, atoms: Atoms) -> None:
-        """Refuse to go on with another structure than the run was started with.
 
-        Raises:
-            SimulationError: Saying what differs.
-        """
-        for what, mine, theirs in (
-            ("elements", self.start.numbers, atoms.numbers),
-            ("positions", self.start.get_positions(), atoms.get_positions()),
-            ("masses", self.start.get_masses(), atoms.get_masses()),
-            ("cell", np.array(self.start.cell), np.array(atoms.cell)),
-            ("periodic boundaries", self.start.pbc, atoms.pbc),
-        ):
-            if not np.array_equal(mine, theirs):
-                raise SimulationError(
-                    f"cannot resume: the structure's {what} differ from those the run was started "
-                    "with; give the same starting structure (the state comes from the checkpoint)"
-                )
+def structure_arrays(atoms: Atoms) -> dict[str, np.ndarray]:
+    """What of a starting structure a checkpoint keeps."""
+    return {
+        "start_numbers": atoms.numbers,
+        "start_positions": atoms.get_positions(),
+        "start_masses": atoms.get_masses(),
+        "start_cell": np.array(atoms.cell),
+        "start_pbc": atoms.pbc,
+    }
+
+
+def structure_from(stored: Any) -> Atoms:
+    """Inverse of :func:`structure_arrays`."""
+    return Atoms(
+        numbers=stored["start_numbers"],
+        positions=stored["start_positions"],
+        masses=stored["start_masses"],
+        cell=stored["start_cell"],
+        pbc=stored["start_pbc"],
+    )
+
+
+def damaged_checkpoint(path: Path, error: Exception) -> SimulationError:
+    """The error for a checkpoint that cannot be read, in one line."""
+    if isinstance(error, SimulationError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        return SimulationError(f"cannot read the checkpoint {path}: {error.strerror}")
+    reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+    return SimulationError(
+        f"cannot read the checkpoint {path}: it is damaged ({reason}); restore it from a copy, or "
+        "begin again with --overwrite"
+    )

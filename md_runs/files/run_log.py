@@ -52,7 +52,6 @@ class RunLog:
 
     def _write(self, text: str, mode: str = "a") -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, mode, encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:

@@ -211,6 +211,25 @@ def read_positions(path: str | Path) -> tuple[np.ndarray, np.ndarray, Atoms]:
         return np.asarray(group["time"]), np.asarray(group["value"]), first[0]
 
 
+@contextmanager
+def stored_positions(path: str | Path, n_atoms: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """Times (fs, [F]) and positions of a run, whose slices are read when they are asked for.
+
+    Args:
+        path: Of the run or its trajectory.
+        n_atoms: Of a run that has no frame yet, and so no trajectory.
+
+    Raises:
+        SimulationError: If the file is not H5MD.
+    """
+    if not _file_of(path).exists():
+        yield np.zeros(0), np.zeros((0, n_atoms, 3))
+        return
+    with _open(_file_of(path)) as file:
+        group = file["particles/atoms/position"]
+        yield np.asarray(group["time"]), group["value"]
+
+
 def read_series(path: str | Path) -> dict[str, np.ndarray]:
     """The dense energy series: ``step``, ``time`` (fs) and ``state.series_columns`` of the run.
 

@@ -24,7 +24,7 @@ from ase.data import chemical_symbols
 from ase.geometry import find_mic
 
 from dcase.errors import OptionError, SimulationError
-from dcase.md_runs.loop.watch import bond_lengths, covalent_bonds
+from dcase.md_runs.loop.watch import bond_lengths, covalent_bonds, frame_blocks
 from dcase.md_runs.settings import CONSTRAINTS
 
 TOLERANCE = 1e-13
@@ -122,13 +122,14 @@ class BondConstraint(FixBondLengths):
         """
         raise NotImplementedError("bonds are held in whole structures only")
 
-    def largest_violation(self, positions: np.ndarray) -> float:
-        """Largest |length - held length| in A over positions ``(..., N, 3)`` A."""
-        if positions.size == 0:
-            return float("nan")
+    def largest_violation(self, positions: Any) -> float:
+        """Largest |length - held length| in A over positions ``(F, N, 3)`` A, or a file's."""
         bonds = (self.pairs[:, 0], self.pairs[:, 1], self._offsets)
-        lengths = bond_lengths(positions, bonds, np.eye(3))
-        return float(np.max(np.abs(lengths - self.bondlengths)))
+        worst = [
+            float(np.max(np.abs(bond_lengths(part, bonds, np.eye(3)) - self.bondlengths)))
+            for part in frame_blocks(positions)
+        ]
+        return max(worst, default=float("nan"))
 
     def names(self) -> list[str]:
         """Bonds as people write them: ``C3-H10``."""

@@ -5,45 +5,31 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculatorError
-from ase.md.nose_hoover_chain import NoseHooverChainNVT
 
-from dcase.errors import DcaseError, OptionError, SimulationError
+from dcase.errors import OptionError, RunError, SimulationError
 from dcase.interrupt import interruptible
 from dcase.md_runs.analysis.frequency import check_timestep
 from dcase.md_runs.files.provenance import describe_calculator
 from dcase.md_runs.files.publish import conclude_uncertainty, publish, write_final
 from dcase.md_runs.files.recorder import Recorder
-from dcase.md_runs.files.run_folder import Checkpoint, RunFolder
+from dcase.md_runs.files.run_folder import SUMMED, Checkpoint, RunFolder
 from dcase.md_runs.files.run_log import RunLog
-from dcase.md_runs.files.trajectory import read_series
-from dcase.md_runs.loop.constrain import constrain
-from dcase.md_runs.loop.integrators import (
-    get_state,
-    make_dynamics,
-    restore_rng,
-    restore_thermostat,
-)
-from dcase.md_runs.loop.mechanics import degrees_of_freedom, draw_momenta, still
-from dcase.md_runs.loop.mechanics import temperature as kinetic_temperature
-from dcase.md_runs.loop.uncertainty import UncertaintyWatch, is_ensemble
-from dcase.md_runs.loop.watch import BlowUpWatch
+from dcase.md_runs.loop.ensembles import EQUILIBRATION
+from dcase.md_runs.loop.integrators import rng_state
+from dcase.md_runs.loop.mechanics import draw_momenta, still
+from dcase.md_runs.loop.moving_atoms import MovingAtoms
+from dcase.md_runs.loop.result import FAILED, FINISHED, INTERRUPTED, STOPPED, MDResult
+from dcase.md_runs.loop.resume_point import ResumePoint
+from dcase.md_runs.loop.uncertainty import is_ensemble
 from dcase.md_runs.settings import MDSettings
+from dcase.runs import Run
 from dcase.versions import versions
 
-if TYPE_CHECKING:
-    from dcase.md_runs.loop.compiled_blocks import VerletBlocks
-    from dcase.md_runs.loop.gpu_blocks import GraphBlocks
-
-FINISHED = "finished"
-INTERRUPTED = "interrupted"
-STOPPED = "stopped early"
+__all__ = ["FINISHED", "INTERRUPTED", "STOPPED", "MDResult", "Simulation"]
 
 PROGRESS_SECONDS = 0.1
 """Least time between two calls of ``progress``."""
@@ -51,46 +37,21 @@ SAVE_SECONDS = 1.0
 """Least time between two checkpoints on the disk, which can take as long as 100 steps."""
 
 
-@dataclass(frozen=True)
-class MDResult:
-    """What came of a run.
+class Simulation(MovingAtoms):
+    """One run in progress.
+
+    Args:
+        atoms: The structure given, with a calculator; a copy is moved.
+        settings: What to do.
+        folder: Where its files go.
+        progress: Called now and then with steps done and steps in all.
+        notify: Called with every event, one line each.
 
     Attributes:
-        out: Folder of the run.
-        status: ``"finished"``, ``"interrupted"`` (resumable) or ``"stopped early: <why>"``.
-        steps: Production steps done.
-        n_atoms: Number of atoms.
-        n_dof: Degrees of freedom that moved.
-        wall_time_s: Seconds of production, over all resumed parts.
-        warnings: What the user should know.
-        atoms: Last structure with momenta, without calculator.
+        claimed: The folder's owner; None: nobody else writes there (as when timing steps).
+        rows: The recorder.
+        run_facts: Of ``state/run.json``.
     """
-
-    out: Path
-    status: str
-    steps: int
-    n_atoms: int
-    n_dof: int
-    wall_time_s: float
-    warnings: tuple[str, ...]
-    atoms: Atoms
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps were done."""
-        return self.status == FINISHED
-
-    def series(self) -> dict[str, np.ndarray]:
-        """The energy series (see ``trajectory.read_series``).
-
-        Raises:
-            SimulationError: If production never began.
-        """
-        return read_series(self.out)
-
-
-class Simulation:
-    """One run in progress."""
 
     def __init__(
         self,
@@ -100,53 +61,62 @@ class Simulation:
         progress: Callable[[int, int], None] | None,
         notify: Callable[[str], None] | None,
     ) -> None:
-        self.given = atoms
-        self.atoms: Atoms = atoms.copy()
-        self.atoms.calc = atoms.calc
-        # From the structure given, also on resume, so that the lengths are the same to the last bit
-        self.held = constrain(self.atoms, settings.constrain)
-        self.settings = settings
+        self.log = RunLog(folder.log, notify)
+        super().__init__(atoms, settings, self.log.line)
         self.folder = folder
         self.progress = progress
-        self.log = RunLog(folder.log, notify)
-        self.n_dof = degrees_of_freedom(self.atoms, settings.ensemble)
-        self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
-        free = "free_energy" in getattr(atoms.calc, "implemented_properties", ())
-        self.energy_kind = free  # forces are the gradient of the free energy where they differ
-        self.rng = np.random.default_rng(settings.seed)
-        self.step = 0
-        self.production = False
+        self.claimed: Run | None = None
         self.wall = {True: 0.0, False: 0.0}  # seconds by "is production"
         self.run_facts: dict[str, Any] = {}
-        self.uncertainty: UncertaintyWatch | None = None  # of an ensemble
         self.rows = Recorder(folder, len(atoms), settings.log_every, settings.traj_every)
-        self.dynamics: Any = None
-        self.blocks: VerletBlocks | GraphBlocks | None = None  # a loop of ours, where there is one
-        self.forces: np.ndarray | None = None  # at the current positions, if known
-        self.energies = (np.nan, np.nan)  # potential and kinetic, of the current step
-        self.last_good = (self.atoms.get_positions(), self.atoms.get_momenta())
         self.unsaved: Checkpoint | None = None
+        self._timestep: tuple[float, str] | None = None
+        self._point: ResumePoint | None = None
         self._reported, self._saved = 0.0, -np.inf
 
-    # --- beginning -------------------------------------------------------------------------
+    # --- before anything is written -------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin from the structure: check the time step, draw momenta, first checkpoint."""
+    def prepare(self) -> None:
+        """Refuse a start that cannot be.
+
+        Raises:
+            OptionError: If nothing is left to move.
+            SimulationError: If the time step is past the stability limit.
+        """
         settings, atoms = self.settings, self.atoms
+        if self._timestep is not None:
+            return
         if self.held is not None and self.n_dof < 1 and not settings.keep_momenta:
             raise OptionError(
                 f"constrain={settings.constrain} leaves {atoms.get_chemical_formula()} nothing to "
                 "move by: hold fewer bonds, or use langevin"
             )
+        self._timestep = check_timestep(atoms, settings.timestep_fs, force=settings.force_timestep)
+
+    def find_checkpoint(self) -> None:
+        """Look where the run in the folder stands.
+
+        Raises:
+            SimulationError: If it cannot be gone on from.
+        """
+        self._point = ResumePoint.find(self.folder, self, self.rows)
+
+    # --- beginning ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin from the structure: draw momenta, first checkpoint."""
+        self.prepare()
+        settings, atoms = self.settings, self.atoms
+        assert self._timestep is not None
+        period, warning = self._timestep
         try:
             self.folder.state.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SimulationError(
                 f"cannot write to {self.folder.root}: {error.strerror or error}"
             ) from error
-        period, warning = check_timestep(atoms, settings.timestep_fs, force=settings.force_timestep)
         self.run_facts = {
-            "format": 1,
+            "format": SUMMED,
             "status": "running",
             "settings": settings.to_dict(),
             "formula": atoms.get_chemical_formula(),
@@ -160,6 +130,9 @@ class Simulation:
         # The time step's check has evaluated forces; so has run_md, where there is a limit.
         if settings.max_uncertainty_eV_A is not None or is_ensemble(atoms.calc):
             self.watch_uncertainty()
+            assert self.uncertainty is not None
+            self.rows.ensemble = True
+            self.run_facts["uncertainty"] = self.uncertainty.facts()
         self.folder.write_run(self.run_facts)
         self.log.open(fresh=True)
         self.log.head(self.run_facts)
@@ -170,7 +143,7 @@ class Simulation:
             draw_momenta(atoms, settings.temperature_K, self.rng)
         if settings.equilibrate and settings.temperature_K > 0:
             self.step = -settings.equilibrate
-            self.begin_phase("langevin")
+            self.begin_phase(EQUILIBRATION.name)
             self.checkpoint()
         else:
             self.enter_production()
@@ -186,88 +159,26 @@ class Simulation:
         self.record()
         self.checkpoint()
 
-    def begin_phase(self, ensemble: str) -> None:
-        """The integrator, and the compiled loop for calculators with a compiled potential."""
-        self.dynamics = make_dynamics(self.atoms, self.settings, self.rng, ensemble=ensemble)
-        self.blocks = None
-        if hasattr(self.atoms.calc, "deployed"):
-            # They import torch, which simulations with other calculators do without.
-            from dcase.md_runs.loop.compiled_blocks import verlet_blocks
-            from dcase.md_runs.loop.gpu_blocks import graph_blocks
-
-            n_dof = self.n_dof if self.production else 3 * len(self.atoms)
-            what = (self.atoms, self.settings.timestep_fs, self.watch, n_dof)
-            self.blocks = verlet_blocks(*what, dynamics=self.dynamics) or graph_blocks(
-                *what, dynamics=self.dynamics
-            )
-
-    def watch_uncertainty(self) -> None:
-        """From now on look at the spread of an ensemble's forces."""
-        self.uncertainty = UncertaintyWatch(self.given, self.settings)
-        self.rows.ensemble = True
-        self.run_facts["uncertainty"] = self.uncertainty.facts()
-
     def resume(self) -> None:
-        """Go back to the checkpoint, and cut off what was written after it."""
-        facts = self.folder.read_run()
-        saved = Checkpoint.load(self.folder.checkpoint)
-        saved.check_structure(self.given)
-        changed = self.settings.differences(facts["settings"])
-        if changed:
-            raise SimulationError(
-                f"cannot resume with other settings ({'; '.join(changed)}): only steps may change"
-            )
-        if str(facts["status"]).startswith(STOPPED):
-            instead = (
-                "label the frames of selected.extxyz and train again, or start a new run with a "
-                "higher limit"
-                if "uncertainty" in str(facts["status"])
-                else "start a new one with a smaller time step or another potential"
-            )
-            raise SimulationError(
-                f"this run {facts['status']}; resuming would only repeat it: {instead}"
-            )
-        done = max(saved.step, int(facts.get("steps", 0)))
-        if self.settings.steps < done:
-            raise SimulationError(
-                f"the run already has {done} steps and cannot be cut to {self.settings.steps}"
-            )
-        self.folder.sweep()
+        """Go back to the checkpoint that was found, and cut off what was written after it."""
+        if self._point is None:
+            self.find_checkpoint()
+        assert self._point is not None
+        facts, saved = self._point.facts, self._point.saved
         self.production, self.step = saved.production, saved.step
         self.wall = {True: saved.wall_time_s, False: saved.equilibration_s}
-        self.atoms.set_positions(saved.positions, apply_constraint=False)
-        self.atoms.set_momenta(saved.momenta, apply_constraint=False)
         self.last_good = (saved.positions.copy(), saved.momenta.copy())
-        self.rng = restore_rng(str(saved.dynamics["rng"]))
-        self.check_potential(saved.potential_energy)
-        self.begin_phase(self.settings.ensemble if self.production else "langevin")
-        restore_thermostat(self.dynamics, saved.dynamics)
-        self.run_facts = facts
-        if saved.uncertainty:
-            self.watch_uncertainty()
-            assert self.uncertainty is not None
-            self.uncertainty.restore(saved.uncertainty)
+        self.rng = self._point.rng
+        self.begin_phase(self.settings.ensemble if self.production else EQUILIBRATION.name)
+        assert self.motion is not None
+        self.motion.restore(saved.dynamics)
         self.rows.open(saved.series_rows, saved.frame_rows)
-        facts["settings"] = self.settings.to_dict()
-        self.run_facts = {**facts, "status": "running"}
+        self.run_facts = {**facts, "settings": self.settings.to_dict(), "status": "running"}
         self.folder.write_run(self.run_facts)
         self.log.open(fresh=False)
         self.log.line(f"resumed at step {self.step}")
 
-    def check_potential(self, stored: float) -> None:
-        """Refuse another potential: its energy at the checkpoint would differ.
-
-        The tolerance leaves room for single precision and for another machine's sums.
-        """
-        self.reset_calculator()
-        energy = self.potential_energy()
-        if not abs(energy - stored) <= 1e-3 + 1e-5 * len(self.atoms) + 1e-7 * abs(stored):
-            raise SimulationError(
-                f"cannot resume: this potential gives {energy:.6f} eV at the checkpoint, where the "
-                f"run had {stored:.6f} eV; use the potential the run was started with"
-            )
-
-    # --- steps -----------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------
 
     def run(self) -> MDResult:
         """All remaining steps, then the files."""
@@ -287,14 +198,18 @@ class Simulation:
                     status = f"{STOPPED}: {trouble} {during} {where}"
             except KeyboardInterrupt:  # not in the main thread, or pressed twice
                 status = INTERRUPTED
+            except RunError:  # the folder went away, and is not made again
+                raise
             except BaseException:
                 # A failing calculator is not a blow-up: keep the data, let the error through.
-                self.finish("failed")
+                self.finish(FAILED)
                 raise
         return self.finish(status)
 
     def advance(self) -> str:
         """One step, or a block of them; returns what went wrong, or ""."""
+        if self.claimed is not None:
+            self.claimed.check()
         began = time.perf_counter()
         phase = self.production
         trouble = "" if self.advance_block() else self.advance_one()
@@ -311,57 +226,28 @@ class Simulation:
 
     def advance_one(self) -> str:
         """One step of ASE's integrator; returns what went wrong, or ""."""
-        try:
-            # Overflow is what a blow-up looks like; it is noticed and named below.
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.move()
-                self.step += 1
-                trouble = self.look()
-        except (DcaseError, CalculatorError) as error:
-            # A potential that refuses a structure (atoms flown apart, on top of each other).
-            self.step += 1
-            return str(error).splitlines()[0] if str(error) else "the potential refused"
-        except Exception:
-            if np.isfinite(self.atoms.get_positions()).all():
-                raise
-            self.step += 1
-            return "positions are not finite numbers"
-        if self.production:
+        trouble, measured = self.step_once()
+        if self.production and measured:
             self.record(always=bool(trouble))
         return trouble
 
     def advance_block(self) -> int:
-        """Steps done by the compiled loop, up to the next checkpoint; 0 leaves the step to ASE's.
-
-        That happens where there is no such loop, for the first step after a checkpoint, before
-        which no forces are known, and for a step that looks like a blow-up.
-        """
-        if self.blocks is None or self.forces is None:
+        """Steps done by the compiled loop, up to the next checkpoint."""
+        every, first = self.settings.checkpoint_every, self.step + 1
+        end = self.settings.steps if self.production else 0
+        block = self.step_block(min(end - self.step, every - self.step % every))
+        if block is None:
             return 0
-        settings, atoms = self.settings, self.atoms
-        every = settings.checkpoint_every
-        end = settings.steps if self.production else 0
-        steps = min(end - self.step, every - self.step % every)
-        block = self.blocks.advance(atoms.positions, atoms.get_momenta(), self.forces, steps)
-        if not len(block):
-            return 0
-        numbers = self.step + 1 + np.arange(len(block))
         if self.production:
             self.rows.record_steps(
-                numbers,
-                atoms,
+                first + np.arange(len(block)),
+                self.atoms,
                 block.energies,
                 block.positions,
                 block.momenta,
-                self.dynamics,
+                self.motion,
                 self.n_dof,
             )
-        self.step = int(numbers[-1])
-        self.forces = block.forces
-        self.energies = (float(block.energies[-1, 0]), float(block.energies[-1, 1]))
-        atoms.set_positions(block.positions[-1])
-        atoms.set_momenta(block.momenta[-1])
-        self.last_good = (block.positions[-1], block.momenta[-1])
         return len(block)
 
     def move(self) -> None:
@@ -425,7 +311,7 @@ class Simulation:
             self.step,
             self.atoms,
             self.energies,
-            self.dynamics,
+            self.motion,
             self.n_dof,
             uncertainty=np.nan if self.uncertainty is None else self.uncertainty.now,
             always=always,
@@ -437,6 +323,7 @@ class Simulation:
         What is forgotten must not depend on the time a step takes, so that the same run takes the
         same steps; what reaches the disk may.
         """
+        assert self.motion is not None
         energy = self.potential_energy()
         series_rows, frame_rows = self.rows.counts()
         self.unsaved = Checkpoint(
@@ -450,7 +337,7 @@ class Simulation:
             frame_rows=frame_rows,
             wall_time_s=self.wall[True],
             equilibration_s=self.wall[False],
-            dynamics=get_state(self.dynamics, self.rng),
+            dynamics={"rng": rng_state(self.rng), **self.motion.state()},
             uncertainty={} if self.uncertainty is None else self.uncertainty.state(),
         )
         # An uncertainty's state goes on changing.
@@ -461,20 +348,12 @@ class Simulation:
 
     def save(self) -> None:
         """Rows to the disk, then the checkpoint that counts them, if there is one to save."""
+        if self.claimed is not None:
+            self.claimed.check(now=True)
         self.rows.flush()
         if self.unsaved is not None:
             self.unsaved.save(self.folder.checkpoint)
             self.unsaved, self._saved = None, time.monotonic()
-
-    def reset_calculator(self) -> None:
-        """Let the calculator compute the next step as if it were its first."""
-        self.forces = None
-        if self.blocks is not None:
-            self.blocks.forget()
-        calculator: Any = self.atoms.calc
-        forget = getattr(calculator, "forget", None) or getattr(calculator, "reset", None)
-        if forget is not None:
-            forget()
 
     def report_progress(self) -> None:
         """Call ``progress``, but not so often that it costs anything."""
@@ -492,11 +371,11 @@ class Simulation:
         self.folder.write_run(self.run_facts)
         self.log.line(f"warning: {text}")
 
-    # --- end -------------------------------------------------------------------------------
+    # --- end ------------------------------------------------------------------------------------
 
     def finish(self, status: str) -> MDResult:
-        """Write trajectory, final structure and status, and what is not saved yet."""
-        self.rows.flush()
+        """Write what is not saved yet, then trajectory, final structure and status."""
+        self.save()  # so that whatever goes wrong with the rest, the run can be gone on with
         facts = self.run_facts
         facts.update(
             status=status,
@@ -517,7 +396,6 @@ class Simulation:
         write_final(self.folder, final, max(self.step, 0), self.settings.timestep_fs)
         final.calc = None
         self.folder.write_run(facts)
-        self.save()
         self.log.line(f"{status} after {max(self.step, 0)} steps, {self.wall[True]:.1f} s")
         return MDResult(
             out=self.folder.root,

@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from dcase.md_runs.loop.constrain import normal_space, only_bonds
+from dcase.md_runs.loop.ensembles import ensemble_named
 from dcase.units import FS, KB
 
 LINEAR_MOMENT = 1e-6
@@ -17,11 +18,11 @@ LINEAR_MOMENT = 1e-6
 def keeps_still(atoms: Atoms, ensemble: str) -> tuple[bool, bool]:
     """Whether the centre of mass and the rotation are taken out: ``(translation, rotation)``.
 
-    Langevin noise pushes the whole system, so nothing is removed there. Fixed atoms break Newton's
+    Where the ensemble does not conserve momentum, nothing is removed. Fixed atoms break Newton's
     third law, so nothing is removed either; fixed bond lengths do not. Rotation is conserved only
     without walls.
     """
-    if ensemble == "langevin" or not only_bonds(atoms) or len(atoms) < 2:
+    if not ensemble_named(ensemble).conserves_momentum or not only_bonds(atoms) or len(atoms) < 2:
         return False, False
     return True, not bool(np.any(atoms.pbc))
 

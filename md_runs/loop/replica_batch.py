@@ -2,72 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
-from dcase.errors import SimulationError
-from dcase.files import atomic_path, write_json
+from dcase.errors import RunError, SimulationError
 from dcase.interrupt import interruptible
 from dcase.md_runs.analysis.frequency import check_timestep
-from dcase.md_runs.files.journal import Journal
+from dcase.md_runs.files.journal import Journal, read_sums
 from dcase.md_runs.files.provenance import describe_calculator
+from dcase.md_runs.files.replica_folder import ReplicaCheckpoint, ReplicaFolder
+from dcase.md_runs.files.run_folder import SUMMED, damaged_checkpoint
 from dcase.md_runs.loop.batch_forces import BatchForces
+from dcase.md_runs.loop.ensembles import NVE
 from dcase.md_runs.loop.mechanics import degrees_of_freedom, draw_momenta, still
 from dcase.md_runs.loop.replica_blocks import replica_blocks
+from dcase.md_runs.loop.result import FAILED, FINISHED, INTERRUPTED, STOPPED
+from dcase.md_runs.loop.resume_point import energy_tolerance
 from dcase.md_runs.loop.watch import BlowUpWatch, bond_lengths
 from dcase.md_runs.settings import MDSettings
+from dcase.runs import Run
 from dcase.units import FS, KB
 from dcase.versions import versions
 
-FINISHED, INTERRUPTED = "finished", "interrupted"
 PROGRESS_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class ReplicaFolder:
-    """Paths of a run of replicas."""
-
-    root: Path
-
-    @property
-    def run(self) -> Path:
-        """Settings and status."""
-        return self.root / "state" / "replicas.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The state to go on from."""
-        return self.root / "state" / "replicas.npz"
-
-    @property
-    def series(self) -> Path:
-        """Journal: step, R potential and R kinetic energies."""
-        return self.root / "state" / "replicas.f64"
-
-    @property
-    def frames(self) -> Path:
-        """Journal: step, positions of all replicas."""
-        return self.root / "state" / "replica_frames.f64"
-
-    def clear(self) -> None:
-        """Remove what a run of replicas has left, and nothing else."""
-        names = ("report.json", "drift.png", "final.extxyz", "replicas.h5")
-        for path in (self.run, self.checkpoint, self.series, self.frames):
-            path.unlink(missing_ok=True)
-        for name in names:
-            (self.root / name).unlink(missing_ok=True)
-
-
 class ReplicaBatch:
-    """All replicas in progress."""
+    """All replicas in progress.
+
+    Args:
+        atoms: The structure given, with a calculator of dcase.
+        settings: What to do.
+        replicas: R.
+        folder: Where the files go.
+        notify: Called with every event, one line each.
+
+    Attributes:
+        claimed: The folder's owner; None: nobody else writes there (as when timing steps).
+    """
 
     def __init__(
         self,
@@ -80,7 +57,7 @@ class ReplicaBatch:
         self.atoms, self.settings, self.folder = atoms, settings, folder
         self.count, self.notify = replicas, notify
         self.masses = atoms.get_masses()[None, :, None]
-        self.n_dof = degrees_of_freedom(atoms, "nve")
+        self.n_dof = degrees_of_freedom(atoms, NVE.name)
         self.dt = settings.timestep_fs * FS
         self.forces_of = BatchForces(atoms.calc, atoms.numbers, atoms.cell.array, atoms.pbc)
         self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
@@ -94,28 +71,84 @@ class ReplicaBatch:
         self.trouble: dict[int, str] = {}  # of replicas that were stopped
         self.alive = np.arange(replicas)
         self.facts: dict[str, Any] = {}
+        self.claimed: Run | None = None
         self._journals: tuple[Journal, Journal] | None = None
+        self._timestep: tuple[float, str] | None = None
+        self._saved: ReplicaCheckpoint | None = None
 
-    # --- beginning -------------------------------------------------------------------------
+    # --- before anything is written -------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Refuse a start that cannot be.
+
+        Raises:
+            SimulationError: If the time step is past the stability limit.
+        """
+        if self._timestep is None:
+            settings = self.settings
+            self._timestep = check_timestep(
+                self.atoms, settings.timestep_fs, force=settings.force_timestep
+            )
+
+    def find_checkpoint(self) -> None:
+        """Look where the run in the folder stands; nothing if it was killed before it had one.
+
+        Raises:
+            SimulationError: If it cannot be gone on from: a file is damaged, the run has more steps
+                than asked for, or had another potential.
+        """
+        if not self.folder.checkpoint.exists():
+            return
+        self.facts = self.folder.read_run()
+        saved = ReplicaCheckpoint.load(self.folder.checkpoint)
+        if self.settings.steps < saved.step:
+            raise SimulationError(
+                f"the run already has {saved.step} steps and cannot be cut to {self.settings.steps}"
+            )
+        if saved.series:
+            read_sums(self.folder.series, 1 + 2 * self.count, saved.series)
+        if saved.frames:
+            read_sums(self.folder.frames, 1 + self.x.size, saved.frames)
+        try:
+            if saved.x.shape != self.x.shape:
+                raise ValueError("another number of replicas or atoms")
+            for rng, state in zip(self.rngs, saved.rngs, strict=True):
+                rng.bit_generator.state = state
+        except Exception as error:  # whatever else is damaged
+            raise damaged_checkpoint(self.folder.checkpoint, error) from error
+        self.trouble = dict(saved.trouble)
+        self.alive = np.array([r for r in range(self.count) if r not in self.trouble], dtype=int)
+        self.x, self.p = saved.x.copy(), saved.p.copy()
+        self.evaluate(self.alive)
+        tolerance = energy_tolerance(len(self.atoms), 0.0) + 1e-7 * np.abs(saved.e)
+        off = [r for r in self.alive if not abs(self.e[r] - saved.e[r]) <= tolerance[r]]
+        if off:
+            raise SimulationError(
+                f"cannot resume: this potential gives {self.e[off[0]]:.6f} eV for replica "
+                f"{off[0] + 1} at the checkpoint, where the run had {saved.e[off[0]]:.6f} eV; use "
+                "the potential the run was started with"
+            )
+        self._saved = saved
+
+    # --- beginning ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Draw momenta, check the time step, open the files."""
+        """Draw momenta, open the files."""
+        self.prepare()
         settings = self.settings
-        period, warning = check_timestep(
-            self.atoms, settings.timestep_fs, force=settings.force_timestep
-        )
+        assert self._timestep is not None
+        period, warning = self._timestep
         for r, rng in enumerate(self.rngs):
             copy = self.atoms.copy()
             draw_momenta(copy, settings.temperature_K, rng)
             self.p[r] = copy.get_momenta()
         self.facts = {
-            "format": 1,
+            "format": SUMMED,
             "status": "running",
             "replicas": self.count,
             "settings": settings.to_dict(),
             "formula": self.atoms.get_chemical_formula(),
             "numbers": self.atoms.numbers.tolist(),
-            "start": self.atoms.positions.tolist(),
             "n_dof": self.n_dof,
             "shortest_period_fs": period,
             "warnings": [warning] if warning else [],
@@ -125,7 +158,7 @@ class ReplicaBatch:
         if warning and self.notify:
             self.notify(f"warning: {warning}")
         self._open(0, 0)
-        write_json(self.folder.run, self.facts)
+        self.folder.write_run(self.facts)
         self.evaluate(self.alive)
         if settings.equilibrate and settings.temperature_K > 0:
             self.step = -settings.equilibrate
@@ -140,43 +173,21 @@ class ReplicaBatch:
             copy = self.atoms.copy()
             copy.set_positions(self.x[r])
             copy.set_momenta(self.p[r])
-            still(copy, "nve")
+            still(copy, NVE.name)
             self.p[r] = copy.get_momenta()
         self.record()
 
     def resume(self) -> None:
-        """Go back to the checkpoint.
-
-        Raises:
-            SimulationError: If structure, settings or number of replicas differ.
-        """
-        self.facts = json.loads(self.folder.run.read_text(encoding="utf-8"))
-        saved = np.load(self.folder.checkpoint)
-        same = (
-            self.facts["replicas"] == self.count
-            and self.facts["numbers"] == self.atoms.numbers.tolist()
-            and np.array_equal(np.array(self.facts["start"]), self.atoms.positions)
-        )
-        if not same:
-            raise SimulationError(
-                f"{self.folder.root} holds replicas of another structure or another number of them"
-            )
-        if changed := self.settings.differences(self.facts["settings"]):
-            raise SimulationError(
-                f"cannot resume with other settings ({'; '.join(changed)}): only steps may change"
-            )
-        self.step, self.wall = int(saved["step"]), float(saved["wall"])
-        if self.settings.steps < self.step:
-            raise SimulationError(
-                f"the run already has {self.step} steps and cannot be cut to {self.settings.steps}"
-            )
-        self.x, self.p = saved["x"].copy(), saved["p"].copy()
-        for rng, state in zip(self.rngs, json.loads(str(saved["rngs"])), strict=True):
-            rng.bit_generator.state = state
-        self.trouble = {int(k): v for k, v in json.loads(str(saved["trouble"])).items()}
-        self.alive = np.array([r for r in range(self.count) if r not in self.trouble], dtype=int)
-        self._open(int(saved["series"]), int(saved["frames"]))
-        self.facts["settings"] = self.settings.to_dict()
+        """Go back to the checkpoint that was found, and cut off what was written after it."""
+        if self._saved is None:
+            self.find_checkpoint()
+        assert self._saved is not None
+        saved = self._saved
+        self.step, self.wall = saved.step, saved.wall
+        self._open(saved.series, saved.frames)
+        self.facts |= {"settings": self.settings.to_dict(), "status": "running"}
+        self.folder.write_run(self.facts)
+        self.forces_of.reset()
         self.evaluate(self.alive)
 
     def _open(self, series: int, frames: int) -> None:
@@ -185,10 +196,21 @@ class ReplicaBatch:
             Journal(self.folder.frames, 1 + self.x.size, frames),
         )
 
-    # --- steps -----------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------
 
     def run(self, progress: Callable[[int, int], None] | None) -> str:
         """All remaining steps."""
+        try:
+            status = self._run(progress)
+        except RunError:  # the folder went away, and is not made again
+            raise
+        except BaseException as error:
+            self._note(FAILED if isinstance(error, Exception) else INTERRUPTED)
+            raise
+        self._note(status)
+        return status
+
+    def _run(self, progress: Callable[[int, int], None] | None) -> str:
         ahead, reported = self.settings.equilibrate, 0.0
         status = FINISHED
         with interruptible(signal.SIGINT, signal.SIGTERM) as stop:
@@ -196,6 +218,8 @@ class ReplicaBatch:
                 if stop.is_set():
                     status = INTERRUPTED
                     break
+                if self.claimed is not None:
+                    self.claimed.check()
                 begun, production = time.perf_counter(), self.step >= 0
                 self.advance()
                 if production:
@@ -206,11 +230,19 @@ class ReplicaBatch:
                 if progress and (now - reported > PROGRESS_SECONDS):
                     reported = now
                     progress(self.step + ahead, self.settings.steps + ahead)
-        if status == FINISHED:
-            self.checkpoint()
+            if status == FINISHED:
+                self.checkpoint()
         if not len(self.alive):
-            return "stopped early: no replica is left"
+            return f"{STOPPED}: no replica is left"
         return status
+
+    def _note(self, status: str) -> None:
+        """Write down how it stands."""
+        if self.claimed is not None:
+            self.claimed.check(now=True)
+        self.facts["status"] = status
+        self.facts["stopped"] = {str(r): why for r, why in self.trouble.items()}
+        self.folder.write_run(self.facts)
 
     def advance(self) -> None:
         """One step, or a block of them, of all replicas that have not been stopped."""
@@ -342,29 +374,27 @@ class ReplicaBatch:
         So the uninterrupted run and the resumed one go on from the same state to the last bit.
         """
         assert self._journals is not None
+        if self.claimed is not None:
+            self.claimed.check(now=True)
         series, frames = (journal.flush() for journal in self._journals)
-        with atomic_path(self.folder.checkpoint) as path, open(path, "wb") as file:
-            np.savez(
-                file,
-                step=self.step,
-                wall=self.wall,
-                x=self.x,
-                p=self.p,
-                series=series,
-                frames=frames,
-                rngs=json.dumps([rng.bit_generator.state for rng in self.rngs]),
-                trouble=json.dumps(self.trouble),
-            )
+        ReplicaCheckpoint(
+            step=self.step,
+            wall=self.wall,
+            x=self.x,
+            p=self.p,
+            e=self.e,
+            series=series,
+            frames=frames,
+            rngs=[rng.bit_generator.state for rng in self.rngs],
+            trouble=self.trouble,
+            start=self.atoms,
+        ).save(self.folder.checkpoint)
         self.forces_of.reset()
         if self.blocks is not None:
             self.blocks.forget()
         self.evaluate(self.alive)
 
     def close(self) -> None:
-        """Close the journals and write down how it stands."""
-        if self._journals is None:
-            return
-        for journal in self._journals:
+        """Close the journals."""
+        for journal in self._journals or ():
             journal.close()
-        self.facts["stopped"] = {str(r): why for r, why in self.trouble.items()}
-        write_json(self.folder.run, self.facts)

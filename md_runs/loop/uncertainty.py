@@ -26,6 +26,9 @@ from dcase.md_runs.settings import MDSettings
 SPREAD = "forces_std"
 """The calculator's result that only ensembles have: eV/A, (N, 3)."""
 
+EXCEEDED = "the uncertainty rose"
+"""How the reason begins why a run was stopped."""
+
 WARNING = "the uncertainty was above"
 """How the warning of a flagged run begins."""
 
@@ -114,7 +117,7 @@ class UncertaintyWatch:
     @property
     def exceeded(self) -> str:
         """The step last measured against the limit, in words."""
-        return f"the uncertainty rose to {self.now:.3g} eV/A (limit {self.limit:g} eV/A)"
+        return f"{EXCEEDED} to {self.now:.3g} eV/A (limit {self.limit:g} eV/A)"
 
     # --- kept over a resume ------------------------------------------------------------------
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
@@ -30,6 +33,22 @@ def covalent_bonds(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     covalent = np.isin(atoms.numbers, list(NON_METALS))
     keep = (i < j) & covalent[i] & covalent[j]
     return i[keep], j[keep], shift[keep]
+
+
+BLOCK = 1024
+"""Frames looked at together, so that a long trajectory never has to fit in memory."""
+
+
+def frame_blocks(positions: Any, frames: int | None = None) -> Iterator[np.ndarray]:
+    """The frames of an array or of an open file, ``(F, N, 3)``, some at a time.
+
+    Args:
+        positions: Anything with a length and slices.
+        frames: Only so many, from the first on.
+    """
+    end = len(positions) if frames is None else frames
+    for first in range(0, end, BLOCK):
+        yield np.asarray(positions[first : min(first + BLOCK, end)], dtype=np.float64)
 
 
 def bond_lengths(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.drift import analyse, plus_minus
 from dcase.md_runs.files.journal import read_rows
-from dcase.md_runs.loop.replica_batch import FINISHED, ReplicaFolder
+from dcase.md_runs.files.replica_folder import ReplicaCheckpoint, ReplicaFolder
+from dcase.md_runs.files.run_folder import SUMMED
+from dcase.md_runs.loop.result import FINISHED
 from dcase.plotting import BLUE, GREY, RED, new_figure, save
 from dcase.units import KB
 
@@ -43,18 +44,21 @@ def write_replica_report(out: str | Path, status: str) -> dict[str, Any]:
         SimulationError: If the folder holds no run of replicas.
     """
     folder = ReplicaFolder(Path(out))
-    try:
-        facts = json.loads(folder.run.read_text(encoding="utf-8"))
-        saved = np.load(folder.checkpoint)
-    except (OSError, ValueError) as error:
-        raise SimulationError(f"{out} holds no run of replicas: {error}") from error
+    facts = folder.read_run()
+    if not folder.checkpoint.exists():
+        raise SimulationError(f"{out} holds no run of replicas with a checkpoint")
+    saved = ReplicaCheckpoint.load(folder.checkpoint)
     count, n_atoms = int(facts["replicas"]), len(facts["numbers"])
-    rows = read_rows(folder.series, 1 + 2 * count)[: int(saved["series"])]
-    frames = read_rows(folder.frames, 1 + 3 * n_atoms * count)[: int(saved["frames"])]
+    if saved.x.shape[:2] != (count, n_atoms):
+        raise SimulationError(f"{folder.run} and {folder.checkpoint} are not of one run")
+    checked = int(facts["format"]) >= SUMMED
+    rows = read_rows(folder.series, 1 + 2 * count, saved.series, checked=checked)[: saved.series]
+    frames = read_rows(folder.frames, 1 + saved.x.size, saved.frames, checked=checked)
+    frames = frames[: saved.frames]
     dt = float(facts["settings"]["timestep_fs"])
     times = np.asarray(rows[:, 0]) * dt
     potential, kinetic = np.array(rows[:, 1 : 1 + count]), np.array(rows[:, 1 + count :])
-    trouble = {int(r): why for r, why in json.loads(str(saved["trouble"])).items()}
+    trouble = saved.trouble
     entries = []
     for r in range(count):
         kept = np.isfinite(potential[:, r])
@@ -72,23 +76,36 @@ def write_replica_report(out: str | Path, status: str) -> dict[str, Any]:
     report = {
         **{k: v for k, v in facts.items() if k not in ("numbers", "start", "stopped", "status")},
         "status": status,
-        "steps": max(int(saved["step"]), 0),
+        "steps": max(saved.step, 0),
         "n_atoms": n_atoms,
         "n_stopped": len(trouble),
         **_together(entries, kinetic, int(facts["n_dof"])),
-        **_speed(rows, float(saved["wall"]), dt, facts, int(saved["step"])),
+        **_speed(rows, saved.wall, dt, facts, saved.step),
         "replicas_each": entries,
     }
     write_json(folder.root / "report.json", report)
     save(_figure(times, potential + kinetic, n_atoms, report), folder.root / "drift.png")
     _write_data(folder, times, potential, kinetic, frames, dt, (count, n_atoms))
     with atomic_path(folder.root / "final.extxyz") as path:
-        write(
-            path,
-            [Atoms(numbers=facts["numbers"], positions=x) for x in saved["x"]],
-            format="extxyz",
-        )
+        write(path, _final(saved, facts), format="extxyz")
     return report
+
+
+def _final(saved: ReplicaCheckpoint, facts: dict[str, Any]) -> list[Atoms]:
+    """The last structure of every replica: all of the structure given, with its momenta."""
+    given = saved.start
+    if given is None:  # a checkpoint of before 0.2
+        given = Atoms(numbers=facts["numbers"], positions=saved.x[0])
+    images = []
+    for r, (positions, momenta) in enumerate(zip(saved.x, saved.p, strict=True)):
+        image = given.copy()
+        image.set_positions(positions, apply_constraint=False)
+        image.set_momenta(momenta, apply_constraint=False)
+        image.info["replica"] = r + 1
+        if r in saved.trouble:
+            image.info["stopped"] = saved.trouble[r]
+        images.append(image)
+    return images
 
 
 def _together(entries: list[dict[str, Any]], kinetic: np.ndarray, n_dof: int) -> dict[str, Any]:
@@ -97,7 +114,9 @@ def _together(entries: list[dict[str, Any]], kinetic: np.ndarray, n_dof: int) ->
     slopes = np.array([e["slope_mev_per_atom_ps"] for e in whole])
     ratios = np.array([e["drift_ratio"] for e in whole])
     error = float(slopes.std(ddof=1) / np.sqrt(len(slopes))) if len(slopes) > 1 else np.nan
-    temperatures = 2.0 * np.nanmean(kinetic, axis=0) / (n_dof * KB) if len(kinetic) else []
+    # Of those that were stopped there is nothing to average but the way to the explosion.
+    sound = kinetic[:, [e["replica"] - 1 for e in whole]]
+    temperatures = 2.0 * sound.mean(axis=0) / (n_dof * KB) if sound.size else np.array([np.nan])
     return {
         "slope_mev_per_atom_ps": float(slopes.mean()) if len(slopes) else np.nan,
         "slope_stderr_mev_per_atom_ps": error,
@@ -105,8 +124,8 @@ def _together(entries: list[dict[str, Any]], kinetic: np.ndarray, n_dof: int) ->
         "rms_mev_per_atom": float(np.mean([e["rms_mev_per_atom"] for e in whole]))
         if whole
         else np.nan,
-        "temperature_K": float(np.nanmean(temperatures)) if len(kinetic) else np.nan,
-        "temperature_std_K": float(np.nanstd(temperatures)) if len(kinetic) else np.nan,
+        "temperature_K": float(np.mean(temperatures)),
+        "temperature_std_K": float(np.std(temperatures)),
     }
 
 

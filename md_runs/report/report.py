@@ -28,8 +28,11 @@ from dcase.md_runs.files.run_folder import (
     RunFolder,
     series_columns,
 )
-from dcase.md_runs.files.trajectory import read_positions, read_series
+from dcase.md_runs.files.trajectory import read_series, stored_positions
 from dcase.md_runs.loop.constrain import constrained
+from dcase.md_runs.loop.ensembles import MDEnsemble, ensemble_named
+from dcase.md_runs.loop.result import STOPPED
+from dcase.md_runs.loop.uncertainty import EXCEEDED
 from dcase.md_runs.report import figures
 from dcase.md_runs.report.html import render
 from dcase.plotting import png
@@ -79,44 +82,21 @@ def _build(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = recover(folder.root)
     settings = facts["settings"]
-    series, times, positions = _data(folder)
+    series = _series(folder)
+    sound = _until_the_watch(series, facts)
     n_atoms, n_dof = int(facts["n_atoms"]), int(facts["n_dof"])
-    ensemble, steps = settings["ensemble"], int(facts["steps"])
-    drift = _drift(series, ensemble, n_atoms, n_dof)
-    temperature, error = mean_and_error(series["temperature"])
-    wall = float(facts["wall_time_s"])
-    span_fs = steps * settings["timestep_fs"]
-    pictures: dict[str, Any] = {}
-    if len(series["time"]):
-        pictures["energies"] = figures.energies_figure(
-            series, n_atoms=n_atoms, temperature_K=settings["temperature_K"]
-        )
-    if ensemble != "langevin" and len(series["time"]):
-        pictures["drift"] = figures.drift_figure(
-            series["time"],
-            series["conserved_energy"],
-            drift,
-            n_atoms=n_atoms,
-            name="total energy" if ensemble == "nve" else "conserved energy",
-        )
+    ensemble = ensemble_named(settings["ensemble"])
+    drift = _drift(sound, ensemble, n_atoms, n_dof)
+    temperature, error = mean_and_error(sound["temperature"])
     spread = _uncertainty(facts)
-    if spread is not None and len(series["time"]):
-        pictures["uncertainty"] = figures.uncertainty_figure(
-            series["time"], series[UNCERTAINTY], spread["limit_eV_A"]
-        )
+    pictures = _pictures(series, sound, drift, facts, ensemble)
     if scan is not None:
         pictures["dt_scan"] = figures.dt_scan_figure(scan.entries)
     # The bonds of the structure given, not of a frame in which one may be stretched.
     given = Checkpoint.load(folder.checkpoint).start
-    stability = bond_stability(times, positions, given, reference_positions=reference).to_dict()
-    h_of_r = None
-    if reference is not None and len(times) and n_atoms > 1 and not np.any(given.pbc):
-        kept = positions[times - times[0] <= stability["stable_ps"] * 1e3]
-        r, density = distance_distribution(kept)
-        _, expected = distance_distribution(np.asarray(reference))
-        mae = distribution_error(density, expected)
-        h_of_r = {"mae_times_10": mae, "frames": len(kept), "reference_frames": len(reference)}
-        pictures["h_of_r"] = figures.distances_figure(r, density, expected, error=mae)
+    stability, h_of_r, picture, constraints = _geometry(folder, given, settings, reference)
+    if picture is not None:
+        pictures["h_of_r"] = picture
     report = {
         "status": facts["status"],
         "finished": facts["status"] == "finished",
@@ -127,13 +107,11 @@ def _build(
         "formula": facts["formula"],
         "n_atoms": n_atoms,
         "n_dof": n_dof,
-        "constraints": _constraints(given, settings, positions),
-        "ensemble": ensemble,
+        "constraints": constraints,
+        "ensemble": ensemble.name,
         "temperature_K": settings["temperature_K"],
         "timestep_fs": settings["timestep_fs"],
-        "steps": steps,
         "steps_requested": settings["steps"],
-        "duration_ps": span_fs * 1e-3,
         "equilibration_steps": settings["equilibrate"],
         "seed": settings["seed"],
         "mean_temperature_K": temperature,
@@ -143,15 +121,12 @@ def _build(
         "dt_scan": None if scan is None else scan.to_list(),
         "dt_scan_verdict": None if scan is None else scan.interpretation,
         "dt_scan_passed": None if scan is None else scan.passed,
-        "com_momentum": _extent(series["com_momentum"], "amu A/fs"),
-        "angular_momentum": _extent(series["angular_momentum"], "amu A^2/fs"),
+        "com_momentum": _extent(sound["com_momentum"], "amu A/fs"),
+        "angular_momentum": _extent(sound["angular_momentum"], "amu A^2/fs"),
         "shortest_period_fs": facts["shortest_period_fs"],
         "stability": stability,
         "h_of_r": h_of_r,
-        "wall_time_s": wall,
-        "equilibration_wall_time_s": facts["equilibration_wall_time_s"],
-        "ms_per_step": 1e3 * wall / steps if steps else math.nan,
-        "ns_per_day": span_fs * 1e-6 / (wall / 86400.0) if wall > 0.0 else math.nan,
+        **_speed(facts),
         "warnings": list(facts["warnings"]),
         "settings": settings,
         "versions": facts["versions"],
@@ -160,25 +135,101 @@ def _build(
     return report, pictures
 
 
-def _data(folder: RunFolder) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Series, frame times and positions; empty where production never began."""
+def _speed(facts: dict[str, Any]) -> dict[str, Any]:
+    steps, wall = int(facts["steps"]), float(facts["wall_time_s"])
+    span_fs = steps * facts["settings"]["timestep_fs"]
+    return {
+        "steps": steps,
+        "duration_ps": span_fs * 1e-3,
+        "wall_time_s": wall,
+        "equilibration_wall_time_s": facts["equilibration_wall_time_s"],
+        "ms_per_step": 1e3 * wall / steps if steps else math.nan,
+        "ns_per_day": span_fs * 1e-6 / (wall / 86400.0) if wall > 0.0 else math.nan,
+    }
+
+
+def _until_the_watch(series: dict[str, np.ndarray], facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The series without the step at which the watch stopped the run: that is no physics.
+
+    A step that only was too uncertain is; one without a finite energy stays, and ends the analysis
+    by itself.
+    """
+    status = str(facts["status"])
+    if not status.startswith(STOPPED) or EXCEEDED in status or not len(series["step"]):
+        return series
+    after = series["step"] >= int(facts["steps"])
+    if not np.isfinite(series["total_energy"][after]).all():
+        return series
+    return {name: values[~after] for name, values in series.items()}
+
+
+def _pictures(
+    series: dict[str, np.ndarray],
+    sound: dict[str, np.ndarray],
+    drift: EnergyDrift,
+    facts: dict[str, Any],
+    ensemble: MDEnsemble,
+) -> dict[str, Any]:
+    """What can be seen of energies and uncertainty; nothing where production never began."""
+    found: dict[str, Any] = {}
+    if not len(series["time"]):
+        return found
+    n_atoms, settings = int(facts["n_atoms"]), facts["settings"]
+    found["energies"] = figures.energies_figure(
+        series, n_atoms=n_atoms, temperature_K=settings["temperature_K"]
+    )
+    if ensemble.conserved is not None:
+        found["drift"] = figures.drift_figure(
+            sound["time"],
+            sound["conserved_energy"],
+            drift,
+            n_atoms=n_atoms,
+            name=ensemble.conserved_name,
+        )
+    spread = _uncertainty(facts)
+    if spread is not None:
+        found["uncertainty"] = figures.uncertainty_figure(
+            series["time"], series[UNCERTAINTY], spread["limit_eV_A"]
+        )
+    return found
+
+
+def _geometry(
+    folder: RunFolder, given: Atoms, settings: dict[str, Any], reference: np.ndarray | None
+) -> tuple[dict[str, Any], dict[str, Any] | None, Any, dict[str, Any] | None]:
+    """What the frames say: stability, h(r) and its picture, held bonds."""
+    with stored_positions(folder.root, len(given)) as (times, positions):
+        stability = bond_stability(times, positions, given, reference_positions=reference)
+        h_of_r, picture = None, None
+        if reference is not None and len(times) and len(given) > 1 and not np.any(given.pbc):
+            kept = int(np.count_nonzero(times - times[0] <= stability.stable_ps * 1e3))
+            r, density = distance_distribution(positions, frames=kept)
+            _, expected = distance_distribution(np.asarray(reference))
+            mae = distribution_error(density, expected)
+            h_of_r = {"mae_times_10": mae, "frames": kept, "reference_frames": len(reference)}
+            picture = figures.distances_figure(r, density, expected, error=mae)
+        constraints = _constraints(given, settings, positions)
+    return stability.to_dict(), h_of_r, picture, constraints
+
+
+def _series(folder: RunFolder) -> dict[str, np.ndarray]:
+    """The energy series; empty where production never began."""
     if folder.trajectory.exists():
-        times, positions, _ = read_positions(folder.root)
-        return read_series(folder.root), times, positions
-    n_atoms = len(Checkpoint.load(folder.checkpoint).start)
-    nothing = {name: np.zeros(0) for name in ("time", *series_columns(True))}
-    return nothing, np.zeros(0), np.zeros((0, n_atoms, 3))
+        return read_series(folder.root)
+    return {name: np.zeros(0) for name in ("time", *series_columns(True))}
 
 
-def _drift(series: dict[str, np.ndarray], ensemble: str, n_atoms: int, n_dof: int) -> EnergyDrift:
+def _drift(
+    series: dict[str, np.ndarray], ensemble: MDEnsemble, n_atoms: int, n_dof: int
+) -> EnergyDrift:
     drift = analyse(
         series["time"],
-        series["total_energy" if ensemble == "langevin" else "conserved_energy"],
+        series["total_energy" if ensemble.conserved is None else "conserved_energy"],
         series["kinetic_energy"],
         n_atoms=n_atoms,
         n_dof=n_dof,
     )
-    if ensemble != "langevin" or drift.verdict.startswith("failed"):
+    if ensemble.conserved is not None or drift.verdict.startswith("failed"):
         return drift
     nothing = {
         name: math.nan
@@ -200,9 +251,7 @@ def _uncertainty(facts: dict[str, Any]) -> dict[str, Any] | None:
     return {**numbers, "limit_eV_A": limit, "on_uncertain": on_uncertain}
 
 
-def _constraints(
-    given: Atoms, settings: dict[str, Any], positions: np.ndarray
-) -> dict[str, Any] | None:
+def _constraints(given: Atoms, settings: dict[str, Any], positions: Any) -> dict[str, Any] | None:
     """Which bonds were held, at which lengths, and how well at the frames; None where none were."""
     held = constrained(given, settings.get("constrain", "none"))
     if held is None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.md_runs.analysis.drift import plus_minus
+from dcase.md_runs.loop.ensembles import ensemble_named
 
 
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -97,7 +98,7 @@ def print_summary(report: dict[str, Any], console: Console | None = None) -> Non
 
 def ensemble_name(ensemble: str) -> str:
     """As people write it: ``NVE``, ``NVT (bussi)``."""
-    return "NVE" if ensemble == "nve" else f"NVT ({ensemble})"
+    return ensemble_named(ensemble).title
 
 
 def _model(report: dict[str, Any]) -> str:
@@ -111,7 +112,7 @@ def _spread(report: dict[str, Any]) -> str:
     A canonical start has a total energy with relative spread sqrt(2 / 2n) for n harmonic degrees of
     freedom, half of it kinetic.
     """
-    if report["ensemble"] != "nve" or report["n_dof"] < 1:
+    if ensemble_named(report["ensemble"]).thermostat or report["n_dof"] < 1:
         return ""
     return f"; single NVE runs scatter by {100.0 / math.sqrt(report['n_dof']):.0f} %"
 

@@ -160,7 +160,7 @@ def test_an_earlier_run_is_not_overwritten(dcase, short, empty_folder):
     before = (empty_folder / "m" / "report.json").read_bytes()
     done = dcase(*short, "--seed", "1", "--out", "m")
     assert done.code == 1
-    assert "m already holds a run" in done.message
+    assert "m already exists and holds a run" in done.message
     assert (empty_folder / "m" / "report.json").read_bytes() == before
     assert dcase(*short, "--seed", "1", "--out", "m", "--overwrite").code == 0
     assert report_of(empty_folder / "m")["seed"] == 1
@@ -169,10 +169,10 @@ def test_an_earlier_run_is_not_overwritten(dcase, short, empty_folder):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        (["--timestep", "0.4"], "timestep_fs: 0.5 -> 0.4"),
-        (["--ensemble", "langevin"], "ensemble: nve -> langevin"),
+        (["--timestep", "0.4"], "timestep_fs was 0.5, now 0.4"),
+        (["--ensemble", "langevin"], "ensemble was 'nve', now 'langevin'"),
         (["--steps", "5"], "cannot be cut to 5"),
-        (["--structure", "moved.xyz"], "structure"),
+        (["--structure", "moved.xyz"], "other positions"),
     ],
 )
 def test_resume_with_changed_options(dcase, short, empty_folder, changed, reason):
@@ -235,7 +235,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--resume"], "there is no run to resume in md_run"),
+        (["--resume"], "nothing to resume: there is no run in md_run"),
         (["--reference", "nowhere.npz"], "no such file: nowhere.npz"),
         (["--reference", embedded_file(get_molecule("aspirin"))], "its frames are not C2H6O"),
         (["--ensemble", "langevin", "--temperature", "0"], "temperature_K must be a number > 0"),
@@ -269,7 +269,7 @@ def test_relax(dcase, model, empty_folder):
     assert len(ase.io.read(empty_folder / "r" / "relaxed.extxyz")) == 9
     again = dcase(*options, "--fmax", "5")
     assert again.code == 1
-    assert "r already holds a relaxation" in again.message
+    assert "r already exists and holds a run: --overwrite starts again" in again.message
     # One step is too few for so small a force: the structure is written, the status says so.
     done = dcase(*options, "--fmax", "1e-6", "--steps", "1", "--overwrite")
     assert done.code == 1

@@ -23,15 +23,15 @@ def test_replicas_from_the_command_line(dcase):
     assert [entry["replica"] for entry in report["replicas_each"]] == [1, 2, 3]
     assert report["steps"] == 40
     assert {p.name for p in Path("r").iterdir()} == {
-        "report.json", "drift.png", "final.extxyz", "replicas.h5", "state",
+        "run.json", "report.json", "drift.png", "final.extxyz", "replicas.h5", "state",
     }  # fmt: skip
-    assert "already holds a run" in dcase(*RUN).message
+    assert "already exists and holds a run" in dcase(*RUN).message
     more = [*RUN, "--resume", "--steps", "60"]
     assert dcase(*more).code == 0
     assert json.loads(Path("r/report.json").read_text())["steps"] == 60
     # A single copy has another kind of folder.
     assert (
-        "already holds a run"
+        "holds a run of another kind (md replicas)"
         in dcase("md", "--model", SHIPPED, "--steps", "5", "--out", "r").message
     )
 

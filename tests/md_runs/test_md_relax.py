@@ -55,7 +55,7 @@ def test_too_few_steps_are_said_clearly_and_results_are_not_overwritten(tmp_path
     assert not result.converged
     assert result.status.startswith("NOT converged after 2 steps: largest force")
     assert told == [result.status]
-    with pytest.raises(SimulationError, match="already holds a relaxation"):
+    with pytest.raises(SimulationError, match="holds a run: --overwrite"):
         relax(atoms, out=tmp_path)
     assert relax(atoms, out=tmp_path, overwrite=True).converged
 

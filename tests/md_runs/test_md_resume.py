@@ -188,7 +188,7 @@ def test_an_existing_run_is_not_overwritten(finished):
     out, settings = finished
     before = (out / "trajectory.h5").read_bytes()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(SimulationError, match="already holds a run"):
+    with pytest.raises(SimulationError, match="already exists and holds a run"):
         run_md(spring_molecule("H2O"), settings, out)
     assert (out / "trajectory.h5").read_bytes() == before
     run_md(spring_molecule("H2O"), replace(settings, seed=5), out, overwrite=True)
@@ -199,9 +199,9 @@ def test_an_existing_run_is_not_overwritten(finished):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"timestep_fs": 0.25}, "timestep_fs: 0.5 -> 0.25"),
-        ({"ensemble": "bussi"}, "ensemble: nve -> bussi"),
-        ({"seed": 9}, "seed: 0 -> 9"),
+        ({"timestep_fs": 0.25}, "timestep_fs was 0.5, now 0.25"),
+        ({"ensemble": "bussi"}, "ensemble was 'nve', now 'bussi'"),
+        ({"seed": 9}, "seed was 0, now 9"),
         ({"steps": 40}, "cannot be cut to 40"),
     ],
 )
@@ -214,11 +214,11 @@ def test_resume_with_other_settings_is_refused(finished, change, words):
 def test_resume_with_another_structure_or_potential_is_refused(finished):
     out, settings = finished
     longer = replace(settings, steps=90)
-    with pytest.raises(SimulationError, match="elements differ"):
+    with pytest.raises(SimulationError, match="other elements; other positions"):
         run_md(spring_molecule("CH4"), longer, out, resume=True)
     moved = spring_molecule("H2O")
     moved.positions[0] += 0.01
-    with pytest.raises(SimulationError, match="positions differ"):
+    with pytest.raises(SimulationError, match="other positions"):
         run_md(moved, longer, out, resume=True)
     with pytest.raises(SimulationError, match="use the potential the run was started with"):
         run_md(spring_molecule("H2O", depth=3.0), longer, out, resume=True)
@@ -227,7 +227,7 @@ def test_resume_with_another_structure_or_potential_is_refused(finished):
 
 def test_nothing_to_resume_and_contradictions(tmp_path):
     atoms = spring_molecule("H2O")
-    with pytest.raises(SimulationError, match="no run to resume"):
+    with pytest.raises(SimulationError, match="nothing to resume"):
         run_md(atoms, MDSettings(), tmp_path / "nothing", resume=True)
     with pytest.raises(OptionError, match="exclude each other"):
         run_md(atoms, MDSettings(), tmp_path, resume=True, overwrite=True)
@@ -241,7 +241,7 @@ def test_damaged_checkpoint_and_journal_say_so(finished):
     series = out / "state" / "series.f64"
     whole = series.read_bytes()
     series.write_bytes(whole[:100])
-    with pytest.raises(SimulationError, match="shorter than its checkpoint"):
+    with pytest.raises(SimulationError, match=r"series\.f64 is damaged: rows 0 to \d+"):
         run_md(spring_molecule("H2O"), longer, out, resume=True)
     series.write_bytes(whole + b"half a row")  # what a kill leaves: cut off and gone on from
     assert run_md(spring_molecule("H2O"), longer, out, resume=True).finished

@@ -17,8 +17,8 @@ from dcase import DCCalculator
 from dcase.data.molecules import structure
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.analysis.drift import analyse
+from dcase.md_runs.files.replica_folder import ReplicaFolder
 from dcase.md_runs.loop.batch_forces import BatchForces
-from dcase.md_runs.loop.replica_batch import ReplicaFolder
 from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.report.replica_report import print_replica_summary, write_replica_report
 from dcase.md_runs.settings import MDSettings
@@ -104,9 +104,9 @@ def test_replicas_resume_exactly(aspirin, tmp_path):
         run_replicas(
             aspirin, MDSettings(**{**SHORT, "timestep_fs": 0.4}), 3, tmp_path / "parts", resume=True
         )
-    with pytest.raises(SimulationError, match="another number"):
+    with pytest.raises(SimulationError, match="replicas was 3, now 4"):
         run_replicas(aspirin, whole, 4, tmp_path / "parts", resume=True)
-    with pytest.raises(SimulationError, match="already holds a run"):
+    with pytest.raises(SimulationError, match="already exists and holds a run"):
         run_replicas(aspirin, whole, 3, tmp_path / "parts")
     run_replicas(aspirin, half, 2, tmp_path / "parts", overwrite=True)
 
