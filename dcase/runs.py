@@ -187,14 +187,14 @@ class Place:
             any of them is a sign of a run, and all of them go when it is replaced.
         results: Files outside of the folder that belong to the run as well.
         empty: Whether the folder has to be the run's alone.
-        resumable: Whether such a run can be gone on with at all.
+        goes_on: Whether such a run can be gone on with at all.
     """
 
     folder: Path
     files: tuple[str, ...] = ()
     results: tuple[Path, ...] = ()
     empty: bool = False
-    resumable: bool = True
+    goes_on: bool = True
 
     @property
     def record(self) -> Path:
@@ -461,7 +461,7 @@ def _decide(
     if not resume:
         if found:
             first = found[0] if found[0] in place.results else folder
-            goes_on = "--resume goes on, " if place.resumable else ""
+            goes_on = "--resume goes on, " if place.goes_on else ""
             raise RunError(
                 f"{first} already exists and holds a run: {goes_on}--overwrite starts again, or "
                 "choose another --out"

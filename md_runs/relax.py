@@ -122,7 +122,7 @@ def relax(
     if out is None:
         result = search.run(None)
     else:
-        place = Place(Path(out), files=FILES, resumable=False)
+        place = Place(Path(out), files=FILES, goes_on=False)
         identity = run_identity("relax", atoms, {**options, "steps": steps})
         run = claim(place, identity, overwrite=overwrite)
         try:
@@ -133,6 +133,7 @@ def relax(
             raise
         except BaseException:
             place.clear()  # nothing of it is of use, and it should not be in the way
+            place.record.unlink(missing_ok=True)
             raise
         finally:
             run.release()

@@ -212,7 +212,7 @@ def _walk(
         on_uncertain="stop",
         force_timestep=True,  # a poor potential vibrates as it likes
     )
-    begun = folder.place.record.exists()
+    begun = folder.place.resumable()
     return run_md(atoms, dynamics, out, resume=begun, progress=progress).status
 
 

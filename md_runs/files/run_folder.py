@@ -5,7 +5,7 @@ trajectory.h5                     H5MD, whole or absent
 final.extxyz, log.txt
 selected.extxyz                   frames above the largest uncertainty, if one was given
 run.json                          whose folder this is (see ``dcase.runs``)
-state/run.json                    settings, model, versions, status
+state/simulation.json             settings, model, versions, status
 state/checkpoint.npz              positions, momenta, random numbers, thermostat
 state/series.f64, frames.f64      rows so far, and their checksums (see ``journal``)
 """
@@ -73,6 +73,11 @@ class RunFolder:
     @property
     def run(self) -> Path:
         """Settings and status."""
+        return self.state / "simulation.json"
+
+    @property
+    def old_run(self) -> Path:
+        """The same of a dcase before 0.2."""
         return self.state / "run.json"
 
     @property
@@ -113,7 +118,7 @@ class RunFolder:
     @property
     def place(self) -> Place:
         """What a run keeps here, for :func:`dcase.runs.claim`."""
-        ours = [self.run, self.checkpoint, self.series, self.frames]
+        ours = [self.run, self.old_run, self.checkpoint, self.series, self.frames]
         ours += [sums_of(path) for path in (self.series, self.frames)]
         ours += [self.trajectory, self.final, self.selected, self.log, self.report]
         ours += [self.root / name for name in ("report.html", *(f"{n}.png" for n in FIGURES))]
@@ -125,7 +130,9 @@ class RunFolder:
         Raises:
             SimulationError: If there is none, or it cannot be read.
         """
-        return read_facts(self.run, FACTS, f"{self.root} holds no run of dcase md")
+        old = self.old_run.exists() and not self.run.exists()
+        path = self.old_run if old else self.run
+        return read_facts(path, FACTS, f"{self.root} holds no run of dcase md")
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Store settings, model and status atomically."""
@@ -175,7 +182,7 @@ FACTS: dict[str, Any] = {
     "warnings": list,
     "versions": dict,
 }
-"""What ``run.json`` holds at least, and of which type."""
+"""What ``simulation.json`` holds at least, and of which type."""
 
 SUMMED = 2
 """Format from which the journals have checksums."""

@@ -50,7 +50,7 @@ class Simulation(MovingAtoms):
     Attributes:
         claimed: The folder's owner; None: nobody else writes there (as when timing steps).
         rows: The recorder.
-        run_facts: Of ``state/run.json``.
+        run_facts: Of ``state/simulation.json``.
     """
 
     def __init__(
@@ -249,61 +249,6 @@ class Simulation(MovingAtoms):
                 self.n_dof,
             )
         return len(block)
-
-    def move(self) -> None:
-        """One step of the integrator.
-
-        ASE compares all atoms with the last call's whenever forces are asked for, which costs more
-        than a step of a small molecule should. Integrators that take the forces at the start of a
-        step (all but Nose-Hoover) are given those they returned.
-        """
-        if isinstance(self.dynamics, NoseHooverChainNVT):
-            self.dynamics.step()
-        else:
-            self.forces = self.dynamics.step(self.forces)
-
-    def look(self) -> str:
-        """Measure this step, and compare it with what is physical."""
-        self.measure()
-        potential, kinetic = self.energies
-        n_dof = self.n_dof if self.production else 3 * len(self.atoms)
-        positions = self.atoms.get_positions()
-        heat = kinetic_temperature(kinetic, n_dof)
-        trouble = self.watch.look(positions, potential, kinetic, heat)
-        if np.isfinite(positions).all() and np.isfinite(kinetic):
-            self.last_good = (positions, self.atoms.get_momenta())
-        return trouble or self.look_at_uncertainty()
-
-    def look_at_uncertainty(self) -> str:
-        """Count this step's uncertainty; returns why the run must stop here, or ""."""
-        watch = self.uncertainty
-        if watch is None:
-            return ""
-        first = watch.look(self.step, self.atoms.positions, production=self.production)
-        if first and not watch.stops:
-            self.log.line(f"{watch.exceeded} at step {self.step}; such steps are flagged")
-        return watch.trouble
-
-    def measure(self) -> None:
-        """Potential and kinetic energy of this step, eV."""
-        self.energies = (self.potential_energy(), float(self.atoms.get_kinetic_energy()))
-        if self.uncertainty is not None:
-            self.uncertainty.measure(self.atoms.calc)
-
-    def potential_energy(self) -> float:
-        """Potential energy whose gradient the forces are, eV.
-
-        Taken from the calculator's results where these are of exactly these positions.
-        """
-        calculator: Any = self.atoms.calc
-        results = getattr(calculator, "results", None) or {}
-        name = "free_energy" if self.energy_kind else "energy"
-        seen: Any = getattr(calculator, "atoms", None)
-        known = name in results and seen is not None
-        known = known and np.array_equal(seen.positions, self.atoms.positions)
-        if known and calculator.results is results:  # no other thread has come in between
-            return float(results[name])
-        return float(self.atoms.get_potential_energy(force_consistent=self.energy_kind))
 
     def record(self, *, always: bool = False) -> None:
         """Add this step to the series and the trajectory, if it is due (or the last one)."""

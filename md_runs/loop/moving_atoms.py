@@ -174,7 +174,8 @@ class MovingAtoms:
         name = "free_energy" if self.free_energy else "energy"
         seen: Any = getattr(calculator, "atoms", None)
         known = name in results and seen is not None
-        if known and np.array_equal(seen.positions, self.atoms.positions):
+        known = known and np.array_equal(seen.positions, self.atoms.positions)
+        if known and calculator.results is results:  # no other thread has come in between
             return float(results[name])
         return float(self.atoms.get_potential_energy(force_consistent=self.free_energy))
 

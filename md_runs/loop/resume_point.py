@@ -21,7 +21,7 @@ class ResumePoint:
     """A checkpoint that can be gone on from.
 
     Attributes:
-        facts: Of ``state/run.json``.
+        facts: Of ``state/simulation.json``.
         saved: The checkpoint.
         rng: The run's random numbers as they were.
     """

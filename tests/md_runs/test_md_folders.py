@@ -274,9 +274,12 @@ def test_a_folder_of_an_earlier_dcase_is_reported_but_not_gone_on_with(tmp_path,
     (out / "run.json").unlink()
     for path in out.rglob("*.sum"):
         path.unlink()
-    facts_file = out / "state" / ("run.json" if kind == "md" else "replicas.json")
-    facts = json.loads(facts_file.read_text())
-    facts_file.write_text(json.dumps({**facts, "format": 1}))
+    name = {"md": "simulation.json", "md replicas": "replicas.json"}[kind]
+    facts = json.loads((out / "state" / name).read_text())
+    (out / "state" / name).unlink()
+    (out / "state" / name.replace("simulation", "run")).write_text(
+        json.dumps({**facts, "format": 1})
+    )
     before = content(tmp_path)
     with pytest.raises(RunError, match=r"no run\.json that says how it was made"):
         run(water(potentials[0]), LONGER, out, resume=True)
@@ -363,7 +366,11 @@ def test_damaged_states_are_one_line_and_change_nothing(tmp_path, finished, pote
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("state/run.json", "{"), ("state/run.json", "[]"), ("state/run.json", '{"status": 1}')],
+    [
+        ("state/simulation.json", "{"),
+        ("state/simulation.json", "[]"),
+        ("state/simulation.json", '{"status": 1}'),
+    ],
 )
 def test_damaged_facts(tmp_path, finished, potentials, name, text):
     shutil.copytree(finished / "md", tmp_path / "run")
@@ -373,7 +380,7 @@ def test_damaged_facts(tmp_path, finished, potentials, name, text):
         lambda: write_report(tmp_path / "run"),
         lambda: recover(tmp_path / "run"),
     ):
-        with pytest.raises(SimulationError, match=r"run\.json is damaged"):
+        with pytest.raises(SimulationError, match=r"simulation\.json is damaged"):
             attempt()
 
 

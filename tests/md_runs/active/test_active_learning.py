@@ -400,7 +400,9 @@ def test_walkers_take_the_temperatures_in_turn(tmp_path):
     settings = replace(SETTINGS, timestep_fs=0.5, steps=10, walkers=3)
     sample([atoms] * 3, atoms.calc, settings, 0, 50.0, tmp_path)
     found = [
-        json.loads((tmp_path / f"walker-{k:02d}" / "state" / "run.json").read_text())["settings"]
+        json.loads((tmp_path / f"walker-{k:02d}" / "state" / "simulation.json").read_text())[
+            "settings"
+        ]
         for k in range(3)
     ]
     assert [f["temperature_K"] for f in found] == [400.0, 800.0, 400.0]

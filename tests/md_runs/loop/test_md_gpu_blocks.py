@@ -434,7 +434,7 @@ def test_a_run_is_the_same_run(settings, tmp_path, monkeypatch):
             self.blocks = None
             if recorded:
                 arguments = self.atoms, self.settings.timestep_fs, self.watch, self.n_dof
-                options = {"dynamics": self.dynamics, "runner": EagerRunner}
+                options = {"dynamics": self.motion.dynamics, "runner": EagerRunner}
                 self.blocks = graph_blocks.graph_blocks(*arguments, **options)
                 used.append((ensemble, self.blocks))
 

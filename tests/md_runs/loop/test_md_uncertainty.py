@@ -199,8 +199,8 @@ def test_a_start_beyond_the_limit_stops_at_once(tmp_path, equilibrate):
     assert len(read(tmp_path / "selected.extxyz", ":")) == 1
     write_report(tmp_path)
     # Killed before it could say so: the resumed run comes to the same.
-    facts = json.loads((tmp_path / "state" / "run.json").read_text())
-    (tmp_path / "state" / "run.json").write_text(json.dumps({**facts, "status": "running"}))
+    facts = json.loads((tmp_path / "state" / "simulation.json").read_text())
+    (tmp_path / "state" / "simulation.json").write_text(json.dumps({**facts, "status": "running"}))
     before = (tmp_path / "selected.extxyz").read_bytes()
     again = run_md(atoms, settings, tmp_path, resume=True)
     assert again.status == result.status
@@ -291,7 +291,7 @@ def test_resume_without_journals_keeps_the_uncertainty(tmp_path, flagged):
 
 def test_a_run_from_before_there_were_uncertainties_resumes(tmp_path):
     run_md(spring_molecule("CH4"), replace(SETTINGS, steps=100), tmp_path / "old")
-    path = tmp_path / "old" / "state" / "run.json"
+    path = tmp_path / "old" / "state" / "simulation.json"
     facts = json.loads(path.read_text())
     for name in ("max_uncertainty_eV_A", "on_uncertain", "max_selected"):
         del facts["settings"][name]
