@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,3 +155,52 @@ def test_state_is_plain_and_complete():
         again, [other], lambda: loss(other), 10
     )
     assert torch.equal(w, other)
+
+
+def soap_by_the_paper(gradients, start, lr, betas, eps, every):
+    """Algorithms 3 and 4 of Vyas et al. (2024) for a matrix, in NumPy, line by line."""
+    beta1, beta2 = betas
+    w, n = start.copy(), start.shape
+    left, right = np.zeros((n[0], n[0])), np.zeros((n[1], n[1]))
+    q_left, q_right = np.eye(n[0]), np.eye(n[1])
+    mean, square, path = np.zeros(n), np.zeros(n), []
+    for t, g in enumerate(gradients):
+        if t > 0:
+            mean = beta1 * mean + (1 - beta1) * g
+            turned = q_left.T @ g @ q_right
+            square = beta2 * square + (1 - beta2) * turned**2
+            first = (q_left.T @ mean @ q_right) / (1 - beta1**t)
+            second = square / (1 - beta2**t)
+            w = w - lr * q_left @ (first / (np.sqrt(second) + eps)) @ q_right.T
+        left = beta2 * left + (1 - beta2) * g @ g.T
+        right = beta2 * right + (1 - beta2) * g.T @ g
+        if t == 0:
+            q_left, q_right = (np.linalg.eigh(m)[1][:, ::-1] for m in (left, right))
+        elif t % every == 0:
+            for axis, average in ((0, left), (1, right)):
+                q = q_left if axis == 0 else q_right
+                order = np.argsort(-np.diag(q.T @ average @ q), kind="stable")
+                square = np.take(square, order, axis)
+                q = np.linalg.qr(average @ q[:, order])[0]  # one step of power iteration
+                q_left, q_right = (q, q_right) if axis == 0 else (q_left, q)
+        path.append(w)
+    return np.array(path)
+
+
+def test_it_takes_the_steps_of_the_paper():
+    rng = np.random.default_rng(4)
+    scales = np.logspace(1, -1, 4)
+    # Their sizes change with time, so that the order of the basis does.
+    gradients = [
+        (np.roll(scales, t // 8)[:, None] * rng.normal(size=(4, 3))) @ rng.normal(size=(3, 3))
+        for t in range(40)
+    ]
+    start = rng.normal(size=(4, 3))
+    options = {"lr": 0.03, "betas": (0.9, 0.8), "eps": 1e-8}
+    wanted = soap_by_the_paper(gradients, start, every=3, **options)
+    w = nn.Parameter(torch.tensor(start))
+    optimizer = SOAP([w], every=3, **options)
+    for g, expected in zip(gradients, wanted, strict=True):
+        w.grad = torch.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(w.detach().numpy(), expected, rtol=0, atol=1e-10)

@@ -18,16 +18,22 @@ BLOCKS = [
 ]
 
 
-def test_an_equation_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_equation_of_ones_own(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The blocks of docs/pinn.md belong together: an equation, and its solution."""
     text = (ROOT / "docs/pinn.md").read_text(encoding="utf-8")
+    if not whole:  # enough to see where it goes
+        assert "adam:200,lbfgs:200" in text
+        text = text.replace("adam:200,lbfgs:200", "adam:50,lbfgs:70")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
         exec(compile(block, "docs/pinn.md", "exec"), names)
     decay = math.exp(-0.05 * (2 * math.pi) ** 2 * 0.5)
-    assert abs(float(names["u"]) - decay) < 0.01
+    assert abs(float(names["u"]) - decay) < (0.01 if whole else 0.1)
 
 
 def test_there_are_blocks() -> None:

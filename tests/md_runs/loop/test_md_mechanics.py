@@ -129,6 +129,24 @@ def test_lanczos_finds_the_top_of_the_full_spectrum():
     assert top == pytest.approx(modes.max(), rel=1e-2)
 
 
+@pytest.mark.physics
+def test_modes_of_a_chain_that_buckles():
+    """Ends that attract each other: the two bends fall (negative), both stretches as by hand."""
+    k, length = 2 * 2.0 * 1.9**2, (1.2 + 1.6) / 3  # k (x - 1.2) + k (2 x - 1.6) = 0
+    atoms = Atoms("CO2", [[0, 0, 0], [0, 0, length], [0, 0, -length]])
+    springs = [(0, 1), (0, 2), (1, 2)]
+    atoms.calc = PairSprings(springs, [1.2, 1.2, 1.6], morse=False, depth=2.0, a=1.9)
+    assert abs(atoms.get_forces()).max() < 1e-12
+    modes = harmonic_frequencies(atoms)
+    assert len(modes) == 4  # of nine, less three translations and two rotations
+    carbon, oxygen = atoms.get_masses()[:2]
+    tension = -2 * k * (length - 1.2) / length  # of the two bonds: they are compressed
+    stretches = [k * 3 / oxygen, k * (1 / oxygen + 2 / carbon)]
+    bend = -tension * (1 / carbon + 1 / (2 * oxygen))
+    wanted = [np.sign(w2) * np.sqrt(abs(w2)) * FS * INVERSE_CM for w2 in (bend, bend, *stretches)]
+    assert modes == pytest.approx(wanted, rel=2e-3)
+
+
 def test_frequency_leaves_the_structure_alone_and_works_in_crystals():
     copper = bulk("Cu", cubic=True)
     copper.rattle(0.02, seed=1)
