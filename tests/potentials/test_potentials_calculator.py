@@ -548,3 +548,18 @@ def test_known_elements_have_the_index_of_their_place(potential):
     found = potential.species(torch.tensor([[1, 6], [8, 1]]))
     assert found.tolist() == [[0, 1], [2, 0]]
     assert potential.species(torch.empty(0, dtype=torch.int64)).tolist() == []
+
+
+def test_numbers_beyond_the_table_are_not_its_last_element():
+    potential = lively(elements=["H", "C", "O", "Og"], filter_knots=16)
+    graph = graph_of(potential, ethanol())
+    assert potential.species(torch.tensor([118])).tolist() == [3]
+    numbers = graph.numbers.clone()
+    numbers[2] = 119
+    message = "not trained on atomic number 119; it knows H, C, O, Og"
+    with pytest.raises(OptionError, match=message):
+        potential(replace(graph, numbers=numbers))
+    calc = DCCalculator(potential)
+    if calc.deployed is not None:
+        with pytest.raises(OptionError, match=message):
+            calc.deployed(numbers.numpy(), ethanol().positions, graph.pairs.numpy())
