@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow mutants lint benchmark peer-schnetpack peer-deepxde clean
+.PHONY: quickstart install test test-slow mutants fuzz lint benchmark peer-schnetpack peer-deepxde clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -23,6 +23,11 @@ test-slow: $(VENV)/.installed-dev
 # ONLY=md tries those whose file or area has that in it.
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutation/mutate.py --jobs 2 --only '$(ONLY)' --out mutants.json
+
+# Damaged files of every kind: what their readers make of them. TRIALS=1000 for more.
+TRIALS ?= 100
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_campaign.py --trials $(TRIALS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

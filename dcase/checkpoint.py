@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dcase.archives import damage
 from dcase.errors import CheckpointError
 from dcase.files import atomic_path, check_readable
 
@@ -118,7 +119,7 @@ def load_any(
         raise CheckpointError(
             f"{path}: not a dcase checkpoint, or truncated (nothing in it was executed)"
         )
-    damaged = _damaged_record(path)  # torch's reader does not look at the checksums
+    damaged = damage(path)  # torch's reader does not look at the checksums
     if damaged:
         raise CheckpointError(f"{path}: damaged: {damaged}; copy or train it again")
     try:
@@ -143,16 +144,6 @@ def load_any(
 
 def _a(noun: str) -> str:
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
-
-
-def _damaged_record(path: Path) -> str:
-    """What is wrong with a zip archive, or an empty string."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-    except Exception as error:  # zipfile and zlib raise many types for damaged archives
-        return (str(error).splitlines() or [type(error).__name__])[0]
-    return f"the checksum of {record} is wrong" if record else ""
 
 
 def _check_plain(value: Any, where: str) -> None:

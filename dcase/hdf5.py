@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import h5py
 
 from dcase.errors import DataError, DcaseError
-from dcase.files import check_readable, reason
+from dcase.files import atomic_path, check_readable, reason
+
+_MARK = b"\ndcase-sha256:"
 
 
 @contextmanager
@@ -30,6 +32,8 @@ def opened(
     check_readable(path, error)
     instead = instead and f"; {instead}"
     try:
+        if _is_changed(path):
+            raise error(f"{path} is damaged: it has changed since it was written{instead}")
         if not h5py.is_hdf5(path):
             raise error(f"{path} is not an HDF5 file ({os.stat(path).st_size} bytes){instead}")
         with h5py.File(path, "r") as file:
@@ -48,10 +52,37 @@ def opened(
         raise error(f"{path} is damaged ({text[:160]}){instead}") from failure
 
 
-def checksummed(shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Options of ``create_dataset`` with which HDF5 checks what it reads.
+@contextmanager
+def created(target: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """A new HDF5 file that replaces ``target`` when the block ends, with a checksum behind it.
 
-    Args:
-        shape: Of the data, if known; HDF5 can checksum neither single values nor empty arrays.
+    HDF5 ignores what follows its own end; :func:`opened` compares it before anything is parsed, as
+    a damaged file can have the library read wrong numbers, loop without end, or crash.
+
+    Raises:
+        DcaseError: If the file cannot be written.
     """
-    return {} if shape is not None and (not shape or 0 in shape) else {"fletcher32": True}
+    with atomic_path(target) as temporary:
+        with h5py.File(temporary, "w") as file:
+            yield file
+        with open(temporary, "r+b") as plain:
+            digest = hashlib.file_digest(plain, "sha256").hexdigest()
+            plain.seek(0, os.SEEK_END)
+            plain.write(_MARK + digest.encode())
+
+
+def _is_changed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has a checksum behind it, which is not that of what is before it."""
+    length = len(_MARK) + 64
+    with open(path, "rb") as file:
+        left = max(0, file.seek(0, os.SEEK_END) - length)
+        file.seek(left)
+        end = file.read()
+        if not end.startswith(_MARK):
+            return False
+        file.seek(0)
+        digest = hashlib.sha256()
+        while block := file.read(min(left, 1 << 20)):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest().encode() != end[len(_MARK) :]

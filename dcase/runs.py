@@ -509,6 +509,8 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     identity = record.get("identity") if whole else None
     if not isinstance(identity, dict) or not isinstance(identity.get("settings"), dict):
         raise RunError(f"{path} is not of this version of dcase; --overwrite starts again")
+    if not isinstance(record.get("format", 0), int):
+        raise RunError(f"{path} is damaged; --overwrite starts again")
     if record.get("format", 0) > FORMAT:
         raise RunError(f"{path} was written by a newer version of dcase")
     return record

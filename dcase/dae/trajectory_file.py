@@ -15,7 +15,6 @@ import numpy as np
 
 from dcase import hdf5
 from dcase.errors import DataError
-from dcase.files import atomic_path
 from dcase.units import FS
 
 UNITS: dict[str, dict[str, str]] = {
@@ -153,7 +152,7 @@ def write(path: str | os.PathLike[str], trajectory: Trajectory) -> Path:
         "numbers": "1",
         "energy": units["energy"],
     }
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.created(path) as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["system"] = trajectory.system

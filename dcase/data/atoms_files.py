@@ -18,7 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.npz import file_sha256
 from dcase.errors import DataError, OptionError
-from dcase.files import check_readable
+from dcase.files import check_readable, reason
 
 LABELS = ("energy", "forces", "stress")
 
@@ -123,11 +123,11 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
         ) from error
     except (IndexError, StopIteration) as error:
         raise DataError(f"{path} has no frames at index {index!r}") from error
-    except (KeyboardInterrupt, MemoryError):
-        raise
+    except MemoryError as error:
+        raise DataError(f"{path} is damaged, or does not fit in memory") from error
     except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: ASE cannot read it, it may be damaged ({reason})") from error
+        why = reason(error)[:160]
+        raise DataError(f"{path}: ASE cannot read it, it may be damaged ({why})") from error
     frames = read if isinstance(read, list) else [read]
     if not frames:
         raise DataError(f"{path} has no frames at index {index!r}")
@@ -175,7 +175,7 @@ def _keys(atoms: ase.Atoms) -> str:
         for name, place in zip(names, _places(atoms), strict=True)
         if place
     ]
-    return "; ".join(listed) or "no labels at all"
+    return "; ".join(listed)[:300] or "no labels at all"
 
 
 def _label(

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +28,12 @@ from pathlib import Path
 import numpy as np
 from ase.db import connect
 
+from dcase.archives import read_arrays
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.download import cache_folder, fetch
 from dcase.data.splits import SplitFrames, Splits, split
 from dcase.errors import DataError, DcaseError, OptionError
-from dcase.files import atomic_path
+from dcase.files import atomic_path, check_readable, reason
 
 URL = "http://quantum-machine.org/datasets/iso17.tar.gz"
 THEORY = "PBE+vdW-TS"
@@ -208,11 +207,12 @@ def count_rows(file: Path) -> int:
     Raises:
         DataError: If it is none.
     """
+    check_readable(file)
     try:
         with connect(file, type="db") as database:
             return database.count()
-    except (sqlite3.Error, OSError, ValueError, AssertionError) as error:
-        raise DataError(f"{file} is not an ASE database, or damaged: {error}") from error
+    except Exception as error:  # ASE's reader raises whatever it stumbles on
+        raise DataError(f"{file} is not an ASE database, or damaged: {_short(error)}") from error
 
 
 def read_rows(
@@ -269,9 +269,9 @@ def read_rows(
 def _kept(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays of the cache; None if they are not there or not whole."""
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {k: file[k] for k in ("numbers", "positions", "ptr", "energy", "forces")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        file = read_arrays(path)
+        return {k: file[k] for k in ("numbers", "positions", "ptr", "energy", "forces")}
+    except (DataError, KeyError):
         return None
 
 
@@ -305,8 +305,8 @@ def _decode(file: Path, rows: np.ndarray, progress: bool) -> dict[str, np.ndarra
         raise
     except KeyError as error:
         raise DataError(f"{file} has no row {int(row_number) + 1}") from error
-    except (sqlite3.Error, OSError, ValueError, TypeError, AssertionError) as error:
-        raise DataError(f"{file} is not an ASE database, or damaged: {error}") from error
+    except Exception as error:  # ASE's reader raises whatever it stumbles on
+        raise DataError(f"{file} is not an ASE database, or damaged: {_short(error)}") from error
     return {
         "numbers": np.concatenate(numbers),
         "positions": np.concatenate(positions),
@@ -314,6 +314,10 @@ def _decode(file: Path, rows: np.ndarray, progress: bool) -> dict[str, np.ndarra
         "energy": np.array(energies),
         "forces": np.concatenate(forces),
     }
+
+
+def _short(error: Exception) -> str:
+    return reason(error)[:160]
 
 
 def _ids(path: Path) -> np.ndarray | None:

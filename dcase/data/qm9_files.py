@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import IO
 import numpy as np
 from ase.data import atomic_numbers
 
+from dcase.archives import read_arrays
 from dcase.data.download import fetch
 from dcase.errors import DataError, DcaseError, MissingExtraError
 from dcase.files import atomic_path
@@ -303,13 +303,13 @@ def read_cache(path: Path) -> Molecules:
         DataError: If the file is damaged.
     """
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return Molecules(
-                index=file["index"],
-                numbers=file["numbers"],
-                positions=file["positions"],
-                ptr=file["ptr"],
-                properties={name: file[name] for name in COLUMNS},
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        file = read_arrays(path)
+        return Molecules(
+            index=file["index"],
+            numbers=file["numbers"],
+            positions=file["positions"],
+            ptr=file["ptr"],
+            properties={name: file[name] for name in COLUMNS},
+        )
+    except KeyError as error:
         raise DataError(f"{path} is damaged; delete it, it is made anew") from error

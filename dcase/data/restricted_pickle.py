@@ -55,8 +55,6 @@ def load_fields(data: bytes, where: str) -> dict[str, Any]:
         fields = {name: _plain(value) for name, value in _mapping(found).items()}
     except _RefusedError as error:
         raise DataError(f"{where}: refused: {error} (nothing in it was run)") from None
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged pickle can make any operation fail
         reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
         raise DataError(f"{where}: damaged, or not a PyTorch Geometric frame ({reason})") from error

@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.jsonio import decode, encode
 
+from dcase.archives import check_archive
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.files.journal import sums_of
 from dcase.md_runs.files.run_folder import damaged_checkpoint, read_facts
@@ -142,6 +143,7 @@ class ReplicaCheckpoint:
             SimulationError: If it is not one, or is damaged.
         """
         try:
+            check_archive(path)
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 x, p = stored["x"], stored["p"]
                 if x.shape != p.shape or x.ndim != 3 or x.shape[2] != 3 or x.dtype != np.float64:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from dcase.archives import check_archive
 from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.files.journal import sums_of
@@ -274,6 +275,7 @@ class Checkpoint:
             SimulationError: If it is not one, or is damaged.
         """
         try:
+            check_archive(path)
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 start = structure_from(stored)
                 positions, momenta = stored["positions"], stored["momenta"]

@@ -34,7 +34,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from dcase import hdf5
 from dcase._version import __version__
 from dcase.errors import SimulationError
-from dcase.files import atomic_path
 from dcase.md_runs.files.run_folder import FRAME, SERIES, UNCERTAINTY, series_columns
 from dcase.units import FS
 
@@ -77,7 +76,7 @@ def write_trajectory(
     """
     n = len(template)
     head = len(FRAME)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.created(path) as file:
         root = file.create_group("h5md")
         root.attrs["version"] = np.array([1, 1], dtype=np.int32)
         root.create_group("author").attrs["name"] = _user()

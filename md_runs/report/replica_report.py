@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from ase import Atoms
 from ase.io import write
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from dcase import hdf5
 from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.drift import analyse, plus_minus
@@ -179,7 +179,7 @@ def _write_data(
     shape: tuple[int, int],
 ) -> None:
     count, n_atoms = shape
-    with atomic_path(folder.root / "replicas.h5") as path, h5py.File(path, "w") as file:
+    with hdf5.created(folder.root / "replicas.h5") as file:
         for name, values, unit in (
             ("time", times, "fs"),
             ("potential_energy", potential, "eV"),

@@ -185,7 +185,7 @@ def write_diffusion_reaction(
             )
             group = file.create_group(f"{number:04d}")
             values = np.stack((solution["u"], solution["v"]), axis=-1).astype(np.float32)
-            group.create_dataset("data", data=values, compression="lzf")
+            group.create_dataset("data", data=values, compression="lzf", fletcher32=True)
             for name, axis in (("x", x), ("y", x), ("t", t)):
                 group.create_dataset(f"grid/{name}", data=axis.astype(np.float32))
             group.attrs["config"] = _config(constants, number, cells, times)
@@ -232,15 +232,19 @@ def _write_lines(
     """A one-dimensional file, solved and written batch by batch."""
     with _file(path, numbers, seed, overwrite) as file:
         file.attrs.update(attributes)
-        file["x-coordinate"] = x.astype(np.float32)
+        file.create_dataset("x-coordinate", data=x.astype(np.float32), fletcher32=True)
         # The published files have one more time than the data.
-        file["t-coordinate"] = np.append(t, 2 * t[-1] - t[-2]).astype(np.float32)
+        file.create_dataset(
+            "t-coordinate", data=np.append(t, 2 * t[-1] - t[-2]).astype(np.float32), fletcher32=True
+        )
         starts = range(0, len(numbers), BATCH)
         for part, start in enumerate(starts):
             batch = slice(start, min(start + BATCH, len(numbers)))
             for name, values in solve(batch, _part(progress, part, len(starts))).items():
                 shape = (len(numbers), len(t), len(x))
-                file.require_dataset(name, shape, np.float32)[batch] = values.astype(np.float32)
+                file.require_dataset(name, shape, np.float32, fletcher32=True)[batch] = (
+                    values.astype(np.float32)
+                )
     return Path(path)
 
 

@@ -175,13 +175,17 @@ class Recipe:
                 parts[table] = str(content)
                 continue
             if table not in _TABLES:
-                raise OptionError(f"recipe: unknown table [{table}]; known: {', '.join(_TABLES)}")
+                raise OptionError(
+                    f"recipe: unknown table [{table[:60]}]; known: {', '.join(_TABLES)}"
+                )
             if not isinstance(content, Mapping):
                 raise OptionError(f"recipe: {table} must be a table, got {content!r}")
             known = {f.name for f in fields(_TABLES[table])}
             for key in content:
                 if key not in known:
-                    raise OptionError(f"recipe: [{table}] has no entry {key!r}{_hint(key, known)}")
+                    raise OptionError(
+                        f"recipe: [{table}] has no entry {key[:60]!r}{_hint(key, known)}"
+                    )
             parts[table] = _TABLES[table](**content)
         return Recipe(**parts)
 
