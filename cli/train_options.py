@@ -11,6 +11,7 @@ import click
 
 from dcase.activations import activation_names
 from dcase.cli.options import (
+    Decorator,
     count,
     dataclass_options,
     device_option,
@@ -112,6 +113,75 @@ def use_target(chosen: dict[str, Any], target: str | None) -> None:
         chosen["energy_weight"] = 1.0  # alone, its size means nothing, but clipping would see it
 
 
+def _run_options(recipe: str) -> Decorator:
+    """What is written where, on which frames."""
+    return section(
+        "Run",
+        out_file(
+            "Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
+            "the model before the activation where it is not schnet. Logs and the state to "
+            "resume from go into a folder of that name ending in .run."
+        ),
+        resume_option("Go on from the last saved state."),
+        overwrite_option("Replace an earlier run."),
+        click.option(
+            "--recipe",
+            default=recipe,
+            show_default=True,
+            metavar="NAME|FILE",
+            help=f"Every value that is not given here: {', '.join(recipe_names())}, or a "
+            ".toml file.",
+        ),
+        frame_count("--n-train", help="Training frames: a number, or a fraction of all below 1."),
+        frame_count("--n-val", help="Validation frames: a number, or a fraction of all below 1."),
+        click.option(
+            "--test", "test_rest", is_flag=True, help="Also evaluate on all other frames."
+        ),
+        click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events."),
+        quiet_option("Print the result only."),
+    )
+
+
+def _model_options() -> Decorator:
+    """Architecture and what is set of it."""
+    sizes = "; ".join(f"{a.name}: {', '.join(a.sizes)}" for a in ARCHITECTURES.values())
+    return section(
+        "Model",
+        click.option("--model", default=None, help=f"Architecture: {', '.join(ARCHITECTURES)}."),
+        click.option("--size", default=None, help=f"Preset ({sizes})."),
+        click.option(
+            "--activation",
+            default=None,
+            help=f"original (the architecture's own), {', '.join(activation_names())}.",
+        ),
+        click.option(
+            "--variant",
+            type=click.Choice(VARIANTS),
+            default=None,
+            help="paper: the published implementation to the letter, defects included.",
+        ),
+        click.option(
+            "--placement",
+            type=click.Choice(PLACEMENTS),
+            default=None,
+            help="Where the activation goes: where the DC paper put IReLU, or everywhere.",
+        ),
+        click.option(
+            "--denormalize/--keep-normalization",
+            "denormalize",
+            default=None,
+            help="Take BatchNorm layers out, or keep them; default: out, but kept in the "
+            "paper variant.",
+        ),
+        click.option(
+            "--initialization",
+            default=None,
+            help="default (the architecture's own) or lsuv (unit variance on a batch).",
+        ),
+        hyper_parameter_options,
+    )
+
+
 def training_options(
     function: Callable[..., Any] | None = None, *, recipe: str = "default"
 ) -> Callable[..., Any]:
@@ -131,98 +201,30 @@ def training_options(
 
     command: Callable[..., Any] = wrapper
     data_options = {p.name for p in getattr(function, "__click_params__", [])}
-    sizes = "; ".join(f"{a.name}: {', '.join(a.sizes)}" for a in ARCHITECTURES.values())
-    for decorator in reversed(
-        [
-            section(
-                "Run",
-                out_file(
-                    "Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
-                    "the model before the activation where it is not schnet. Logs and the state to "
-                    "resume from go into a folder of that name ending in .run."
-                ),
-                resume_option("Go on from the last saved state."),
-                overwrite_option("Replace an earlier run."),
-                click.option(
-                    "--recipe",
-                    default=recipe,
-                    show_default=True,
-                    metavar="NAME|FILE",
-                    help=f"Every value that is not given here: {', '.join(recipe_names())}, or a "
-                    ".toml file.",
-                ),
-                frame_count(
-                    "--n-train", help="Training frames: a number, or a fraction of all below 1."
-                ),
-                frame_count(
-                    "--n-val", help="Validation frames: a number, or a fraction of all below 1."
-                ),
-                click.option(
-                    "--test", "test_rest", is_flag=True, help="Also evaluate on all other frames."
-                ),
-                click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events."),
-                quiet_option("Print the result only."),
+    groups = [
+        _run_options(recipe),
+        _model_options(),
+        section(
+            "Labels and loss",
+            dataclass_options(LabelChoice, texts=_LABEL_TEXTS),
+            dataclass_options(DataChoice, texts=_DATA_TEXTS),
+            dataclass_options(LossChoice, texts=_LOSS_TEXTS),
+        ),
+        section("Training", dataclass_options(TrainSettings, texts=_TRAINING_TEXTS)),
+        section(
+            "Machine",
+            device_option,
+            threads_option,
+            count("--devices", default=1, help="Processes on each node (GPUs, or CPU processes)."),
+            count(
+                "--num-nodes",
+                default=1,
+                help="Nodes, when started on each of them by torchrun.",
             ),
-            section(
-                "Model",
-                click.option(
-                    "--model", default=None, help=f"Architecture: {', '.join(ARCHITECTURES)}."
-                ),
-                click.option("--size", default=None, help=f"Preset ({sizes})."),
-                click.option(
-                    "--activation",
-                    default=None,
-                    help=f"original (the architecture's own), {', '.join(activation_names())}.",
-                ),
-                click.option(
-                    "--variant",
-                    type=click.Choice(VARIANTS),
-                    default=None,
-                    help="paper: the published implementation to the letter, defects included.",
-                ),
-                click.option(
-                    "--placement",
-                    type=click.Choice(PLACEMENTS),
-                    default=None,
-                    help="Where the activation goes: where the DC paper put IReLU, or everywhere.",
-                ),
-                click.option(
-                    "--denormalize/--keep-normalization",
-                    "denormalize",
-                    default=None,
-                    help="Take BatchNorm layers out, or keep them; default: out, but kept in the "
-                    "paper variant.",
-                ),
-                click.option(
-                    "--initialization",
-                    default=None,
-                    help="default (the architecture's own) or lsuv (unit variance on a batch).",
-                ),
-                hyper_parameter_options,
-            ),
-            section(
-                "Labels and loss",
-                dataclass_options(LabelChoice, texts=_LABEL_TEXTS),
-                dataclass_options(DataChoice, texts=_DATA_TEXTS),
-                dataclass_options(LossChoice, texts=_LOSS_TEXTS),
-            ),
-            section("Training", dataclass_options(TrainSettings, texts=_TRAINING_TEXTS)),
-            section(
-                "Machine",
-                device_option,
-                threads_option,
-                count(
-                    "--devices", default=1, help="Processes on each node (GPUs, or CPU processes)."
-                ),
-                count(
-                    "--num-nodes",
-                    default=1,
-                    help="Nodes, when started on each of them by torchrun.",
-                ),
-            ),
-        ]
-    ):
-        command = decorator(command)
+        ),
+    ]
+    for group in reversed(groups):
+        command = group(command)
     return command
 
 

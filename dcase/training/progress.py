@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+
+from dcase.training.settings import TrainSettings
+from dcase.training.state import TrainState
 
 
 @dataclass
@@ -19,6 +23,39 @@ class Progress:
     lr: float
     loss: float
     validation: dict[str, float] = field(default_factory=dict)
+
+
+class Pace:
+    """How fast a sitting goes.
+
+    Args:
+        step: Steps done before it.
+    """
+
+    def __init__(self, step: int):
+        self._since, self._at = time.monotonic(), step
+
+    def progress(
+        self, state: TrainState, settings: TrainSettings, steps_per_epoch: int, lr: float
+    ) -> Progress:
+        """For a display, after a step."""
+        rate = (state.step - self._at) / max(time.monotonic() - self._since, 1e-9)
+        steps = settings.epochs * steps_per_epoch
+        remaining = (steps - state.step) / max(rate, 1e-9)
+        if settings.time_limit:
+            remaining = min(remaining, max(settings.time_limit - state.elapsed, 0.0))
+        return Progress(
+            epoch=state.epoch + 1,
+            epochs=settings.epochs,
+            step=state.step,
+            steps=steps,
+            elapsed=state.elapsed,
+            steps_per_second=rate,
+            remaining=remaining,
+            lr=lr,
+            loss=state.losses["loss"],
+            validation=state.last_validation,
+        )
 
 
 @dataclass(frozen=True)

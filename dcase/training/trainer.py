@@ -34,7 +34,7 @@ from dcase.runs import Run
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog
 from dcase.training.processes import Processes
-from dcase.training.progress import Progress, TrainResult
+from dcase.training.progress import Pace, Progress, TrainResult
 from dcase.training.quasi_newton import QuasiNewton
 from dcase.training.settings import TrainSettings
 from dcase.training.state import (
@@ -183,7 +183,7 @@ class Trainer:
         self.model.train()
         self._started = time.monotonic() - self.state.elapsed
         self._saved = time.monotonic()
-        self._rate = (time.monotonic(), self.state.step)
+        self._pace = Pace(self.state.step)
         try:
             with interruptible(signal.SIGINT, signal.SIGTERM) as self._stop:
                 status = self._run()
@@ -306,7 +306,7 @@ class Trainer:
             self.claimed.check()
         if self.on_step:
             lr = self.optimizer.param_groups[0]["lr"]
-            self.on_step(self._progress(lr, state.losses["loss"]))
+            self.on_step(self._pace.progress(state, self.settings, self.steps_per_epoch, lr))
         if done.interrupted:
             return "interrupted"
         if done.limit_share >= 1.0:
@@ -371,27 +371,6 @@ class Trainer:
 
     def _clock(self) -> None:
         self.state.elapsed = time.monotonic() - self._started
-
-    def _progress(self, lr: float, loss: float) -> Progress:
-        state, now = self.state, time.monotonic()
-        since, at = self._rate
-        rate = (state.step - at) / max(now - since, 1e-9)
-        steps = self.settings.epochs * self.steps_per_epoch
-        remaining = (steps - state.step) / max(rate, 1e-9)
-        if self.settings.time_limit:
-            remaining = min(remaining, max(self.settings.time_limit - state.elapsed, 0.0))
-        return Progress(
-            epoch=state.epoch + 1,
-            epochs=self.settings.epochs,
-            step=state.step,
-            steps=steps,
-            elapsed=state.elapsed,
-            steps_per_second=rate,
-            remaining=remaining,
-            lr=lr,
-            loss=loss,
-            validation=state.last_validation,
-        )
 
     def _origin(self) -> dict[str, Any]:
         return origin(self.identity, self.settings, self.objective)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ase import Atoms
 
-from dcase.md_runs.checks import measures
+from dcase.md_runs.checks import measures, practice
 from dcase.md_runs.checks.structures import default_structure
 from dcase.md_runs.checks.subject import Skip, Subject
 from dcase.potentials.potential import Potential, load_potential
@@ -177,14 +177,14 @@ _CHECKS = (
     _Check("smooth at the cutoff", measures.cutoff_jump, 1e-4, 1e-3, "F inside"),
     _Check("sum of forces", measures.net_force, 1e-10, 1e-4, "F"),
     _Check("torque", measures.net_torque, 1e-10, 1e-4, "F x radius", (), _ROTATION),
-    _Check("float32 energy", measures.single_precision, 1e-5, 1e-5, "eV/atom", ("energy",)),
-    _Check("float32 forces", measures.single_precision, 1e-3, 1e-3, "F", ("forces",)),
-    _Check("device equals CPU", measures.device, 1e-9, 1e-3, "F"),
-    _Check("save and load", measures.save_and_load, 0.0, 0.0, "difference"),
-    _Check("calculator copies", measures.calculator_copies, 1e-12, 1e-4, "F"),
-    _Check("kept neighbour list", measures.kept_list, 1e-9, 1e-4, "F"),
-    _Check("time reversal", measures.time_reversal, 1e-8, None, "A"),
-    _Check("dt^2 law", measures.timestep_law, 0.4, None, "|ratio - 4|"),
+    _Check("float32 energy", practice.single_precision, 1e-5, 1e-5, "eV/atom", ("energy",)),
+    _Check("float32 forces", practice.single_precision, 1e-3, 1e-3, "F", ("forces",)),
+    _Check("device equals CPU", practice.device, 1e-9, 1e-3, "F"),
+    _Check("save and load", practice.save_and_load, 0.0, 0.0, "difference"),
+    _Check("calculator copies", practice.calculator_copies, 1e-12, 1e-4, "F"),
+    _Check("kept neighbour list", practice.kept_list, 1e-9, 1e-4, "F"),
+    _Check("time reversal", practice.time_reversal, 1e-8, None, "A"),
+    _Check("dt^2 law", practice.timestep_law, 0.4, None, "|ratio - 4|"),
 )
 
 

@@ -340,7 +340,7 @@ def test_kill_9_within_a_save(tmp_path, whole, how):
     assert finish(start(fit_water, out, True)) == 0
     assert_same_runs(out, whole)
     assert sorted(p.name for p in folder.iterdir()) == [
-            "metrics.csv", "report.json", "run.json", "state.pt"
+            "metrics.csv", "report.json", "run.json", "state.pt", "training.png"
         ]  # fmt: skip
 
 
