@@ -30,7 +30,8 @@ from dcase.cli.options import (
     use_threads,
 )
 from dcase.errors import DataError, DcaseError, OptionError
-from dcase.md_runs.settings import CONSTRAINTS, ENSEMBLES, ON_UNCERTAIN, MDSettings
+from dcase.md_runs.choices import CONSTRAINTS
+from dcase.md_runs.settings import ENSEMBLES, ON_UNCERTAIN, MDSettings
 
 _HELP = attribute_help(MDSettings)
 _DEFAULT = MDSettings()

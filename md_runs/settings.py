@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from dcase.errors import OptionError
+from dcase.md_runs.choices import CONSTRAINTS
 from dcase.md_runs.loop.ensembles import ENSEMBLES as RECORDS
 from dcase.md_runs.loop.ensembles import ensemble_named
 from dcase.options import check_size
 
 ENSEMBLES = tuple(RECORDS)
 """Ensembles by name."""
-
-CONSTRAINTS = ("none", "bonds-to-hydrogen", "all-bonds")
-"""Which covalent bonds keep their length."""
 
 ON_UNCERTAIN = ("stop", "flag")
 """What a run does once its uncertainty is above the limit."""

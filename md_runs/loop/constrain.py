@@ -24,8 +24,8 @@ from ase.data import chemical_symbols
 from ase.geometry import find_mic
 
 from dcase.errors import OptionError, SimulationError
+from dcase.md_runs.choices import CONSTRAINTS
 from dcase.md_runs.loop.watch import bond_lengths, covalent_bonds, frame_blocks
-from dcase.md_runs.settings import CONSTRAINTS
 
 TOLERANCE = 1e-13
 """Relative error of a squared length at which Newton's iteration stops."""

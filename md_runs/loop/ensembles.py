@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,31 @@ from dcase.units import FS, KB
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dcase.md_runs.settings import MDSettings
+    Make = Callable[[Atoms, "Coupling", np.random.Generator], Any]
 
-    Make = Callable[[Atoms, MDSettings, np.random.Generator], Any]
+
+class Coupling(Protocol):
+    """What of :class:`~dcase.md_runs.settings.MDSettings` integrators are made from."""
+
+    @property
+    def timestep_fs(self) -> float:
+        """Time step, fs."""
+        ...
+
+    @property
+    def temperature_K(self) -> float:
+        """K."""
+        ...
+
+    @property
+    def friction_per_fs(self) -> float:
+        """Langevin friction, 1/fs."""
+        ...
+
+    @property
+    def taut_fs(self) -> float:
+        """Time of the coupling, fs."""
+        ...
 
 
 def _no_state(dynamics: Any) -> dict[str, np.ndarray]:
@@ -130,7 +152,7 @@ def ensemble_named(name: str) -> MDEnsemble:
 # ------------------------------------------------------------------------------------------- NVE
 
 
-def _verlet(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> Any:
+def _verlet(atoms: Atoms, settings: Coupling, rng: np.random.Generator) -> Any:
     from ase.md.verlet import VelocityVerlet
 
     return VelocityVerlet(atoms, timestep=settings.timestep_fs * FS)
@@ -144,7 +166,7 @@ NVE = MDEnsemble(
 # -------------------------------------------------------------------------------------- Langevin
 
 
-def _langevin(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> Any:
+def _langevin(atoms: Atoms, settings: Coupling, rng: np.random.Generator) -> Any:
     from ase.md.langevin import Langevin
 
     return Langevin(
@@ -170,9 +192,9 @@ def _heated_dof(atoms: Atoms, name: str) -> int:
     ASE's count 3N. A molecule whose centre of mass and rotation are still has fewer, and would be
     kept too hot by 3N / (3N - 6).
     """
-    from dcase.md_runs.loop.mechanics import degrees_of_freedom
+    from dcase.md_runs.loop.freedom import moving_dof
 
-    n_dof = degrees_of_freedom(atoms, name)
+    n_dof = moving_dof(atoms, ensemble_named(name).conserves_momentum)
     if n_dof < 1:
         raise OptionError(f"{name} has nothing to heat: the system has no degree of freedom")
     if atoms.get_kinetic_energy() <= 1e-12:
@@ -180,7 +202,7 @@ def _heated_dof(atoms: Atoms, name: str) -> int:
     return n_dof
 
 
-def _bussi(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> Any:
+def _bussi(atoms: Atoms, settings: Coupling, rng: np.random.Generator) -> Any:
     from ase.md.bussi import Bussi
 
     n_dof = _heated_dof(atoms, "bussi")
@@ -213,7 +235,7 @@ BUSSI = MDEnsemble(
 # ------------------------------------------------------------------------------ Nose-Hoover chain
 
 
-def _nose_hoover(atoms: Atoms, settings: MDSettings, rng: np.random.Generator) -> Any:
+def _nose_hoover(atoms: Atoms, settings: Coupling, rng: np.random.Generator) -> Any:
     from ase.md.nose_hoover_chain import NoseHooverChainNVT
 
     n_dof = _heated_dof(atoms, "nose-hoover")
