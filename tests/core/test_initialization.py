@@ -339,3 +339,24 @@ def test_lsuv_works_through_forces():
     report = lsuv_(model, run)
     assert all(entry.std_after == pytest.approx(1, abs=0.02) for entry in report.layers)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_lsuv_scale_is_of_all_rescalings_together():
+    """A layer that feeds on itself takes several: their product is what the weight has grown by."""
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 20)
+    before = layer.weight.detach().clone()
+    x = torch.randn(400, 20)
+    report = lsuv_(layer, lambda: layer(torch.tanh(layer(x))), target_std=2.0, tol=1e-3)
+    (entry,) = report.layers
+    assert report.runs > 2
+    torch.testing.assert_close(layer.weight.detach(), entry.scale * before, rtol=1e-5, atol=1e-7)
+
+
+def test_lsuv_target_is_the_one_asked_for():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(30, 30, bias=False), torch.randn(500, 30)
+    lsuv_(layer, lambda: layer(x))
+    assert layer(x).std().item() == pytest.approx(1.0, abs=0.02)  # from which the second starts
+    lsuv_(layer, lambda: layer(x), target_std=3.0)
+    assert layer(x).std().item() == pytest.approx(3.0, rel=0.02)

@@ -220,3 +220,67 @@ def test_steps_stay_in_their_range():
 def test_impossible_settings(values, message):
     with pytest.raises(OptionError, match=message):
         MethodSettings(**values)
+
+
+def rate_of_change(c, r, v, dr, dv, step=1e-5):
+    """Of the constraints' own rate ``J(r) v`` along ``dr, dv``, by a central difference."""
+    c = c.for_newton()
+    ahead, behind = (c.at(r + s * dr).jvp(v + s * dv) for s in (step, -step))
+    return (ahead - behind) / (2 * step)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reactions_keep_position_and_velocity_on_the_manifold(weighted):
+    """Of any flow, also one that moves positions otherwise than their velocities say."""
+    weight = 0.5 + torch.arange(5).double()[:, None] if weighted else None
+    net = ConstrainedNetwork(Spread(), chain(5), MethodSettings("manifold"), weight=weight)
+    net.requires_grad_(False)
+    r, v = states()
+    z, context = net.network.open(r, v)
+    dz = net.network.rate(0, z, context)
+    dr, dv = net.network.lower(dz, context)
+    push_r, push_v = net._reaction(r, v, dz, context)
+    here = net.constraint.for_newton().at(r)
+    assert float(here.jvp(dr).abs().max()) > 0.01
+    assert float(here.jvp(dr + push_r).abs().max()) < 1e-10
+    assert float(rate_of_change(net.constraint, r, v, dr, dv).abs().max()) > 0.01
+    found = rate_of_change(net.constraint, r, v, dr + push_r, dv + push_v)
+    assert float(found.detach().abs().max()) < 1e-7
+
+
+def test_velocities_are_tangential_where_the_positions_have_come_to():
+    net = ConstrainedNetwork(Spread(), chain(5), MethodSettings("manifold")).requires_grad_(False)
+    found = net(*states())
+    at = net.constraint.for_newton().at(found.r)
+    assert float(at.jvp(found.v).abs().max()) < 1e-9
+
+
+def test_the_penalty_in_the_metric_of_the_masses_is_a_newton_step():
+    """Gamma = 1: what is left of the violation is of second order, whatever the masses."""
+    weight = 0.2 + torch.arange(5).double()[:, None]
+    settings = MethodSettings("penalty", gamma=1.0, penalty_metric="gram", penalty_clamp=0.0)
+    net = ConstrainedNetwork(Spread(), chain(5), settings, weight=weight).requires_grad_(False)
+    r, _ = states()
+    for size in (1e-2, 1e-3):
+        away = r + size * random(r.shape, 5)
+        left = net.constraint(away - net._penalty(away)).abs().max()
+        assert left < 20 * size * net.constraint(away).abs().max()
+
+
+def test_pairs_are_told_how_fast_they_stretch():
+    """The features of a pair: distance, its rate of change, and both vectors, in A and scaled."""
+    network = MechanicalNetwork([(0, 1), (-1, 0)], [0, 0], 2, duration=0.1, velocity_scale=2.0)
+    seen = []
+    network.message[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    r, v = 3.0 * random((4, 2, 2), 1).float(), random((4, 2, 2), 2).float()
+    network.acceleration(r, v)
+    distance, stretch = seen[0][..., -6], seen[0][..., -5]
+    step = 1e-3
+    for pair, (i, j) in enumerate([(0, 1), (None, 0)]):
+
+        def length(at, i=i, j=j):
+            return (at[:, j] - (0.0 if i is None else at[:, i])).double().norm(dim=-1)
+
+        torch.testing.assert_close(distance[:, pair].double(), length(r), rtol=1e-5, atol=1e-6)
+        fast = (length(r + step * v) - length(r - step * v)) / (2 * step) / 2.0
+        torch.testing.assert_close(stretch[:, pair].double(), fast, rtol=1e-3, atol=1e-3)

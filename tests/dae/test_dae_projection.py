@@ -228,3 +228,27 @@ def test_single_precision():
     found = project(r, c)
     assert found.r.dtype == torch.float32
     assert float(c.violation(found.r).max()) < 1e-4
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_nearest_tangential_velocity_by_its_normal_equations(weighted):
+    """Least of ``(w - v) M (w - v)`` with ``J w = 0``, J by autograd and the masses M given."""
+    c, r, v = chain(5), near_chain(0.0, 1), random((1, 5, 2), 7)
+    inverse = 0.3 + torch.arange(5).double()[:, None] if weighted else None
+    found = velocity_on_manifold(r, v, c, weight=inverse)
+    j = torch.autograd.functional.jacobian(lambda at: c.for_newton()(at)[0], r).reshape(-1, 10)
+    masses = (1 / inverse).expand(5, 2).reshape(10) if weighted else torch.ones(10).double()
+    top = torch.cat([torch.diag(masses), j.T], 1)
+    bottom = torch.cat([j, torch.zeros(len(j), len(j)).double()], 1)
+    right = torch.cat([masses * v.reshape(10), torch.zeros(len(j)).double()])
+    wanted = torch.linalg.solve(torch.cat([top, bottom]), right)[:10].reshape(1, 5, 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_iterations_are_each_samples_own():
+    r = torch.cat([near_chain(0.0, 1), near_chain(0.2, 1)])
+    found = project(r, chain(5), exact())
+    assert found.iterations[0] <= 1
+    assert found.iterations[1] > 1
+    alone = project(r[1:], chain(5), exact())
+    assert found.iterations[1] == alone.iterations[0]

@@ -53,6 +53,18 @@ def test_distance_of_a_stretched_pair_by_hand():
     assert fingerprint(atoms).distance(fingerprint(longer)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_pairs_of_elements_are_told_apart_whatever_their_sum():
+    """C-O and N-N have one sum of atomic numbers; long and short swapped is another frame."""
+
+    def crossed(a, b):
+        ends = [[-a / 2, 0, 0], [a / 2, 0, 0], [0, -b / 2, 1.0], [0, b / 2, 1.0]]
+        return fingerprint(ase.Atoms("CON2", ends))
+
+    assert crossed(1.2, 1.2).distance(crossed(1.2, 1.2)) == 0.0
+    expected = np.sqrt(2 * 0.4**2 / 6)  # both of six distances; C-N and O-N are the same
+    assert crossed(1.2, 1.6).distance(crossed(1.6, 1.2)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_periodic_frames_by_their_nearest_images():
     atoms = bulk("Cu", "fcc", 3.6, cubic=True).repeat(2)
     atoms.numbers[0] = 47
