@@ -22,6 +22,7 @@ from dcase.md_runs.loop.mechanics import draw_momenta
 from dcase.md_runs.loop.watch import BlowUpWatch
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
+from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.kernels.schnet import available
 from dcase.units import FS
@@ -297,3 +298,53 @@ def test_where_there_is_no_compiled_loop(monkeypatch):
     assert not there_is(members)
     monkeypatch.setattr(blocks, "load_library", lambda *names, **options: None)
     assert not there_is()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_block_ends_before_an_atom_is_alone(allowed):
+    """Where the calculator refuses it; the caller's step then says so."""
+    potential = lively(filter_knots=48, dtype=torch.float64)
+    atoms = ethanol()
+    away = atoms.positions[8] - atoms.positions.mean(axis=0)
+    away /= np.linalg.norm(away)
+    atoms.positions[8] += away * (potential.cutoff - 2.5)
+    momenta = np.zeros((9, 3))
+    momenta[8] = 4.0 * away
+    atoms.set_momenta(momenta)
+    atoms.calc = DCCalculator(potential, dtype="float64", allow_isolated=allowed)
+
+    def is_alone(positions):
+        return np.linalg.norm(positions[:8] - positions[8], axis=1).min() >= potential.cutoff
+
+    block = loop(atoms).advance(atoms.positions, momenta, atoms.get_forces(), 60)
+    end = block.positions[-1]
+    assert not is_alone(atoms.positions)
+    if allowed:
+        assert len(block) == 60
+        assert is_alone(end)
+        return
+    assert 0 < len(block) < 60
+    assert not is_alone(end)
+    atoms.positions[:], momenta[:] = end, block.momenta[-1]
+    atoms.set_momenta(momenta)
+    with pytest.raises(DCCalculatorError, match="no neighbour within the cutoff"):
+        VelocityVerlet(atoms, 0.5 * FS).run(1)
+
+
+def test_bonds_over_a_boundary_are_as_long_as_they_are():
+    """In a cell that cuts the molecule: neither broken as given, nor whole when they break."""
+    atoms = simulated(crystal(), kelvin=50.0)
+    atoms.positions += 0.5 * atoms.cell.array.sum(axis=0) - atoms.positions[0]
+    atoms.positions -= 0.5 * atoms.cell.array[0]
+    atoms.wrap()
+    watch = BlowUpWatch(atoms, 0.5, 1e9)
+    across = (watch.bonds[2] != 0).any(axis=1)
+    assert across.any()
+    assert not across.all()
+    state = atoms.positions, atoms.get_momenta(), atoms.get_forces()
+    compiled = verlet_blocks(atoms, 0.05, watch, 27)
+    assert len(compiled.advance(*state, 4)) == 4
+    tight = BlowUpWatch(atoms, 0.5, 1e9)
+    bond = int(np.flatnonzero(across)[0])
+    tight.lengths[bond] -= 0.6  # as if it had been that much shorter
+    assert len(verlet_blocks(atoms, 0.05, tight, 27).advance(*state, 4)) == 0
