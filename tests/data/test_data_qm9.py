@@ -255,6 +255,36 @@ def test_names_of_targets():
         get_target("U1")
 
 
+@pytest.mark.parametrize(
+    ("target", "unit", "value"),
+    [
+        ("mu", "Debye", 0.0),
+        ("alpha", "a0^3", 13.21),
+        ("homo", "eV", -0.3877 * 27.21138602),
+        ("lumo", "eV", 0.1171 * 27.21138602),
+        ("gap", "eV", 0.5048 * 27.21138602),
+        ("r2", "a0^2", 35.3641),
+        ("zpve", "eV", 0.044749 * 27.21138602),
+        ("U0", "eV", -40.47893 * 27.21138602),
+        ("U", "eV", -40.476062 * 27.21138602),
+        ("H", "eV", -40.475117 * 27.21138602),
+        ("G", "eV", -40.498597 * 27.21138602),
+        ("Cv", "cal/mol/K", 6.469),
+    ],
+)
+def test_every_target_of_methane_in_its_unit(package, tmp_path, target, unit, value):
+    data = load_qm9(target, "qm9pack", cache_dir=tmp_path, progress=False)
+    assert data.energies[0] == pytest.approx(value, rel=1e-7)
+    assert get_target(target).unit == unit
+
+
+def test_zero_point_energy_is_half_of_the_vibrations(package, tmp_path):
+    """The unit by physics: half the sum of the wave numbers in methane's file, in eV."""
+    waves = [float(word) for word in METHANE.splitlines()[7].split()]
+    data = load_qm9("zpve", "qm9pack", cache_dir=tmp_path, progress=False)
+    assert data.energies[0] == pytest.approx(0.5 * sum(waves) * units.invcm, rel=1e-3)
+
+
 # ----------------------------------------------------------------------------- the whole set
 
 

@@ -20,6 +20,7 @@ from dcase.potentials.fitting.cross_validation import (
     spread,
     statistics,
 )
+from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.fitting.recipe import load_recipe
 from dcase.units import KCAL_PER_MOL
 
@@ -106,6 +107,35 @@ def test_cross_validation_result(done, dataset):
         report["test_of_one"]["forces_rmse_mev_angstrom"] * 1.0001, 0
     )  # the mean is no worse than the members are on average (Jensen)
     assert report["spread"]["forces_x"]["max"] >= report["spread"]["forces_x"]["mean"] > 0
+
+
+def test_cross_validation_each_fold_starts_from_weights_of_its_own(dataset, tmp_path):
+    recipe = load_recipe("default", {**TINY, "training.epochs": 1, "training.seed": 40})
+    starts = []
+
+    def remember(potential, _):
+        starts.append([w.detach().clone() for w in potential.network.parameters()])
+
+    run(dataset, tmp_path / "t.pt", recipe=recipe, on_start=remember)
+    assert len(starts) == 3
+    for number, start in enumerate(starts):
+        alone = load_recipe("default", {**TINY, "training.epochs": 1, "training.seed": 40 + number})
+        (seen,) = first_weights(dataset, alone, tmp_path / f"{number}.pt")
+        assert all(torch.equal(a, b) for a, b in zip(start, seen, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True))
+
+
+def first_weights(dataset, recipe, out):
+    """What one training by ``recipe`` starts from."""
+    seen = []
+    fit_potential(
+        dataset,
+        make_folds(len(dataset), 3, 0).splits(0),
+        recipe,
+        out,
+        on_start=lambda p, _: seen.append([w.detach().clone() for w in p.network.parameters()]),
+    )
+    return seen
 
 
 def test_cross_validation_each_member_never_saw_its_fold(done, dataset):
