@@ -228,6 +228,13 @@ def test_resume_of_a_run_killed_before_its_first_save(dcase, empty_folder):
 # ------------------------------------------------------------------------------ what it refuses
 
 
+def test_a_number_that_is_none_is_refused_where_it_is_given(dcase, empty_folder):
+    done = dcase(*ETHANOL, "--epochs", "1", "--lr", "nan")
+    assert done.code == 2
+    assert "Invalid value for '--lr': --lr must be a finite number, got nan" in done.err
+    assert list(empty_folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -247,11 +254,10 @@ def test_resume_of_a_run_killed_before_its_first_save(dcase, empty_folder):
         (["--n-train", "0"], "no frames to train on"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
         (["--recipe", "fast"], "no recipe 'fast'; there are: default, paper"),
-        (["--recipe", "nowhere.toml"], "nowhere.toml: cannot read the recipe"),
+        (["--recipe", "nowhere.toml"], "no such file: nowhere.toml"),
         (["--recipe", "broken.toml"], "broken.toml: not valid TOML"),
         (["--recipe", "typo.toml"], "[training] has no entry 'learning'"),
         (["--epochs", "0"], "epochs"),
-        (["--lr", "nan"], "lr"),
         (["--seed", "-1"], "seed"),
         (["--optimizer", "sgd"], "optimizer must be one of adam, adamw"),
         (["--schedule", "plateau", "--n-val", "0"], "needs validation samples"),
