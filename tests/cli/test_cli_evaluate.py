@@ -4,6 +4,7 @@ import json
 
 import ase.io
 import pytest
+from ase.build import molecule
 from cli_inputs import save_some
 
 from dcase.data.md17 import embedded_file
@@ -184,7 +185,8 @@ def test_check_fails_with_status_1(dcase, model, monkeypatch):
         return {**result, "forces": result["forces"] + 0.01}
 
     monkeypatch.setattr(Potential, "forward", pushed)
-    done = dcase("check", model)
+    molecule("H2CO").write("small.xyz")
+    done = dcase("check", model, "small.xyz")
     assert done.code == 1
     assert "FAIL" in done.out.upper()
 
