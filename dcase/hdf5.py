@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import h5py
 
@@ -53,22 +54,45 @@ def opened(
 
 
 @contextmanager
-def created(target: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def created(target: str | os.PathLike[str], data_bytes: int = 0) -> Iterator[h5py.File]:
     """A new HDF5 file that replaces ``target`` when the block ends, with a checksum behind it.
 
     HDF5 ignores what follows its own end; :func:`opened` compares it before anything is parsed, as
     a damaged file can have the library read wrong numbers, loop without end, or crash.
 
+    On a full disk HDF5 not only fails, but leaves objects that crash the process when they are
+    freed; so the room is asked for before.
+
+    Args:
+        target: The file.
+        data_bytes: Of all that will be put into it; 0: unknown, few.
+
     Raises:
         DcaseError: If the file cannot be written.
     """
     with atomic_path(target) as temporary:
-        with h5py.File(temporary, "w") as file:
-            yield file
+        _ask_for_room(temporary, data_bytes)
+        try:
+            with h5py.File(temporary, "w") as file:
+                yield file
+        except RuntimeError as error:  # another was faster to fill the disk
+            raise OSError(reason(error)) from error
         with open(temporary, "r+b") as plain:
             digest = hashlib.file_digest(plain, "sha256").hexdigest()
             plain.seek(0, os.SEEK_END)
             plain.write(_MARK + digest.encode())
+
+
+ROOM = 1 << 16
+"""What an HDF5 file takes besides its data, roughly, bytes."""
+
+
+def _ask_for_room(path: Path, data_bytes: int) -> None:
+    """See whether the disk takes so much; raises OSError if not."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, data_bytes + data_bytes // 50 + ROOM)
+            os.ftruncate(file.fileno(), 0)
 
 
 def _is_changed(path: str | os.PathLike[str]) -> bool:

@@ -76,7 +76,8 @@ def write_trajectory(
     """
     n = len(template)
     head = len(FRAME)
-    with hdf5.created(path) as file:
+    size = frames.nbytes + series.nbytes + 8 * len(frames) * (2 + 9 * bool(np.any(template.pbc)))
+    with hdf5.created(path, size) as file:
         root = file.create_group("h5md")
         root.attrs["version"] = np.array([1, 1], dtype=np.int32)
         root.create_group("author").attrs["name"] = _user()

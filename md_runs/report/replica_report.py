@@ -179,7 +179,9 @@ def _write_data(
     shape: tuple[int, int],
 ) -> None:
     count, n_atoms = shape
-    with hdf5.created(folder.root / "replicas.h5") as file:
+    size = times.nbytes + potential.nbytes + kinetic.nbytes + 8 * len(frames)
+    size += 4 * len(frames) * count * n_atoms * 3
+    with hdf5.created(folder.root / "replicas.h5", size) as file:
         for name, values, unit in (
             ("time", times, "fs"),
             ("potential_energy", potential, "eV"),

@@ -541,3 +541,49 @@ def test_the_watch_ends_the_statistics(tmp_path):
     assert report["mean_temperature_K"] == pytest.approx(heat[:-1].mean())
     assert report["energy_drift"]["n_samples"] == len(heat) - 1
     assert RunFolder(tmp_path / "run").read_run()["steps"] == len(heat) - 1
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from dcase.errors import DcaseError
+from dcase.md_runs.files.publish import publish
+from dcase.md_runs.files.run_folder import Checkpoint, RunFolder
+from dcase.md_runs.report.replica_report import write_replica_report
+single, many = RunFolder(Path(sys.argv[1])), sys.argv[2]
+start = Checkpoint.load(single.checkpoint).start
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+for attempt in (
+    lambda: publish(single, start, single.read_run()),
+    lambda: write_replica_report(many, "finished"),
+):
+    try:
+        attempt()
+    except DcaseError as error:
+        print(error)
+"""
+
+
+def test_hdf5_files_on_a_full_disk(tmp_path, potentials):
+    """One line each and a process that ends as it should; HDF5 itself crashes then."""
+    settings = replace(SETTINGS, steps=60, traj_every=1)
+    for kind, run in RUNS.items():
+        run(water(potentials[0]), settings, tmp_path / kind)
+        before = content(tmp_path)
+    for limit in (20_000, 70_000):
+        arguments = [str(tmp_path / "md"), str(tmp_path / "md replicas"), str(limit)]
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert len(lines) == 2
+        assert all(line.startswith("cannot write") and "File too large" in line for line in lines)
+        after = content(tmp_path)
+        assert {n: v for n, v in after.items() if n in before and not n.endswith(".json")} == {
+            n: v for n, v in before.items() if not n.endswith(".json")
+        }
+    run_replicas(water(potentials[0]), replace(settings, steps=70), 2, tmp_path / "md replicas",
+                 resume=True)  # fmt: skip
+    assert write_replica_report(tmp_path / "md replicas", "finished")["steps"] == 70

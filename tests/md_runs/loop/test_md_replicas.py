@@ -19,12 +19,13 @@ from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.analysis.drift import analyse
 from dcase.md_runs.files.replica_folder import ReplicaFolder
 from dcase.md_runs.loop.batch_forces import BatchForces
+from dcase.md_runs.loop.replica_batch import ReplicaBatch
 from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.report.replica_report import print_replica_summary, write_replica_report
 from dcase.md_runs.settings import MDSettings
 from dcase.potentials.kernels.schnet import available
 from dcase.potentials.networks.registry import create_potential
-from dcase.units import FS
+from dcase.units import FS, KB
 
 SHORT = {"steps": 40, "equilibrate": 20, "log_every": 2, "traj_every": 10, "checkpoint_every": 20}
 
@@ -258,3 +259,65 @@ def test_replicas_refuse_what_they_cannot_do(aspirin, tmp_path, change, words):
     with pytest.raises(OptionError, match=words):
         run_replicas(aspirin, MDSettings(**{**SHORT, **change}), 2, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+class Springs(BatchForces):
+    """Every atom on a spring to where it was, in place of a potential: closed forms hold."""
+
+    stiffness, home = 5.0, structure("aspirin").positions
+
+    def __call__(self, positions, which):
+        away = positions - self.home
+        return 0.5 * self.stiffness * (away**2).sum(axis=(1, 2)), -self.stiffness * away
+
+
+@pytest.mark.physics
+def test_the_equilibration_of_replicas_has_its_temperature_and_forgets_at_its_friction(
+    aspirin, tmp_path, monkeypatch
+):
+    """<K> = 3N kT/2, var K = 3N (kT)^2/2, and the springs are as hot; BAOAB at 0.5 fs."""
+    monkeypatch.setattr("dcase.md_runs.loop.replica_batch.BatchForces", Springs)
+    monkeypatch.setattr(Springs, "stiffness", 0.0)
+    settings = MDSettings(
+        steps=1, equilibrate=400, temperature_K=400.0, friction_per_fs=0.05, bond_stretch_A=None
+    )
+    batch = ReplicaBatch(aspirin, settings, 60, ReplicaFolder(tmp_path), None)
+    batch.evaluate(batch.alive)  # cold: no momenta, no stretch
+    heat, n = KB * 400.0, 63
+    for _ in range(20):
+        batch.langevin()
+    # Cold at first; the kinetic energy of free atoms goes to its value as 1 - exp(-2 gamma t).
+    risen = batch.kinetic(batch.alive).mean() / (0.5 * n * heat)
+    assert risen == pytest.approx(1.0 - np.exp(-2 * 0.05 * 10.0), abs=0.04)
+    monkeypatch.setattr(Springs, "stiffness", 5.0)
+    batch.x[:] = Springs.home
+    batch.evaluate(batch.alive)
+    kinetic, stretched = [], []
+    for step in range(400):
+        batch.langevin()
+        if step >= 200 and step % 20 == 0:
+            kinetic.append(batch.kinetic(batch.alive))
+            stretched.append(batch.e.copy())
+    assert np.mean(kinetic) == pytest.approx(0.5 * n * heat, rel=0.03)
+    assert np.mean(stretched) == pytest.approx(0.5 * n * heat, rel=0.05)
+    assert np.var(kinetic) == pytest.approx(0.5 * n * heat**2, rel=0.25)
+
+
+def test_stopped_replicas_stay_stopped_over_a_resume(aspirin, tmp_path):
+    settings = MDSettings(**{**SHORT, "equilibrate": 0, "bond_stretch_A": 0.065})
+    run_replicas(aspirin, settings, 10, tmp_path / "r")
+    before = write_replica_report(tmp_path / "r", "finished")
+    longer = MDSettings(**{**SHORT, "equilibrate": 0, "bond_stretch_A": 0.065, "steps": 60})
+    run_replicas(aspirin, longer, 10, tmp_path / "r", resume=True)
+    after = write_replica_report(tmp_path / "r", "finished")
+    stopped = [e["replica"] for e in before["replicas_each"] if "stopped" in e["status"]]
+    assert stopped
+    for r in stopped:
+        one, two = (report["replicas_each"][r - 1]["status"] for report in (before, after))
+        assert one == two
+    assert np.isnan(series(tmp_path / "r")["potential_energy"][-1, np.array(stopped) - 1]).all()
+    # Means are over those that went through.
+    kinetic = series(tmp_path / "r")["kinetic_energy"]
+    whole = [e["replica"] - 1 for e in after["replicas_each"] if "stopped" not in e["status"]]
+    mean = 2.0 * kinetic[:, whole].mean() / (57 * KB)
+    assert after["temperature_K"] == pytest.approx(mean)
