@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from dcase.errors import DataError, DcaseError
+from dcase.errors import DataError, DcaseError, RunError
 
 NAME_BYTES = 255  # of the common file systems, where they do not say themselves
 PATH_BYTES = 4095
@@ -41,6 +41,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         DcaseError: If the file cannot be written (no such folder, no space, no permission).
     """
     asked = target
+    check_held(target)
     try:
         target = _destination(asked)
         into = _is_stream(target)
@@ -72,6 +73,46 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+_held: dict[Path, tuple[int, int]] = {}
+
+
+def hold(folder: str | os.PathLike[str]) -> None:
+    """From now on nothing is written below ``folder`` by this process should it go away.
+
+    Else a folder that was moved, with a run in it, would be made again and get half of its files.
+    """
+    _held[Path(folder).absolute()] = identity_of(folder) or (0, 0)
+
+
+def let_go(folder: str | os.PathLike[str]) -> None:
+    """The end of :func:`hold`."""
+    _held.pop(Path(folder).absolute(), None)
+
+
+def check_held(path: str | os.PathLike[str]) -> None:
+    """Make sure that all held folders on the way to ``path`` are where they were.
+
+    Raises:
+        RunError: If one was moved, removed or replaced.
+    """
+    path = Path(path).absolute()
+    for folder, identity in list(_held.items()):
+        if (folder == path or folder in path.parents) and identity_of(folder) != identity:
+            raise RunError(
+                f"{folder} was moved, removed or replaced while a run was writing to it; the run "
+                "stops here. If you still have the folder, move it back and use --resume"
+            )
+
+
+def identity_of(place: str | os.PathLike[str] | int) -> tuple[int, int] | None:
+    """Which file or folder this is, whatever its name; None where there is none."""
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -16,16 +16,13 @@ it was.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,12 +32,8 @@ import numpy as np
 
 from dcase._version import __version__
 from dcase.errors import DcaseError, RunError
-from dcase.files import is_leftover, remove_leftovers, write_json
-
-try:
-    import fcntl
-except ImportError:  # without it two runs in one folder are not noticed
-    fcntl = None  # type: ignore[assignment]
+from dcase.files import check_held, hold, is_leftover, let_go, remove_leftovers, write_json
+from dcase.locks import Lock
 
 RECORD = "run.json"
 LOCK = ".lock"
@@ -264,11 +257,11 @@ class Run:
     """
 
     def __init__(
-        self, place: Place, identity: Identity, lock: _Lock, record: dict[str, Any], resumed: bool
+        self, place: Place, identity: Identity, lock: Lock, record: dict[str, Any], resumed: bool
     ):
         self.place, self.identity, self.resumed, self.record = place, identity, resumed, record
         self._lock = lock
-        self._inode = _inode(place.folder)
+        hold(self.folder)
         self._checked = time.monotonic()
 
     @property
@@ -289,10 +282,11 @@ class Run:
         if not now and moment - self._checked < CHECK_SECONDS:
             return
         self._checked = moment
-        if _inode(self.folder) != self._inode or not self._lock.in_place():
+        check_held(self.place.record)
+        if not self._lock.in_place():
             raise RunError(
-                f"{self.folder} was moved, removed or replaced while the run was writing to it; "
-                "it stops here. If you still have the folder, move it back and use --resume"
+                f"{self.folder} is not locked any more while the run is writing to it: its {LOCK} "
+                "was removed; the run stops here, and --resume goes on"
             )
 
     def note(self, **facts: Any) -> None:
@@ -311,12 +305,13 @@ class Run:
         self.record["status"] = FINISHED
         self.place.clear()
         self.place.record.unlink()
-        self._lock.release()
+        self.release()
         with suppress(OSError):  # there are other files
             self.folder.rmdir()
 
     def release(self) -> None:
         """Give the folder back."""
+        let_go(self.folder)
         self._lock.release()
 
     def _untouched(self) -> bool:
@@ -335,6 +330,7 @@ class Run:
         try:
             if error is not None:  # which says more than what could go wrong here
                 if not self.resumed and self._untouched():
+                    let_go(self.folder)
                     self._lock.undo(self.place.record)
                     return
                 with suppress(DcaseError):
@@ -375,7 +371,7 @@ def claim(
         raise RunError("resume and overwrite exclude each other")
     if resume and not place.folder.is_dir():
         raise RunError(f"nothing to resume: there is no run in {place.folder}")
-    lock = _Lock(place.lock)
+    lock = Lock(place.lock)
     lock.take()
     try:
         then = _decide(place, identity, resume, overwrite, lock.leftover)
@@ -405,36 +401,6 @@ def claim(
         lock.undo()
         raise
     return Run(place, identity, lock, record, then is not None)
-
-
-@contextmanager
-def only_writer(target: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
-    """Be the only process that makes a file, while the block runs; what kills have left goes.
-
-    Whether the file is there is to be asked within the block.
-
-    Args:
-        target: The file.
-        wait: For another process to be done with it, instead of refusing.
-
-    Raises:
-        RunError: If another process is making it, or its folder cannot be written to.
-    """
-    path = Path(os.path.realpath(target))
-    if _exists(path) and not path.is_file():  # a device or a pipe, which is anybody's
-        yield
-        return
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    lock = _Lock(path.with_name(f".lock-{name}"), what=f"is making {target}", instead="name")
-    lock.take(wait)
-    try:
-        lock.sign()
-        remove_leftovers(path)
-        yield
-    except BaseException:
-        lock.undo()
-        raise
-    lock.release()
 
 
 def _decide(
@@ -514,139 +480,3 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if record.get("format", 0) > FORMAT:
         raise RunError(f"{path} was written by a newer version of dcase")
     return record
-
-
-# ------------------------------------------------------------------------------------------------
-# The lock
-
-_BUSY = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
-
-
-class _Lock:
-    """A locked file in a folder, which is made for it where there is none.
-
-    The kernel's lock is what counts; the file's content only says for people whose it is.
-    """
-
-    def __init__(self, path: Path, what: str = "", instead: str = "--out"):
-        self.path = path
-        self.what = what or f"is at work in {path.parent}"
-        self.instead = instead
-        self.leftover = False
-        self._handle: int | None = None
-        self._made: list[Path] = []  # folders, and the lock file, that were not there before
-
-    def take(self, wait: bool = False) -> None:
-        """Lock, or raise RunError and leave everything as it was; ``wait`` for another process."""
-        try:
-            self._make_folder()
-            while not self._try(wait):
-                pass
-        except OSError as error:
-            self.undo()
-            reason = error.strerror or str(error)
-            raise RunError(f"cannot write to {self.path.parent}: {reason}") from error
-        except BaseException:
-            self.undo()
-            raise
-
-    def _make_folder(self) -> None:
-        missing = []
-        folder = self.path.parent
-        while not _exists(folder):
-            missing.append(folder)
-            folder = folder.parent
-        for folder in reversed(missing):
-            try:
-                folder.mkdir()
-            except FileExistsError:  # another process was faster
-                continue
-            self._made.append(folder)
-
-    def _try(self, wait: bool) -> bool:
-        """Lock the file that is there now; False if it was replaced, or waited for, in between."""
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            handle = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-            made = True
-        except FileExistsError:
-            made = False
-            try:
-                handle = os.open(self.path, flags)
-            except FileNotFoundError:
-                return False
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = _owner(handle)
-            os.close(handle)
-            if error.errno in _BUSY and wait:
-                time.sleep(0.1)
-                return False
-            if error.errno in _BUSY:
-                raise RunError(
-                    f"another process{owner} {self.what}: wait for it, stop it, or choose another "
-                    f"{self.instead}"
-                ) from None
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
-            # Some network file systems know no locks: go on without.
-            handle = os.open(self.path, flags)
-        if _inode(self.path) != _inode(handle):  # its owner released it in between
-            os.close(handle)
-            return False
-        self._handle, self.leftover = handle, not made
-        if made:
-            self._made.append(self.path)
-        return True
-
-    def sign(self) -> None:
-        """Write down whose lock it is."""
-        assert self._handle is not None
-        text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, text.encode(), 0)
-
-    def in_place(self) -> bool:
-        """Whether the file is where it was locked."""
-        return self._handle is not None and _inode(self.path) == _inode(self._handle)
-
-    def release(self) -> None:
-        """Unlock, and remove the file."""
-        if self._handle is None:
-            return
-        if self.in_place():  # while it is locked, so that it is nobody else's
-            with suppress(OSError):
-                self.path.unlink()
-        os.close(self._handle)
-        self._handle = None
-
-    def undo(self, *files: Path) -> None:
-        """Unlock, and remove what :meth:`take` has made, and further files."""
-        for path in files:
-            path.unlink(missing_ok=True)
-        keep = self.path not in self._made
-        if self._handle is not None and keep:
-            os.close(self._handle)
-            self._handle = None
-        self.release()
-        for folder in reversed([p for p in self._made if p != self.path]):
-            with suppress(OSError):  # not empty: another process is in there now
-                folder.rmdir()
-
-
-def _owner(handle: int) -> str:
-    with suppress(OSError):
-        text = os.pread(handle, 200, 0).decode(errors="replace")
-        if re.fullmatch(r"process \d+ on \S+ since [\d:]+", text):
-            return f" ({text.removeprefix('process ')})"
-    return ""
-
-
-def _inode(place: Path | int) -> tuple[int, int] | None:
-    try:
-        found = os.stat(place)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

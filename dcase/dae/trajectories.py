@@ -19,7 +19,7 @@ from dcase.dae.trajectory_file import UNITS, Trajectory, read, write
 from dcase.data.download import cache_folder
 from dcase.errors import DataError, DcaseError, OptionError
 from dcase.files import check_writable
-from dcase.runs import only_writer
+from dcase.locks import only_writer
 
 __all__ = [
     "UNITS",

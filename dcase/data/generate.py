@@ -35,7 +35,7 @@ from dcase.data.generate_state import (
 )
 from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
-from dcase.files import check_writable
+from dcase.files import check_writable, remove_leftovers
 from dcase.options import check_memory, check_size
 from dcase.runs import Identity, Run, claim
 from dcase.statistics import autocorrelation_time
@@ -133,6 +133,7 @@ def generate(
     with claim(
         place, Identity("data generate", settings), resume=going_on, overwrite=not resume
     ) as run:
+        remove_leftovers(out)
         if not (resume and load_finished(out, settings)):  # by another process, just now
             _sample(atoms, settings, out, run, progress, load_state(out, atoms))
         run.discard()

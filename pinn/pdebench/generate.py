@@ -14,6 +14,7 @@ import numpy as np
 from dcase._version import __version__
 from dcase.errors import DataError, OptionError
 from dcase.files import atomic_path
+from dcase.locks import only_writer
 from dcase.pinn.pdebench.advection import exact_shift, solve_advection
 from dcase.pinn.pdebench.diffusion_reaction import Constants, solve_diffusion_reaction
 from dcase.pinn.pdebench.flow import GAMMA, solve_flow
@@ -28,7 +29,6 @@ from dcase.pinn.pdebench.random_fields import (
     noise,
     published_index,
 )
-from dcase.runs import only_writer
 
 BATCH = 16
 """Samples solved at a time: enough to make NumPy's calls worth while, and still in the cache."""
