@@ -419,7 +419,9 @@ def _decide(
         raise RunError(
             f"{folder} holds a run of another kind ({record['kind']}): choose another --out"
         )
-    others = place.empty and any(path.name != LOCK for path in folder.iterdir())
+    others = place.empty and any(
+        path.name != LOCK and not is_leftover(path.name) for path in folder.iterdir()
+    )
     if overwrite:
         if others and not _exists(place.record):
             raise RunError(f"{folder} was not made by dcase {identity.kind}; it is left alone")

@@ -1,4 +1,6 @@
-"""Every kind of run that goes through the record, small: what the conformance test runs.
+"""Kinds of run that go through the record, small: what the conformance test runs.
+
+Simulations, replicas and relaxations have theirs in ``tests/md_runs/test_md_folders.py``.
 
 A kind knows how to begin a run of a few steps, how to change one thing about it, and what of its
 folder is the result (without times). ``on_step`` is called from the inside of the run.
@@ -121,98 +123,6 @@ def folds_place(out: Path) -> Place:
     from dcase.potentials.fitting import cross_validation
 
     return cross_validation.cross_validation_place(out / "a.pt")
-
-
-# ----------------------------------------------------------------------------------- simulations
-
-
-def molecule(change: str | None) -> Any:
-    from dcase import DCCalculator
-    from dcase.data.molecules import structure
-    from dcase.potentials.networks.registry import create_potential
-
-    atoms = structure("ethanol")
-    if change == "data":
-        atoms.positions[0, 0] += 0.01
-    if change == "masses":
-        atoms.set_masses(atoms.get_masses() * 1.001)
-    if change == "cell":
-        atoms.set_cell([30.0, 30.0, 30.0])
-    seed = 1 if change == "model" else 0
-    potential = create_potential(elements="CHO", size="tiny", seed=seed, filter_knots=32)
-    atoms.calc = DCCalculator(potential, dtype="float32" if change == "dtype" else "float64")
-    return atoms
-
-
-def md_settings(change: str | None) -> Any:
-    from dcase.md_runs.settings import MDSettings
-
-    return MDSettings(
-        steps=24,
-        equilibrate=8,
-        timestep_fs=0.2 if change == "settings" else 0.1,
-        log_every=1,
-        traj_every=6,
-        checkpoint_every=6,
-        force_timestep=True,
-    )
-
-
-def md(out: Path, change: str | None, on_step: Callable[..., None], **options: Any) -> None:
-    from dcase.md_runs.simulate import run_md
-
-    run_md(molecule(change), md_settings(change), out / "a", progress=on_step, **options)
-
-
-def replicas(out: Path, change: str | None, on_step: Callable[..., None], **options: Any) -> None:
-    from dcase.md_runs.replicas import run_replicas
-
-    count = 3 if change == "count" else 2
-    run_replicas(
-        molecule(change), md_settings(change), count, out / "a", progress=on_step, **options
-    )
-
-
-def relax(out: Path, change: str | None, on_step: Callable[..., None], **options: Any) -> None:
-    from dcase.md_runs.relax import relax as relaxed
-
-    fmax = 0.02 if change == "settings" else 0.01
-    relaxed(molecule(change), fmax=fmax, steps=4, out=out / "a", progress=on_step, **options)
-
-
-def md_place(out: Path) -> Place:
-    from dcase.md_runs.files.run_folder import RunFolder
-
-    return RunFolder(out / "a").place
-
-
-def replicas_place(out: Path) -> Place:
-    from dcase.md_runs.files.replica_folder import ReplicaFolder
-
-    return ReplicaFolder(out / "a").place
-
-
-def trajectory(out: Path) -> str:
-    from dcase.md_runs.files.trajectory import read_series, read_trajectory
-
-    frames = read_trajectory(out / "a")
-    return fingerprint(
-        dict(read_series(out / "a")),
-        [[a.positions, a.get_momenta(), a.cell.array] for a in frames],
-    )
-
-
-def trajectories(out: Path) -> str:
-    from ase.io import read
-
-    final = read(out / "a" / "final.extxyz", index=":")
-    return fingerprint([[a.positions, a.get_momenta()] for a in final])
-
-
-def relaxed(out: Path) -> str:
-    from ase.io import read
-
-    return fingerprint(read(out / "a" / "relaxed.extxyz").positions)
 
 
 # ------------------------------------------------------------------- active learning, labels
@@ -360,14 +270,6 @@ def dae(out: Path, change: str | None, on_step: Callable[..., None], **options: 
 # ---------------------------------------------------------------------------------- all of them
 
 TRAINING = {"settings": "training.lr was 0.004, now 0.002", "data": "other frames"}
-MOVING = {
-    "data": "other positions",
-    "masses": "other masses",
-    "cell": "other cell",
-    "model": "another model",
-    "dtype": "dtype was float64, now float32",
-}
-
 KINDS = {
     kind.name: kind
     for kind in (
@@ -375,11 +277,6 @@ KINDS = {
              {**TRAINING, "split": "other split"}),
         Kind("cross-validate", cross_validate, folds_place, lambda out: weights(out / "a.pt"),
              {**TRAINING, "folds": "other folds"}),
-        Kind("md", md, md_place, trajectory, {"settings": "timestep_fs was 0.1", **MOVING}),
-        Kind("md replicas", replicas, replicas_place, trajectories,
-             {"settings": "timestep_fs was 0.1", "count": "replicas was 2, now 3", **MOVING}),
-        Kind("relax", relax, lambda out: Place(out / "a", files=("*",)), relaxed, {},
-             resumable=False),
         Kind("active-learn", active, active_place, lambda out: weights(out / "a" / "ensemble.pt"),
              {"settings": "seed was 0, now 1", "data": "other start",
               "recipe": "recipe.training.lr was"}),
