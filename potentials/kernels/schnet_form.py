@@ -27,7 +27,8 @@ def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> S
         OptionError: If it has no compiled form, saying why.
     """
     network = potential.network
-    assert isinstance(network, SchNet)
+    if not isinstance(network, SchNet):  # a network of one's own under SchNet's name
+        raise OptionError(f"there is no compiled form of {type(network).__name__}")
     if not available(potential.dtype):
         raise OptionError("no C compiler works here, or the cache folder cannot be written")
     activation = potential.hyper_parameters.get("activation", "")

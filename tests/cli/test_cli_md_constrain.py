@@ -59,5 +59,5 @@ def test_resume_refuses_other_bonds(dcase, short, empty_folder):
     again = [*short, "--steps", "30", "--resume"]
     done = dcase(*again, "--constrain", "bonds-to-hydrogen")
     assert done.code != 0
-    assert "constrain: all-bonds -> bonds-to-hydrogen" in done.err
+    assert "constrain was 'all-bonds', now 'bonds-to-hydrogen'" in done.err
     assert dcase(*again, "--constrain", "all-bonds").code == 0
