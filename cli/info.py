@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.show import results_console
+from dcase.errors import CheckpointError
 from dcase.potentials.create import potential_caveats, potential_limits
 from dcase.potentials.ensemble import Ensemble, load_model
 from dcase.potentials.potential import find_checkpoint
@@ -64,10 +65,32 @@ def _value_errors(metrics: dict[str, Any], quantity: Quantity) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(model: str, as_json: bool) -> None:
     """Show what the checkpoint MODEL holds: network, data, level of theory, recipe, errors."""
-    content = describe(model)
+    try:
+        content = describe(model)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(_odd(model, error)) from error
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
+    try:
+        rows = _rows(content)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(_odd(model, error)) from error
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        if value == "":
+            continue
+        table.add_row(Text(name, style="bold"), Text(str(value)))  # paths are not markup
+    results_console().print(table)
+
+
+def _odd(model: str, error: Exception) -> str:
+    what = f"{type(error).__name__}: {error}"
+    return f"{model}: what it says of itself is not what dcase writes ({what})"
+
+
+def _rows(content: dict[str, Any]) -> dict[str, str]:
+    """Names and values of the table."""
     scale, quantity = content["label_scale"], content["quantity"]
     unit = quantity["unit"]
     rows = {
@@ -113,9 +136,4 @@ def info(model: str, as_json: bool) -> None:
         errors = _value_errors(metrics, Quantity.from_dict(quantity))
     if errors:
         rows["validation MAE"] = ", ".join(errors)
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        if value == "":
-            continue
-        table.add_row(Text(name, style="bold"), Text(str(value)))  # paths are not markup
-    results_console().print(table)
+    return rows

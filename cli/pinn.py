@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -33,7 +32,8 @@ from dcase.cli.options import (
 from dcase.cli.pinn_data import data
 from dcase.cli.pinn_display import FitDisplay
 from dcase.cli.show import results_console
-from dcase.errors import OptionError
+from dcase.errors import DataError, OptionError
+from dcase.files import read_json
 from dcase.pinn.experiments.comparison import ACTIVATIONS
 from dcase.pinn.run import PDEBENCH, Source, read_record, read_run, reference_of
 from dcase.pinn.run import train as train_run
@@ -247,10 +247,8 @@ def list_(paths: tuple[str, ...]) -> None:
             if not result.exists():
                 click.echo("  not finished; `dcase pinn train ... --resume` goes on")
                 continue
-            content = json.loads(result.read_text(encoding="utf-8"))
-            for name, errors in content["fields"].items():
-                rmse, nrmse = _number(errors["rmse"]), _number(errors["nrmse"])
-                click.echo(f"  {name}: RMSE {rmse:.4g}, nRMSE {nrmse:.4g}")
+            for line in _errors_of(result):
+                click.echo(line)
         else:
             click.echo(f"{path}: {describe_file(path)}")
 
@@ -328,6 +326,22 @@ def _print_metrics(metrics: dict[str, Any], folder: Path) -> None:
         console.print("Last mean squares of the terms, in the equation's units:")
         for name, value in metrics["terms"].items():
             console.print(f"  {name:24} {_number(value):.3e}", markup=False)
+
+
+def _errors_of(result: Path) -> list[str]:
+    """Lines about the errors in a run's metrics.json.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    content = read_json(result)
+    try:
+        return [
+            f"  {name}: RMSE {_number(errors['rmse']):.4g}, nRMSE {_number(errors['nrmse']):.4g}"
+            for name, errors in content["fields"].items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{result} is damaged, or not of `dcase pinn train` ({error})") from error
 
 
 def _number(value: float | None) -> float:

@@ -29,6 +29,12 @@ def damage(path: str | os.PathLike[str]) -> str:
     return f"the checksum of {record[:80]!r} is wrong" if record else ""
 
 
+def holds_only(path: str | os.PathLike[str], ending: str) -> bool:
+    """Whether the names of all records of a whole archive end so."""
+    with zipfile.ZipFile(path) as archive:
+        return all(name.endswith(ending) for name in archive.namelist())
+
+
 def check_archive(path: str | os.PathLike[str]) -> None:
     """Refuse a damaged archive.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dcase.archives import damage
+from dcase.archives import damage, holds_only
 from dcase.errors import CheckpointError
 from dcase.files import atomic_path, check_readable
 
@@ -117,11 +117,14 @@ def load_any(
     check_readable(path, CheckpointError)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path}: not a dcase checkpoint, or truncated (nothing in it was executed)"
+            f"{path}: not a dcase checkpoint, or truncated{_looks_like(path)} (nothing in it was "
+            "executed)"
         )
     damaged = damage(path)  # torch's reader does not look at the checksums
     if damaged:
         raise CheckpointError(f"{path}: damaged: {damaged}; copy or train it again")
+    if holds_only(path, ".npy"):
+        raise CheckpointError(f"{path}: an npz file of arrays, not a dcase checkpoint")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -140,6 +143,14 @@ def load_any(
         raise CheckpointError(f"{path}: holds {_a(kind)}, not {' or '.join(map(_a, kinds))}")
     migrate(document, kinds[kind], (migrations or {}).get(kind, {}), path)
     return kind, document
+
+
+def _looks_like(path: Path) -> str:
+    """What a file is instead, where that is plain from how it begins."""
+    with open(path, "rb") as file:
+        begins = file.read(16)
+    known = {b"\x89HDF": "an HDF5 file", b"SQLite": "an ASE database", b"{": "a JSON file"}
+    return next((f"; it is {w}" for start, w in known.items() if begins.startswith(start)), "")
 
 
 def _a(noun: str) -> str:
