@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import molecule
+from ase.calculators.emt import EMT
 from potential_models import lively
 
 from dcase import checkpoint
@@ -14,6 +15,7 @@ from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.qm9 import TARGETS
 from dcase.data.splits import Splits
 from dcase.errors import CheckpointError, DataError, OptionError
+from dcase.md_runs.analysis.frequency import hessian
 from dcase.objective import Objective
 from dcase.potentials.ensemble import Ensemble, load_model
 from dcase.potentials.fitting.batches import FrameBatches
@@ -109,6 +111,28 @@ def test_extensive_and_intensive():
         assert pair == pytest.approx(factor * single, rel=1e-6)
     assert ENERGY.extensive
     assert not HOMO.extensive
+
+
+@pytest.mark.physics
+def test_vibrations_of_two_systems_far_apart_are_those_of_each():
+    """Energies of the zero point add up, and so does the heat that vibrations take; gaps do not."""
+    one = Atoms("Cu3", [[0, 0, 0], [2.3, 0, 0], [1.15, 2.0, 0]])
+    two = one + Atoms(one.numbers, one.positions + np.array([40.0, 0, 0]))
+    found = {"zpve": [], "Cv": []}
+    for atoms in (one, two):
+        atoms.calc = EMT()
+        mass_weighted = hessian(atoms) / np.sqrt(np.outer(*[np.repeat(atoms.get_masses(), 3)] * 2))
+        squares = np.linalg.eigvalsh(mass_weighted)
+        quanta = np.sqrt(squares[squares > 1e-6]) * units._hbar * units.J * units.s
+        found["zpve"].append(0.5 * quanta.sum())
+        heat = quanta / (2 * units.kB * 300.0)
+        found["Cv"].append(units.kB * ((heat / np.sinh(heat)) ** 2).sum())
+    for name, (single, both) in found.items():
+        per_atom = torch.full((6,), single / 3, dtype=torch.float64)
+        assert both > single > 0
+        assert float(QUANTITIES[name].read_out(per_atom, graph_of([two]))) == pytest.approx(both)
+    extensive = {name for name, quantity in QUANTITIES.items() if quantity.extensive}
+    assert not extensive & {"homo", "lumo", "gap", "mu", "r2"}
 
 
 def test_every_target_of_qm9_is_a_quantity_in_the_same_unit():

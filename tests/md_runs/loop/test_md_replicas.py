@@ -303,6 +303,28 @@ def test_the_equilibration_of_replicas_has_its_temperature_and_forgets_at_its_fr
     assert np.var(kinetic) == pytest.approx(0.5 * n * heat**2, rel=0.25)
 
 
+@pytest.mark.physics
+def test_noise_goes_on_over_a_resume(aspirin, tmp_path, monkeypatch):
+    """Free atoms keep their temperature; noise that began anew would repeat itself, and add up.
+
+    With ``keep = exp(-gamma t)`` kept of the momenta up to the resume and ``p = keep p + noise``
+    twice, the same noise would have ``<p^2> = m kT (1 + 2 keep (1 - keep^2))``: 77 % too hot.
+    """
+    monkeypatch.setattr("dcase.md_runs.loop.replica_batch.BatchForces", Springs)
+    monkeypatch.setattr(Springs, "stiffness", 0.0)
+    settings = MDSettings(
+        steps=1, equilibrate=100, temperature_K=400.0, friction_per_fs=0.02, bond_stretch_A=None
+    )
+    for resume in (False, True):
+        batch = ReplicaBatch(aspirin, settings, 40, ReplicaFolder(tmp_path), None)
+        batch.resume() if resume else batch.start()
+        for _ in range(55):
+            batch.langevin()
+        batch.checkpoint()
+        batch.close()
+    assert batch.kinetic(batch.alive).mean() == pytest.approx(1.5 * 21 * KB * 400.0, rel=0.1)
+
+
 def test_stopped_replicas_stay_stopped_over_a_resume(aspirin, tmp_path):
     settings = MDSettings(**{**SHORT, "equilibrate": 0, "bond_stretch_A": 0.065})
     run_replicas(aspirin, settings, 10, tmp_path / "r")
