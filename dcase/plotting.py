@@ -7,8 +7,9 @@ no figure that outlives its caller.
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,6 +44,18 @@ def new_figure(
         ax.grid(True, color="#e6e6e6", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, list(axes.flat)
+
+
+def log_scale(ax: Axes, axis: Literal["x", "y"] = "y") -> bool:
+    """Make an axis logarithmic if anything drawn on it is positive: errors may all be zero.
+
+    Returns:
+        Whether it is.
+    """
+    positive = math.isfinite((ax.yaxis if axis == "y" else ax.xaxis).get_minpos())
+    if positive:
+        ax.set(**{f"{axis}scale": "log"})
+    return positive
 
 
 def png(figure: Figure) -> bytes:

@@ -121,7 +121,7 @@ def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         if points:
             marker = "o" if len(points) < 3 else None
             ax.plot(*zip(*points, strict=True), style, color=colour, label=label, marker=marker)
-    ax.set_yscale("log")
+    plotting.log_scale(ax)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log(ax.yaxis)
     ax.set_xlabel("epoch")
@@ -237,7 +237,7 @@ def violations_figure(violation: np.ndarray, system: System, tolerance: float | 
     if tolerance is not None:
         ax.axvline(tolerance, color=RED, linestyle="--", label="tolerance of the projection")
         ax.legend(loc="upper left", frameon=False, fontsize=8)
-    ax.set_xscale("log")
+    plotting.log_scale(ax, "x")
     ax.set_xlabel(f"violation of a constraint ({system.length})")
     ax.set_ylabel("number of constraints")
     return figure
@@ -286,7 +286,7 @@ def rollout_figure(found: Mapping[str, RollOut], system: System, *, unseen: bool
             _positive(axes[1], time, states.mean[1:], mean)
         if energy and states.energy is not None:
             _positive(axes[2], time, states.energy[1:], style)
-    axes[0].set_yscale("log")
+    plotting.log_scale(axes[0])
     axes[0].set_ylabel(f"mean position error ({system.error})")
     axes[1].set_ylabel(f"violation of the constraint ({system.length})")
     if number:
@@ -321,7 +321,7 @@ def plain_log(axis: Axis) -> None:
     Call it when everything is drawn.
     """
     low, high = axis.get_view_interval()
-    if not 0 < low < high or np.log10(high / low) > FEW_DECADES:
+    if axis.get_scale() != "log" or not 0 < low < high or np.log10(high / low) > FEW_DECADES:
         return
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -331,4 +331,4 @@ def plain_log(axis: Axis) -> None:
 def _positive(ax: Axes, time: np.ndarray, values: np.ndarray, style: Mapping[str, Any]) -> None:
     """A line on a logarithmic axis, on which exact zeros lie at rounding."""
     ax.plot(time, np.maximum(values, FLOOR), **style)  # NaN stays NaN
-    ax.set_yscale("log")
+    plotting.log_scale(ax)

@@ -149,9 +149,9 @@ def write_training_figure(folder: Path, quantity: Quantity = ENERGY) -> str | No
     for ax, (label, forces, points) in zip(axes, panels, strict=True):
         color = plotting.BLUE if forces else plotting.ORANGE
         ax.plot(*zip(*points, strict=True), color=color, linewidth=1.2)
-        ax.set_yscale("log")
-        for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis_format(FormatStrFormatter("%g"))
+        if plotting.log_scale(ax):
+            for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                axis_format(FormatStrFormatter("%g"))
         ax.set_xlabel("epoch")
         ax.set_ylabel("validation " + label)
     plotting.save(figure, folder / FIGURE)

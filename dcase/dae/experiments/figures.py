@@ -134,7 +134,7 @@ def curves_figure(
             if label in dashed:
                 epochs, mean, _ = dashed[label]
                 ax.plot(epochs, np.maximum(mean, FLOOR), "--", color=colour, linewidth=0.9)
-        ax.set_yscale("log")
+        plotting.log_scale(ax)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain_log(ax.yaxis)

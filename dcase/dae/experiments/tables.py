@@ -215,7 +215,7 @@ def table_figure(system: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
                         "diverged", (0.01, at), xycoords=("axes fraction", "data"), color=colour,
                         fontsize=8, va="center",
                     )  # fmt: skip
-        ax.set_xscale("log")
+        plotting.log_scale(ax, "x")
         plain_log(ax.xaxis)
         ax.set_xlabel(f"MAE ({known.error})")
         ax.set_title(f"k = {k}", fontsize=10)
