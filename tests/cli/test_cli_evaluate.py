@@ -4,6 +4,7 @@ import json
 
 import ase.io
 import pytest
+import torch
 from ase.build import molecule
 from cli_inputs import save_some
 
@@ -41,6 +42,21 @@ def test_evaluate_writes_the_documented_keys(dcase, model, empty_folder):
     assert f"{content['forces_mae_kcal_mol_angstrom']:.4f}" in done.out
     for name in ("p_energy.png", "p_forces.png"):
         assert (empty_folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_in_the_precision_asked_for(dcase, model, empty_folder):
+    frames, found = read_npz(ETHANOL).subset(range(3)), {}
+    for dtype in (torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        options = ["--index", ":3", "--dtype", name, "--json", f"{name}.json"]
+        assert dcase("evaluate", model, ETHANOL, *options).code == 0
+        found[name] = json.loads((empty_folder / f"{name}.json").read_text())[
+            "forces_mae_mev_angstrom"
+        ]
+    double = evaluate_potential(load_potential(model).with_dtype(torch.float64), frames)
+    expected = double.metrics["forces_mae_mev_angstrom"]
+    assert found["float64"] == pytest.approx(expected, rel=1e-13)
+    assert found["float32"] != pytest.approx(expected, rel=1e-13)
 
 
 def test_evaluate_says_where_the_levels_of_theory_differ(dcase, model):

@@ -11,6 +11,7 @@ from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule, structure
 from dcase.md_runs.analysis import dt_scan as scan
 from dcase.md_runs.files.trajectory import read_series
+from dcase.potentials.calculator import DCCalculator
 
 # The list, on which people build scripts.
 KEYS = {
@@ -275,6 +276,18 @@ def test_relax(dcase, model, empty_folder):
     assert done.code == 1
     assert "written: r/relaxed.extxyz" in done.out
     assert "Traceback" not in done.err
+
+
+def test_relax_in_the_precision_asked_for(dcase, empty_folder):
+    atoms = structure("aspirin")
+    atoms.calc = DCCalculator("aspirin_irelu.pt", dtype="float64")
+    forces = atoms.get_forces()
+    for dtype in ("float64", "float32"):
+        dcase("relax", "--fmax", "1e-9", "--steps", "0", "--dtype", dtype, "--out", dtype)
+        found = ase.io.read(empty_folder / dtype / "relaxed.extxyz").get_forces()
+        worst = np.abs(found - forces).max()
+        assert worst < 1e-4
+        assert (worst < 1e-7) == (dtype == "float64")
 
 
 def test_relax_refuses_a_cell_that_is_not_there(dcase, model):

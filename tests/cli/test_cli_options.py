@@ -9,6 +9,7 @@ import pytest
 
 import dcase.cli
 from dcase.cli.main import main
+from dcase.cli.options import FrameCount
 
 FOLDER = Path(dcase.cli.__file__).resolve().parent
 SHARED = (
@@ -57,3 +58,17 @@ def test_every_quiet_has_its_letter():
     quiet = [o for _, c in commands() for o in c.params if "--quiet" in o.opts]
     assert len(quiet) > 30
     assert all("-q" in option.opts for option in quiet)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0", 0), ("1", 1), ("1.0", 1), ("0.25", 0.25), ("1e3", 1000)]
+)
+def test_one_is_a_frame_and_less_is_a_share(text, count):
+    found = FrameCount().convert(text, None, None)
+    assert (found, type(found)) == (count, type(count))
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.5", "-1", "nan", "inf", "all"])
+def test_what_is_no_number_of_frames(text):
+    with pytest.raises(click.BadParameter, match="neither a number of frames nor a fraction"):
+        FrameCount().convert(text, None, None)

@@ -13,6 +13,7 @@ from cli_inputs import ETHANOL, TINY, save_some, shipped_frames
 from dcase.data.md17 import embedded_file
 from dcase.data.molecules import get_molecule
 from dcase.data.npz import read_npz
+from dcase.data.splits import split
 from dcase.potentials.potential import load_potential
 from dcase.units import KCAL_PER_MOL
 
@@ -71,6 +72,7 @@ def test_default_name_and_every_option_of_a_run(dcase, empty_folder):
     training = potential.metadata["recipe"]["training"]
     assert (training["epochs"], training["seed"], training["lr"]) == (3, 7, 1e-3)
     assert potential.metadata["recipe"]["name"] == "paper"
+    assert potential.metadata["split"]["hash"] == split(1000, 20, 5, 7).hash()
     report = json.loads((empty_folder / "aspirin_issp.run" / "report.json").read_text())
     assert report["test"]["n_frames"] == 975
 

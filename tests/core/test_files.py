@@ -19,12 +19,14 @@ from dcase import checkpoint
 from dcase.dae.trajectory_file import read as read_trajectory
 from dcase.data.atoms_files import read_atoms
 from dcase.data.npz import read_npz
-from dcase.errors import CheckpointError, DataError, DcaseError
+from dcase.errors import CheckpointError, DataError, DcaseError, RunError
 from dcase.files import (
     atomic_path,
     check_readable,
     check_writable,
+    hold,
     is_leftover,
+    let_go,
     read_json,
     remove_leftovers,
     write_json,
@@ -238,6 +240,37 @@ def test_a_socket_is_refused(tmp_path):
         with pytest.raises(DcaseError, match="socket"):
             write_text(tmp_path / "s", "x")
     assert stat.S_ISSOCK((tmp_path / "s").stat().st_mode)
+
+
+@pytest.mark.parametrize("below", [".", "state/weights"])
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_nothing_is_written_into_a_held_folder_that_went_away(tmp_path, below, what):
+    folder = tmp_path / "run"
+    target = folder / below / "a.json"
+    folder.mkdir()
+    hold(folder)
+    try:
+        write_text(target, "x")
+        folder.rename(tmp_path / "moved")
+        if what == "replaced":
+            folder.mkdir()
+        with pytest.raises(RunError, match="was moved, removed or replaced"):
+            write_text(target, "y")
+        assert not target.exists()
+        write_text(tmp_path / "beside", "x")
+    finally:
+        let_go(folder)
+    write_text(target, "z")
+    assert target.read_text() == "z"
+
+
+@pytest.mark.parametrize(
+    "name", [".notes.ab", ".cache.0123456789a", ".x.0123456789abc", ".a.0123456789AB", "a.txt", "."]
+)
+def test_files_of_the_user_are_no_leftovers(name):
+    assert not is_leftover(name)
+    assert is_leftover(".a.txt.0123456789ab.txt")
+    assert is_leftover(".a.0123456789ab")
 
 
 def test_the_folder_is_made_durable_after_the_name_is_in_it(tmp_path, monkeypatch):

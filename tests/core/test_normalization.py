@@ -113,6 +113,14 @@ class Shared(nn.Module):
         self.seq = nn.Sequential(self.lin, nn.BatchNorm1d(4))
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seq = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.other = nn.Linear(4, 4)
+        self.other.weight = self.seq[0].weight
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
@@ -128,6 +136,7 @@ class Shared(nn.Module):
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)).eval(), "does not act"),
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(4)).eval(), "do not fit"),
         (Shared().eval(), "several places"),
+        (Tied().eval(), "several places"),
     ],
 )
 def test_fold_refuses_and_changes_nothing(model, why):

@@ -1,5 +1,6 @@
 """The record of a run: who may write into a folder, and with what."""
 
+import fcntl
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from dcase.errors import DcaseError, OptionError, RunError, SimulationError
-from dcase.locks import only_writer
+from dcase.locks import Lock, only_writer
 from dcase.runs import (
     LOCK,
     RECORD,
@@ -174,6 +175,79 @@ def test_a_damaged_record(begun, tmp_path, text):
         assert content(tmp_path) == before
     with claim(begun, IDENTITY, overwrite=True):
         assert not (begun.folder / "log.txt").exists()
+
+
+def test_a_record_of_a_later_version_is_left_alone(begun, tmp_path):
+    begun.record.write_text(json.dumps({**json.loads(begun.record.read_text()), "format": 99}))
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="newer version of dcase"):
+        claim(begun, IDENTITY, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_a_refusal_leaves_the_lock_of_a_dead_process_too(begun, tmp_path):
+    begun.lock.write_text("process 1 on nowhere since 00:00:00")
+    before = content(tmp_path)
+    with pytest.raises(RunError, match="already exists and holds a run"):
+        claim(begun, IDENTITY)
+    assert content(tmp_path) == before
+
+
+def test_what_a_link_leads_to_is_not_swept(begun, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / ".notes.0123456789ab.txt").touch()
+    (begun.folder / "linked").symlink_to(mine)
+    with claim(begun, IDENTITY, resume=True):
+        pass
+    assert content(mine).keys() == {".notes.0123456789ab.txt"}
+
+
+def test_what_fails_after_it_wrote_can_be_gone_on_with(tmp_path):
+    here = place(tmp_path)
+
+    def work():
+        with claim(here, IDENTITY):
+            (here.folder / "log.txt").write_text("l")
+            raise ValueError("then")
+
+    with pytest.raises(ValueError, match="then"):
+        work()
+    assert read_record(here.folder)["status"] == "failed"
+    with claim(here, IDENTITY, resume=True) as run:
+        assert run.resumed
+
+
+def test_a_lock_that_its_owner_removes_between_opening_and_locking_is_made_anew(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / LOCK
+    path.touch()
+    before, flock = [path], fcntl.flock
+
+    def owner_is_done(handle, how):
+        if before:
+            before.pop().unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", owner_is_done)
+    lock = Lock(path)
+    lock.take()
+    assert lock.in_place()
+    with pytest.raises(RunError, match="another process"):
+        Lock(path).take()
+    lock.release()
+    assert not path.exists()
+
+
+def test_releasing_does_not_take_the_lock_of_another(tmp_path):
+    first, second = Lock(tmp_path / LOCK), Lock(tmp_path / LOCK)
+    first.take()
+    first.path.unlink()
+    second.take()
+    first.release()
+    assert second.in_place()
+    second.release()
 
 
 def test_nothing_to_resume(tmp_path):
@@ -379,6 +453,8 @@ def test_fingerprints():
         None, True, 1, 1.0, "1", b"1", [1], [[1]], [1, 2], {"a": 1}, {"a": 1, "b": 2}, {"b": 1},
         np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.float32), np.zeros(2, int), np.float64(3),
         torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(0), torch.ones(2),
+        torch.zeros(2, dtype=torch.int32), torch.zeros(2, 1), [1, 12], [11, 2], [[1, 2], []],
+        [[1], 2, []], [[1], [2]], [[1, [2]]],
     ]  # fmt: skip
     assert len({fingerprint(value) for value in values}) == len(values)
     assert fingerprint({"a": 1, "b": [np.ones(3)]}) == fingerprint({"b": [np.ones(3)], "a": 1})

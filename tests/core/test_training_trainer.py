@@ -7,6 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -346,7 +347,13 @@ def test_time_limit_ends_the_run_and_the_schedule(tmp_path, monkeypatch):
     rates = []
     options = {"epochs": 1000, "final_lr": 0.01, "lr": 1.0, "time_limit": 5.0}
     monkeypatch.setattr(trainer_module, "time", Clock(0.01))
-    run = trainer(tmp_path, on_step=lambda p: rates.append(p.lr), **options)
+    losses = []
+
+    def on_step(progress):
+        rates.append(progress.lr)
+        losses.append(run.state.losses["loss"])
+
+    run = trainer(tmp_path, on_step=on_step, **options)
     result = run.fit()
     assert result.status == "time limit"
     assert result.elapsed == pytest.approx(5.0, abs=0.2)
@@ -358,6 +365,7 @@ def test_time_limit_ends_the_run_and_the_schedule(tmp_path, monkeypatch):
     last = read_metrics(tmp_path / "metrics.csv")[-1]
     assert last["epoch"] == pytest.approx(run.state.epoch + run.state.batch_in_epoch / 5)
     assert last["step"] == result.steps
+    assert last["train_loss"] == pytest.approx(np.mean(losses[-run.state.batch_in_epoch :]))
     assert "val_loss" in last
 
     # Elapsed adds up: nothing is left of the limit, and neither a step nor a validation is done.

@@ -225,8 +225,11 @@ def test_cells_without_volume(tmp_path):
 
 def test_index(tmp_path):
     ase.io.write(tmp_path / "a.traj", [labelled(energy=float(i), forces=FORCES) for i in range(5)])
-    assert read_atoms(tmp_path / "a.traj", index=":2").energies.tolist() == [0, 1]
-    assert read_atoms(tmp_path / "a.traj", index=-1).energies.tolist() == [4]
+    ase.io.write(tmp_path / "a.db", ase.io.read(tmp_path / "a.traj", ":"))
+    for name in ("a.traj", "a.db"):
+        assert read_atoms(tmp_path / name, index=":2").energies.tolist() == [0, 1]
+        assert read_atoms(tmp_path / name, index=-1).energies.tolist() == [4]
+    assert read_atoms(tmp_path / "a.db", index="id>3").energies.tolist() == [3, 4]
     for index in ("7", "7:"):
         with pytest.raises(DataError, match="no frames at index"):
             read_atoms(tmp_path / "a.traj", index=index)

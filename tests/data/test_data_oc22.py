@@ -123,6 +123,16 @@ def test_variants_of_fields(tmp_path):
     assert data.info.level_of_theory == OC20_THEORY
 
 
+def test_periodic_directions_and_marks_are_as_the_file_says(tmp_path):
+    atoms = slab(0)
+    n = len(atoms)
+    held = torch.tensor([0.0, 2.0, 0.0, -1.0] + [0.0] * (n - 4))
+    blob = old_pyg(atoms, pbc=torch.tensor([True, True, False]), fixed=held)
+    data = read_lmdb(write_lmdb(tmp_path / "a.lmdb", [blob]))
+    assert data.pbc.tolist() == [[True, True, False]]
+    assert np.flatnonzero(data.fixed).tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,6 +15,7 @@ from dcase.data.dataset import AtomicDataset
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.graphs.graph import build_graph
+from dcase.potentials.networks.pair_convolution import pair_convolution
 from dcase.potentials.networks.registry import ARCHITECTURES, create_potential
 from dcase.rescaling import LabelScale
 
@@ -94,6 +95,26 @@ def test_potentials_schnet_equals_torch_geometric(dtype, tolerance):
     twin.distance_expansion.coeff *= 1.001
     off = twin(graph.graph.numbers, positions, graph.graph.system).squeeze(1)
     assert (energies - off).abs().max() > tolerance * energies.abs().max()
+
+
+def test_potentials_pair_convolution_has_all_derivatives():
+    """Against sums over pairs; its first, second and third derivatives against differences."""
+    pairs = torch.tensor([[0, 0, 1, 2], [1, 2, 2, 3]])
+    draw = torch.Generator().manual_seed(0)
+    filters, x = (torch.randn(4, 2, dtype=torch.float64, generator=draw) for _ in range(2))
+    expected = torch.zeros_like(x)
+    for w, (i, j) in zip(filters, pairs.T.tolist(), strict=True):
+        expected[i] += w * x[j]
+        expected[j] += w * x[i]
+    torch.testing.assert_close(pair_convolution(filters, x, pairs), expected)
+    filters, x = filters.requires_grad_(), x.requires_grad_()
+
+    def slopes(w, y):
+        out = pair_convolution(torch.sin(w), torch.cos(y), pairs).square().sum()
+        return torch.autograd.grad(out, (w, y), create_graph=True)
+
+    assert torch.autograd.gradcheck(slopes, (filters, x))
+    assert torch.autograd.gradgradcheck(slopes, (filters, x))
 
 
 def test_potentials_schnet_keeps_every_neighbour():
