@@ -9,15 +9,21 @@ Numerica 12, 399 (2003)), so its fluctuation is as correlated as the motion itse
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from dcase.errors import OptionError
+from dcase.md_runs.analysis.correlated import (
+    Part,
+    average,
+    blocks,
+    fit_line,
+    mean_and_error,
+    sliceable,
+)
 from dcase.md_runs.analysis.dt_scan_verdict import DtScan, dt_scan_table
-from dcase.statistics import autocorrelation_time
 from dcase.units import KB
 
 __all__ = [
@@ -29,9 +35,6 @@ __all__ = [
     "mean_and_error",
     "plus_minus",
 ]
-
-FITTED = 2
-"""Parameters of a line, for which autocorrelation times are corrected."""
 
 MIN_SAMPLES = 10
 """Fewer samples than this get numbers but no judgement."""
@@ -93,86 +96,10 @@ class EnergyDrift:
         return self.verdict.startswith(("no significant drift", "significant but small"))
 
 
-def fit_line(times: np.ndarray, values: np.ndarray) -> tuple[float, float, float, float]:
-    """Least-squares line through correlated samples.
-
-    ``Var(slope) = 2 tau s^2 / sum (t - <t>)^2`` with ``s^2 = SSR / (n - 4 tau)``: the textbook
-    formula with ``n`` replaced by the number of independent samples ``n / (2 tau)``.
-
-    A fast oscillation hides a slow wander from Sokal's window, so the error is also computed from
-    means over blocks (which average the oscillation away) and the largest one is used.
-
-    Args:
-        times: ``(n,)`` any unit, strictly increasing.
-        values: ``(n,)`` any unit.
-
-    Returns:
-        ``(intercept at t = 0, slope, standard error of the slope, tau in units of time)``.
-    """
-    times = np.asarray(times, dtype=np.float64)
-    values = np.asarray(values, dtype=np.float64)
-    n = len(times)
-    if n < 2:
-        return (float(values[0]) if n else math.nan), math.nan, math.nan, math.nan
-    mean_t, mean_v = times.mean(), values.mean()
-    x = times - mean_t
-    y = values - mean_v  # a total energy is thousands of eV: subtract before squaring
-    sxx = float(x @ x)
-    slope = float(x @ y) / sxx
-    intercept = float(mean_v - slope * mean_t)
-    if n < 4:
-        return intercept, slope, math.nan, math.nan
-    residual = y - slope * x
-    variance, inefficiency = 0.0, 1.0
-    for block in _block_sizes(n):
-        blocks = n // block
-        means = residual[: blocks * block].reshape(blocks, block).mean(axis=1)
-        positions = x[: blocks * block].reshape(blocks, block).mean(axis=1)
-        means = means - means.mean()
-        tau = autocorrelation_time(means, fitted=FITTED)
-        # At least two independent samples must be left, or there is no error to speak of.
-        freedom = max(blocks - 4.0 * tau, 0.5)
-        spread = float(means @ means) / freedom
-        centred = positions - positions.mean()
-        estimate = 2.0 * tau * spread / float(centred @ centred)
-        if estimate > variance:
-            variance, inefficiency = estimate, 2.0 * tau * (block if block > 1 else 1)
-    step = float(times[-1] - times[0]) / (n - 1)
-    return intercept, slope, math.sqrt(variance), float(0.5 * inefficiency * step)
-
-
-def _block_sizes(n: int) -> list[int]:
-    """Block lengths that leave about 256 and 64 blocks, and no blocks at all."""
-    return sorted({1, *(n // count for count in (256, 64) if n // count > 1)})
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error ``sqrt(2 tau s^2 / n)`` for a correlated series.
-
-    Args:
-        values: ``(n,)``; non-finite entries are left out.
-
-    Returns:
-        ``(mean, standard error)``; NaN where there is nothing to average.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan
-    mean = float(values.mean())
-    if n < 4:
-        return mean, math.nan
-    residual = values - mean
-    tau = autocorrelation_time(residual, fitted=FITTED)
-    spread = float(residual @ residual) / max(n - 2.0 * tau, 0.5)
-    return mean, math.sqrt(2.0 * tau * spread / n)
-
-
 def analyse(
-    times_fs: Sequence[float] | np.ndarray,
-    total_energy: Sequence[float] | np.ndarray,
-    kinetic_energy: Sequence[float] | np.ndarray,
+    times_fs: Any,
+    total_energy: Any,
+    kinetic_energy: Any,
     *,
     n_atoms: int,
     n_dof: int,
@@ -180,7 +107,8 @@ def analyse(
 ) -> EnergyDrift:
     """Drift of a conserved energy along a run.
 
-    A series that is not finite everywhere is analysed up to its first bad sample and fails.
+    A series that is not finite everywhere is analysed up to its first bad sample and fails. The
+    series may be an open file's: they are read a block at a time.
 
     Args:
         times_fs: ``(n,)`` times in fs, increasing.
@@ -193,9 +121,7 @@ def analyse(
     Raises:
         OptionError: If the three series differ in length, or there are no atoms.
     """
-    times = np.asarray(times_fs, dtype=np.float64).ravel()
-    energy = np.asarray(total_energy, dtype=np.float64).ravel()
-    kinetic = np.asarray(kinetic_energy, dtype=np.float64).ravel()
+    times, energy, kinetic = (sliceable(v) for v in (times_fs, total_energy, kinetic_energy))
     if not len(times) == len(energy) == len(kinetic):
         raise OptionError(
             "times, total energy and kinetic energy must have the same length, not "
@@ -203,27 +129,25 @@ def analyse(
         )
     if n_atoms < 1:
         raise OptionError("energy drift is per atom: n_atoms must be at least 1")
-    bad = np.flatnonzero(~(np.isfinite(times) & np.isfinite(energy) & np.isfinite(kinetic)))
-    broken_at = int(bad[0]) if len(bad) else None
+    broken_at = _first_bad(times, energy, kinetic)
     if broken_at is not None:
-        times, energy, kinetic = times[:broken_at], energy[:broken_at], kinetic[:broken_at]
+        times, energy, kinetic = (Part(v, broken_at) for v in (times, energy, kinetic))
     n = len(times)
     per_atom = 1e3 / n_atoms  # eV -> meV/atom
-    picoseconds = times * 1e-3
-    duration = float(picoseconds[-1] - picoseconds[0]) if n else 0.0
-    intercept, slope, stderr, tau = fit_line(picoseconds, energy)
-    spread = float(np.std(kinetic)) if n else math.nan
-    rms = max_deviation = ratio = fluctuation = math.nan
-    if n >= 2:
-        rms = float(np.sqrt(np.mean((energy - intercept - slope * picoseconds) ** 2)))
-        max_deviation = float(np.max(np.abs(energy - energy[0])))
-        if spread > 0.0:
-            ratio = abs(slope * duration) / spread
-            fluctuation = rms / spread
+    first, last = (float(times[k : k + 1][0]) * 1e-3 if n else 0.0 for k in (0, n - 1))
+    duration = last - first
+    intercept, slope_fs, stderr_fs, tau_fs = fit_line(times, energy)
+    slope, stderr, tau = slope_fs * 1e3, stderr_fs * 1e3, tau_fs * 1e-3
+    heat_mean = average(kinetic)[0]
+    spread, rms, max_deviation = _spreads(times, energy, kinetic, (intercept, slope_fs, heat_mean))
+    ratio = fluctuation = math.nan
+    if n < 2:
+        rms = max_deviation = math.nan
+    elif spread > 0.0:
+        ratio = abs(slope * duration) / spread
+        fluctuation = rms / spread
     if temperature_K is None:
-        temperature_K = (
-            2.0 * float(np.mean(kinetic)) / (n_dof * KB) if n and n_dof > 0 else math.nan
-        )
+        temperature_K = 2.0 * heat_mean / (n_dof * KB) if n and n_dof > 0 else math.nan
     heat = KB * temperature_K * n_dof
     samples = float(n)
     if math.isfinite(tau) and tau > 0.0 and duration > 0.0:
@@ -241,8 +165,34 @@ def analyse(
         n_samples=n,
         duration_ps=duration,
         temperature_K=float(temperature_K),
-        verdict=_verdict(slope, stderr, ratio, fluctuation, n, broken_at, times),
+        verdict=_verdict(slope, stderr, ratio, fluctuation, n, broken_at, last * 1e3),
     )
+
+
+def _first_bad(*columns: Any) -> int | None:
+    """Where the first sample is of which one is not finite."""
+    done = 0
+    for parts in blocks(*columns):
+        bad = np.flatnonzero(~np.isfinite(np.stack(parts)).all(axis=0))
+        if len(bad):
+            return done + int(bad[0])
+        done += len(parts[0])
+    return None
+
+
+def _spreads(
+    times: Any, energy: Any, kinetic: Any, fit: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """Standard deviation of K, root mean square about the line, largest distance from the start."""
+    intercept, slope, mean = fit
+    heat = square = largest = 0.0
+    start = float(energy[0:1][0]) if len(times) else math.nan
+    for t, e, k in blocks(times, energy, kinetic):
+        heat += float(np.sum((k - mean) ** 2))
+        square += float(np.sum((e - intercept - slope * t) ** 2))
+        largest = max(largest, float(np.abs(e - start).max()))
+    n = len(times)
+    return (math.sqrt(heat / n), math.sqrt(square / n), largest) if n else (math.nan,) * 3
 
 
 def _verdict(
@@ -252,11 +202,11 @@ def _verdict(
     fluctuation: float,
     n: int,
     broken_at: int | None,
-    times: np.ndarray,
+    last_fs: float,
 ) -> str:
     """One sentence for people; the words before the bracket are stable."""
     if broken_at is not None:
-        when = f"after {times[-1]:g} fs" if n else "from the first sample on"
+        when = f"after {last_fs:g} fs" if n else "from the first sample on"
         return f"failed: the energy is not a finite number {when}"
     if n < MIN_SAMPLES:
         return f"too short to judge ({n} samples; at least {MIN_SAMPLES} are needed)"
