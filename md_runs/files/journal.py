@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,3 +243,20 @@ def read_rows(
     if count == 0:
         return np.zeros((0, width))
     return np.memmap(path, dtype="<f8", mode="r", shape=(count, width))
+
+
+def row_blocks(rows: np.ndarray, size: int = 8192) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows some at a time, each block with the number of its first row.
+
+    Rows from :func:`read_rows` are mapped anew for every block: pages once read would otherwise
+    stay with the process for as long as the map does, and count as its memory.
+    """
+    for first in range(0, len(rows), size):
+        count = min(size, len(rows) - first)
+        if isinstance(rows, np.memmap) and rows.filename is not None:
+            offset = rows.offset + first * rows.shape[1] * rows.itemsize
+            shape = (count, rows.shape[1])
+            mapped = np.memmap(rows.filename, rows.dtype, "r", offset, shape)
+            yield first, np.array(mapped)
+        else:
+            yield first, rows[first : first + count]

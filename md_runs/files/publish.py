@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.io import write
 
 from dcase.files import atomic_path
-from dcase.md_runs.files.journal import read_rows
+from dcase.md_runs.files.journal import read_rows, row_blocks
 from dcase.md_runs.files.run_folder import (
     SUMMED,
     Checkpoint,
@@ -115,7 +115,7 @@ def recover(out: str | Path) -> dict[str, Any]:
 def _recover(folder: RunFolder, facts: dict[str, Any]) -> dict[str, Any]:
     saved = Checkpoint.load(folder.checkpoint)
     series = _series(folder, facts, saved)
-    done = int(np.max(series[:, 0])) if len(series) else 0
+    done = max((int(np.max(rows[:, 0])) for _, rows in row_blocks(series)), default=0)
     facts.update(
         status=KILLED,
         steps=done,

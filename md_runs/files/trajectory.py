@@ -34,6 +34,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from dcase import hdf5
 from dcase._version import __version__
 from dcase.errors import SimulationError
+from dcase.md_runs.files.journal import row_blocks
 from dcase.md_runs.files.run_folder import FRAME, SERIES, UNCERTAINTY, series_columns
 from dcase.units import FS
 
@@ -87,22 +88,25 @@ def write_trajectory(
         root.create_group("modules/units").attrs["version"] = np.array([1, 0], dtype=np.int32)
 
         atoms = file.create_group("particles/atoms")
-        steps = np.array(frames[:, 0], dtype=np.int64)
         position = atoms.create_group("position")
+        stored = []
+        for name, unit in (("position", "Angstrom"), ("velocity", "Angstrom fs-1")):
+            value = atoms.require_group(name).create_dataset(
+                "value", (len(frames), n, 3), dtype="<f8"
+            )
+            value.attrs["unit"] = unit
+            stored.append(value)
+        heads = np.empty((len(frames), head))
+        for first, block in row_blocks(frames, BLOCK):
+            heads[first : first + len(block)] = block[:, :head]
+            for k, value in enumerate(stored):
+                part = block[:, head + 3 * n * k : head + 3 * n * (k + 1)]
+                value[first : first + len(block)] = part.reshape(-1, n, 3)
+        steps = heads[:, 0].astype(np.int64)
         position["step"] = steps
         position["time"] = steps * timestep_fs
         position["time"].attrs["unit"] = "fs"
-        for name, first, unit in (
-            ("position", head, "Angstrom"),
-            ("velocity", head + 3 * n, "Angstrom fs-1"),
-        ):
-            group = atoms.require_group(name)
-            _share_clock(group, position)
-            value = group.create_dataset("value", (len(frames), n, 3), dtype="<f8")
-            value.attrs["unit"] = unit
-            for start in range(0, len(frames), BLOCK):
-                block = frames[start : start + BLOCK, first : first + 3 * n]
-                value[start : start + len(block)] = block.reshape(-1, n, 3)
+        _share_clock(atoms["velocity"], position)
         atoms["species"] = template.numbers.astype(np.int32)
         atoms["mass"] = template.get_masses()
         atoms["mass"].attrs["unit"] = "u"
@@ -119,7 +123,7 @@ def write_trajectory(
             edges["value"].attrs["unit"] = "Angstrom"
 
         observables = file.create_group("observables")
-        columns = {name: frames[:, k] for k, name in enumerate(FRAME) if name != "step"}
+        columns = {name: heads[:, k] for k, name in enumerate(FRAME) if name != "step"}
         columns["total_energy"] = columns["potential_energy"] + columns["kinetic_energy"]
         for name, values in columns.items():
             group = observables.create_group(name)
@@ -131,13 +135,24 @@ def write_trajectory(
         for name, value in (attributes or {}).items():
             ours.attrs[name] = value
         dense = ours.create_group("series")
-        dense["step"] = np.array(series[:, 0], dtype=np.int64)
-        dense["time"] = np.array(series[:, 0]) * timestep_fs
-        dense["time"].attrs["unit"] = "fs"
-        for k, name in enumerate(series_columns(series.shape[1] > len(SERIES))):
-            if name != "step":
-                dense[name] = np.array(series[:, k])
-                dense[name].attrs["unit"] = UNITS[name]
+        _write_series(dense, series, timestep_fs)
+
+
+def _write_series(dense: h5py.Group, series: np.ndarray, timestep_fs: float) -> None:
+    """The columns of the dense series, and its times."""
+    names = series_columns(series.shape[1] > len(SERIES))
+    columns = {
+        name: dense.create_dataset(name, (len(series),), "<i8" if name == "step" else "<f8")
+        for name in ("time", *names)
+    }
+    for name, unit in {"time": "fs", **UNITS}.items():
+        if name in columns:
+            columns[name].attrs["unit"] = unit
+    for first, block in row_blocks(series):
+        here = slice(first, first + len(block))
+        columns["time"][here] = block[:, 0] * timestep_fs
+        for k, name in enumerate(names):
+            columns[name][here] = block[:, k]
 
 
 def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -236,10 +251,21 @@ def read_series(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         SimulationError: If the file is missing or has no series.
     """
+    with stored_series(path) as series:
+        return {name: np.asarray(values) for name, values in series.items()}
+
+
+@contextmanager
+def stored_series(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What ``read_series`` reads, as long as the file is open: slices are read when asked for.
+
+    Raises:
+        SimulationError: If the file is missing or has no series.
+    """
     with _open(_file_of(path)) as file:
         if "dcase/series" not in file:
             raise SimulationError(f"{path} was not written by dcase md: it has no energy series")
-        return {name: np.asarray(values) for name, values in file["dcase/series"].items()}
+        yield dict(file["dcase/series"].items())
 
 
 def read_observables(path: str | Path) -> dict[str, np.ndarray]:

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dcase.md_runs.analysis.drift import EnergyDrift, fit_line, plus_minus
+from dcase.md_runs.analysis.correlated import Part, average, blocks, extremes, sliceable
+from dcase.md_runs.analysis.drift import EnergyDrift, plus_minus
 from dcase.plotting import BLUE, GREY, ORANGE, RED, new_figure
 
 MOST_POINTS = 400
@@ -20,32 +21,54 @@ MANY_POINTS = 3000
 """Above this a parity plot shows density instead of dots."""
 
 
-def _series(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, label: str) -> None:
-    """A line, or for a long series the band between its extremes, so that no peak is lost."""
-    keep = np.isfinite(y)
-    x, y = x[keep], y[keep]
-    if len(x) <= 2 * MOST_POINTS:
-        ax.plot(x, y, color=color, linewidth=0.9, label=label)
+def _series(
+    ax: Axes,
+    x: tuple[Any, float],
+    y: tuple[Any, float, float],
+    color: str,
+    label: str,
+) -> None:
+    """A line, or for a long series the band between its extremes, so that no peak is lost.
+
+    Args:
+        ax: Where to draw.
+        x: Values, as an array or an open file's, and what to multiply them with.
+        y: The same, and what to subtract before.
+        color: Of the line.
+        label: Of the line.
+    """
+    (times, stretch), (values, zero, scale) = x, y
+    n = len(values)
+    if n <= 2 * MOST_POINTS:
+        shown = (np.asarray(values[:]) - zero) * scale
+        keep = np.isfinite(shown)
+        drawn = np.asarray(times[:])[keep] * stretch
+        ax.plot(drawn, shown[keep], color=color, linewidth=0.9, label=label)
         return
-    starts = np.linspace(0, len(x), MOST_POINTS, endpoint=False).astype(int)
-    counts = np.diff(np.append(starts, len(x)))
-    middle = np.add.reduceat(x, starts) / counts
-    mean = np.add.reduceat(y, starts) / counts
-    low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+    rows = []
+    size = -(-n // MOST_POINTS)
+    for t, v in blocks(times, values, size=size):
+        keep, starts = np.isfinite(v), np.arange(0, len(v), size)
+        counts = np.add.reduceat(keep.astype(float), starts)
+        sums = [np.add.reduceat(np.where(keep, part, 0.0), starts) for part in (t, v)]
+        low = np.minimum.reduceat(np.where(keep, v, np.inf), starts)
+        high = np.maximum.reduceat(np.where(keep, v, -np.inf), starts)
+        rows.append(np.stack([counts, *sums, low, high])[:, counts > 0])
+    counts, middle, mean, low, high = np.concatenate(rows, axis=1)
+    middle, mean = middle / counts * stretch, mean / counts
+    mean, low, high = ((part - zero) * scale for part in (mean, low, high))
     ax.fill_between(middle, low, high, color=color, alpha=0.3, linewidth=0.0)
     ax.plot(middle, mean, color=color, linewidth=1.0, label=label)
 
 
-def _time_axis(times_fs: np.ndarray) -> tuple[np.ndarray, str]:
-    """Times in fs up to 2 ps, in ps beyond."""
-    if len(times_fs) and times_fs[-1] > 2000.0:
-        return times_fs * 1e-3, "time (ps)"
-    return np.asarray(times_fs), "time (fs)"
+def _time_axis(times_fs: Any) -> tuple[float, str]:
+    """What to multiply times with, and their name: fs up to 2 ps, ps beyond."""
+    if len(times_fs) and times_fs[len(times_fs) - 1 :][0] > 2000.0:
+        return 1e-3, "time (ps)"
+    return 1.0, "time (fs)"
 
 
-def energies_figure(
-    series: Mapping[str, np.ndarray], *, n_atoms: int, temperature_K: float
-) -> Figure:
+def energies_figure(series: Mapping[str, Any], *, n_atoms: int, temperature_K: float) -> Figure:
     """Potential, kinetic and total energy, and temperature, against time.
 
     Args:
@@ -54,20 +77,20 @@ def energies_figure(
         temperature_K: Asked for; drawn as a line.
     """
     figure, (top, bottom) = new_figure(2, 1, (6.4, 5.0), sharex=True, height_ratios=(3, 2))
-    time, label = _time_axis(series["time"])
-    potential = series["potential_energy"]
-    finite = potential[np.isfinite(potential)]
-    zero = float(finite.min()) if len(finite) else 0.0
+    stretch, label = _time_axis(series["time"])
+    time = (series["time"], stretch)
+    lowest = extremes(series["potential_energy"])[1]
+    zero = lowest if math.isfinite(lowest) else 0.0
     scale = 1e3 / n_atoms
-    _series(top, time, (potential - zero) * scale, BLUE, "potential")
-    _series(top, time, series["kinetic_energy"] * scale, ORANGE, "kinetic")
-    _series(top, time, (series["total_energy"] - zero) * scale, "black", "total")
+    _series(top, time, (series["potential_energy"], zero, scale), BLUE, "potential")
+    _series(top, time, (series["kinetic_energy"], 0.0, scale), ORANGE, "kinetic")
+    _series(top, time, (series["total_energy"], zero, scale), "black", "total")
     top.set_ylabel("energy (meV/atom)")
     top.margins(x=0.01)
     low, high = top.get_ylim()
     top.set_ylim(low, high + 0.16 * (high - low))  # room for the legend above the curves
     top.legend(ncols=3, frameon=False, fontsize=9, loc="upper right")
-    _series(bottom, time, series["temperature"], RED, "kinetic temperature")
+    _series(bottom, time, (series["temperature"], 0.0, 1.0), RED, "kinetic temperature")
     bottom.margins(x=0.01)
     bottom.axhline(
         temperature_K,
@@ -84,7 +107,7 @@ def energies_figure(
 
 
 def drift_figure(
-    times_fs: np.ndarray, energy: np.ndarray, drift: EnergyDrift, *, n_atoms: int, name: str
+    times_fs: Any, energy: Any, drift: EnergyDrift, *, n_atoms: int, name: str
 ) -> Figure:
     """Deviation of the conserved energy from its start, with the fitted line and its uncertainty.
 
@@ -97,18 +120,20 @@ def drift_figure(
     """
     figure, (ax,) = new_figure(size=(6.4, 3.8))
     count = drift.n_samples
-    times_fs, energy = np.asarray(times_fs)[:count], np.asarray(energy)[:count]
-    time, label = _time_axis(times_fs)
+    times_fs, energy = Part(sliceable(times_fs), count), Part(sliceable(energy), count)
+    stretch, label = _time_axis(times_fs)
     if count:
-        deviation = (energy - energy[0]) * 1e3 / n_atoms
-        _series(ax, time, deviation, BLUE, name)
+        scale = 1e3 / n_atoms
+        start = float(energy[:1][0])
+        _series(ax, (times_fs, stretch), (energy, start, scale), BLUE, name)
         slope, error = drift.slope_mev_per_atom_ps, drift.slope_stderr_mev_per_atom_ps
         if math.isfinite(slope) and count > 1:
-            ps = times_fs * 1e-3
-            intercept, _, _, _ = fit_line(ps, deviation)
-            along = np.linspace(float(ps[0]), float(ps[-1]), 50)
-            drawn = np.linspace(float(time[0]), float(time[-1]), 50)
-            line = intercept + slope * along
+            centre = average(times_fs)[0]
+            height = (average(energy)[0] - start) * scale
+            ends = float(times_fs[:1][0]), float(times_fs[count - 1 :][0])
+            fs = np.linspace(*ends, 50)
+            drawn, along = fs * stretch, (fs - centre) * 1e-3
+            line = height + slope * along
             ax.plot(
                 drawn,
                 line,
@@ -118,7 +143,7 @@ def drift_figure(
             )
             if math.isfinite(error):
                 # Lines through the mean point with slope +- 2 standard errors: a bow-tie.
-                reach = 2.0 * error * np.abs(along - ps.mean())
+                reach = 2.0 * error * np.abs(along)
                 ax.fill_between(
                     drawn,
                     line - reach,
@@ -138,9 +163,7 @@ def drift_figure(
     return figure
 
 
-def uncertainty_figure(
-    times_fs: np.ndarray, values: np.ndarray, limit: float | None = None
-) -> Figure:
+def uncertainty_figure(times_fs: Any, values: Any, limit: float | None = None) -> Figure:
     """How far an ensemble's members disagree on the forces, against time.
 
     Args:
@@ -149,8 +172,8 @@ def uncertainty_figure(
         limit: Largest one trusted, eV/A; drawn as a line.
     """
     figure, (ax,) = new_figure(size=(6.4, 3.4))
-    time, label = _time_axis(times_fs)
-    _series(ax, time, np.asarray(values, dtype=np.float64), BLUE, "largest of all atoms")
+    stretch, label = _time_axis(times_fs)
+    _series(ax, (times_fs, stretch), (values, 0.0, 1.0), BLUE, "largest of all atoms")
     if limit is not None:
         limit_label = f"limit, {limit:g} eV/Å"
         ax.axhline(limit, color=RED, linewidth=1.2, linestyle="--", label=limit_label)

@@ -6,6 +6,8 @@ The keys of ``report.json`` are documented in ``docs/report-keys.md``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import numpy as np
 from ase import Atoms
 
 from dcase.files import atomic_path, write_json, write_text
-from dcase.md_runs.analysis.drift import EnergyDrift, analyse, mean_and_error
+from dcase.md_runs.analysis.correlated import Part, blocks, extremes, mean_and_error
+from dcase.md_runs.analysis.drift import EnergyDrift, analyse
 from dcase.md_runs.analysis.dt_scan_verdict import DtScan
 from dcase.md_runs.analysis.stability import (
     bond_stability,
@@ -28,7 +31,7 @@ from dcase.md_runs.files.run_folder import (
     RunFolder,
     series_columns,
 )
-from dcase.md_runs.files.trajectory import read_series, stored_positions
+from dcase.md_runs.files.trajectory import stored_positions, stored_series
 from dcase.md_runs.loop.constrain import constrained
 from dcase.md_runs.loop.ensembles import MDEnsemble, ensemble_named
 from dcase.md_runs.loop.result import STOPPED
@@ -64,7 +67,9 @@ def write_report(
         OptionError: If the reference does not fit the molecule.
     """
     folder = RunFolder(Path(out))
-    report, pictures = _build(folder, dt_scan, reference_positions)
+    facts = recover(folder.root)
+    with _series(folder) as series:
+        report, pictures = _build(folder, facts, series, dt_scan, reference_positions)
     images = {name: png(figure) for name, figure in pictures.items()}
     for name in FIGURES:
         if name in images:
@@ -78,11 +83,13 @@ def write_report(
 
 
 def _build(
-    folder: RunFolder, scan: DtScan | None, reference: np.ndarray | None
+    folder: RunFolder,
+    facts: dict[str, Any],
+    series: dict[str, Any],
+    scan: DtScan | None,
+    reference: np.ndarray | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    facts = recover(folder.root)
     settings = facts["settings"]
-    series = _series(folder)
     sound = _until_the_watch(series, facts)
     n_atoms, n_dof = int(facts["n_atoms"]), int(facts["n_dof"])
     ensemble = ensemble_named(settings["ensemble"])
@@ -148,7 +155,7 @@ def _speed(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _until_the_watch(series: dict[str, np.ndarray], facts: dict[str, Any]) -> dict[str, np.ndarray]:
+def _until_the_watch(series: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The series without the step at which the watch stopped the run: that is no physics.
 
     A step that only was too uncertain is; one without a finite energy stays, and ends the analysis
@@ -157,15 +164,16 @@ def _until_the_watch(series: dict[str, np.ndarray], facts: dict[str, Any]) -> di
     status = str(facts["status"])
     if not status.startswith(STOPPED) or EXCEEDED in status or not len(series["step"]):
         return series
-    after = series["step"] >= int(facts["steps"])
-    if not np.isfinite(series["total_energy"][after]).all():
+    last = int(facts["steps"])
+    kept = sum(int(np.count_nonzero(steps < last)) for (steps,) in blocks(series["step"]))
+    if not np.isfinite(series["total_energy"][kept:]).all():
         return series
-    return {name: values[~after] for name, values in series.items()}
+    return {name: Part(values, kept) for name, values in series.items()}
 
 
 def _pictures(
-    series: dict[str, np.ndarray],
-    sound: dict[str, np.ndarray],
+    series: dict[str, Any],
+    sound: dict[str, Any],
     drift: EnergyDrift,
     facts: dict[str, Any],
     ensemble: MDEnsemble,
@@ -212,16 +220,17 @@ def _geometry(
     return stability.to_dict(), h_of_r, picture, constraints
 
 
-def _series(folder: RunFolder) -> dict[str, np.ndarray]:
-    """The energy series; empty where production never began."""
+@contextmanager
+def _series(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The energy series, read as it is used; empty where production never began."""
     if folder.trajectory.exists():
-        return read_series(folder.root)
-    return {name: np.zeros(0) for name in ("time", *series_columns(True))}
+        with stored_series(folder.root) as series:
+            yield series
+    else:
+        yield {name: np.zeros(0) for name in ("time", *series_columns(True))}
 
 
-def _drift(
-    series: dict[str, np.ndarray], ensemble: MDEnsemble, n_atoms: int, n_dof: int
-) -> EnergyDrift:
+def _drift(series: dict[str, Any], ensemble: MDEnsemble, n_atoms: int, n_dof: int) -> EnergyDrift:
     drift = analyse(
         series["time"],
         series["total_energy" if ensemble.conserved is None else "conserved_energy"],
@@ -267,9 +276,7 @@ def _constraints(given: Atoms, settings: dict[str, Any], positions: Any) -> dict
     }
 
 
-def _extent(values: np.ndarray, unit: str) -> dict[str, Any] | None:
+def _extent(values: Any, unit: str) -> dict[str, Any] | None:
     """First and largest value of a conserved vector's length; None where it is not defined."""
-    finite = values[np.isfinite(values)]
-    if len(finite) == 0:
-        return None
-    return {"first": float(finite[0]), "largest": float(finite.max()), "unit": unit}
+    first, _, largest = extremes(values)
+    return None if math.isnan(first) else {"first": first, "largest": largest, "unit": unit}
