@@ -4,7 +4,7 @@ import dataclasses
 import os
 import random
 import signal
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from dcase.objective import Term
 from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.potential import load_potential
 from dcase.training import state as state_module
+from dcase.training import trainer as trainer_module
 from dcase.training.logs import read_metrics
 
 
@@ -169,10 +170,17 @@ def test_rows_written_after_the_state_are_written_again(tmp_path):
 
 
 def test_elapsed_accumulates(tmp_path, monkeypatch):
-    first = trainer(tmp_path, epochs=2, on_step=lambda _: time.sleep(0.01)).fit()
-    assert first.elapsed >= 0.1
-    second = trainer(tmp_path, epochs=3, on_step=lambda _: time.sleep(0.01)).fit(resume=True)
-    assert second.elapsed >= first.elapsed + 0.05
+    now = [0.0]
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def a_second(progress):
+        now[0] += 1.0
+
+    first = trainer(tmp_path, epochs=2, on_step=a_second).fit()
+    assert first.elapsed == first.steps == 10
+    now[0] = 1000.0  # what passes between two runs counts in neither
+    second = trainer(tmp_path, epochs=3, on_step=a_second).fit(resume=True)
+    assert second.elapsed == second.steps == 15
 
 
 def test_resume_without_a_state_starts(tmp_path):
