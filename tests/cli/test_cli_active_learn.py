@@ -71,6 +71,7 @@ def test_the_whole_loop(dcase, command, empty_folder):
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_labelled_frames_a_test_set_and_a_second_curve(dcase, command, empty_folder):
     assert dcase(*command).code == 0
     again = without(command, "--structure", "--initial", "--out")
@@ -86,6 +87,7 @@ def test_labelled_frames_a_test_set_and_a_second_curve(dcase, command, empty_fol
     assert (empty_folder / "other" / "learning_curve.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_says_how_to_go_on(dcase, command, empty_folder):
     pressing = [*without(command, "--labeller"), "--labeller", "mine.py:make_with_ctrl_c"]
@@ -199,6 +201,7 @@ def test_defaults_are_those_of_the_library():
         assert defaults[option] == getattr(library, name), option
 
 
+@pytest.mark.slow
 def test_ethanol_with_xtb(dcase, empty_folder):
     pytest.importorskip("tblite")
     done = dcase(

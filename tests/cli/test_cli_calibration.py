@@ -30,6 +30,7 @@ def loaded(names):
     return Ensemble([load_potential(name) for name in names]).eval()
 
 
+@pytest.mark.slow
 def test_several_files_are_an_ensemble(dcase, empty_folder, members):
     first, *others = members
     options = [word for name in others for word in ("--with", name)]

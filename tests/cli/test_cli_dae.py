@@ -186,6 +186,7 @@ def test_default_folder_names_the_run(train, empty_folder, no_pictures):
     assert metrics["max_violation"] > 1e-4
 
 
+@pytest.mark.slow
 def test_runs_are_compared(dcase, train, swing, empty_folder, no_pictures):
     for method in ("none", "manifold"):
         assert train("--epochs", "1", "--method", method, "--out", method, *FAST).code == 0
@@ -263,6 +264,7 @@ def test_table1_in_small_keeps_its_runs(dcase, swing, empty_folder):
     assert again.out == done.out
 
 
+@pytest.mark.slow
 def test_projection_in_small(dcase, swing, empty_folder, monkeypatch):
     from dcase.dae.experiments import projection_study
 
@@ -280,6 +282,7 @@ def small(command, swing, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_experiment_and_the_same_command_again(
     dcase, swing, empty_folder, ctrl_c_after
 ):

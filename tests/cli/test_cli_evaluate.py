@@ -182,6 +182,7 @@ def test_what_is_no_checkpoint(dcase, model, empty_folder, command, name, reason
 # ----------------------------------------------------------------------------------- check
 
 
+@pytest.mark.slow
 def test_check(dcase, model, empty_folder):
     done = dcase("check", model, "--json", "checks.json")
     assert done.code == 0, done.out

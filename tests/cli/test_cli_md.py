@@ -128,6 +128,7 @@ def test_a_scan_that_fails_keeps_the_report(dcase, short, empty_folder, monkeypa
 # --------------------------------------------------------------------- resuming and replacing
 
 
+@pytest.mark.slow
 def test_resume_with_more_steps_equals_one_run(dcase, short, empty_folder):
     options = ["--checkpoint-every", "5"]
     assert dcase(*short, *options, "--out", "parts").code == 0

@@ -66,6 +66,7 @@ def test_replicas_refuse(dcase, options, words):
     assert not Path("r").exists()
 
 
+@pytest.mark.slow
 def test_optimize_gives_the_same_run(dcase):
     energies = []
     for option in ("--optimize", "--no-optimize"):

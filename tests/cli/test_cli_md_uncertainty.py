@@ -68,6 +68,7 @@ def test_stop_exits_with_1_and_says_why(dcase, ensemble, empty_folder):
     assert "label the frames of selected.extxyz and train again" in again.message
 
 
+@pytest.mark.slow
 def test_resume_equals_one_run(dcase, ensemble, empty_folder):
     options = ["--max-uncertainty", "1e-6", "--on-uncertain", "flag"]
     assert dcase(*ensemble, *options, "--out", "parts").code == 0

@@ -49,6 +49,7 @@ def test_train_evaluate_plot_list(dcase, waves, empty_folder):
     assert "burgers" in dcase("pinn", "list").out
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(dcase, waves, empty_folder):
     results = []
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -80,6 +81,7 @@ def test_resume_knows_the_settings_and_what_may_not_change(dcase, waves, empty_f
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_soft_conditions_paper_and_weights(dcase, waves, empty_folder):
     done = dcase("pinn", "train", "advection", "--file", waves, "--paper", "--optimizer", "adam:2",
                "--steps-per-epoch", "1", "--interior", "20", "--at-start", "20", "--on-walls", "20",
@@ -92,6 +94,7 @@ def test_soft_conditions_paper_and_weights(dcase, waves, empty_folder):
     assert metrics["steps"] == 2
 
 
+@pytest.mark.slow
 def test_ready_problems_need_no_file(dcase, empty_folder):
     done = dcase("pinn", "train", "burgers", "--optimizer", "adam:10", "--out", "b", *SMALL)
     assert done.code == 0, done.err
@@ -99,6 +102,7 @@ def test_ready_problems_need_no_file(dcase, empty_folder):
     assert math.isfinite(metrics["fields"]["u"]["nrmse"])
 
 
+@pytest.mark.slow
 def test_table3_in_small(dcase, waves, empty_folder):
     done = dcase("reproduce", "table3", "--paper", "--file", waves, "--steps", "2", "--out", "r",
                "--quiet")  # fmt: skip

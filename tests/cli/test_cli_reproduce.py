@@ -70,7 +70,7 @@ def test_reproduce_table_2_on_frames_out_of_domain(dcase, tmp_path):
     assert "200,000" in told
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure2"])
+@pytest.mark.parametrize("name", [pytest.param("figure1", marks=pytest.mark.slow), "figure2"])
 def test_reproduce_a_figure(dcase, name):
     outcome = dcase("reproduce", name, *ONE, *SMALL)
     assert outcome.code == 0, outcome.err
@@ -79,6 +79,7 @@ def test_reproduce_a_figure(dcase, name):
     assert ("beta=200" if name == "figure1" else "n=24") in text
 
 
+@pytest.mark.slow
 def test_reproduce_shares_a_budget_out_equally(dcase):
     outcome = dcase("reproduce", "table1", *ONE, "--source", "xtb", "--size", "tiny", "--train",
                     "24", "--budget", "0.02", "--quiet")  # fmt: skip

@@ -36,7 +36,7 @@ PAIRS = [  # an old name, its new one, and something in it
 ]
 
 
-@pytest.mark.parametrize("first", ["old", "new"])
+@pytest.mark.parametrize("first", ["old", pytest.param("new", marks=pytest.mark.slow)])
 def test_in_a_new_process(first):
     lines = []
     for old, new, name in PAIRS:

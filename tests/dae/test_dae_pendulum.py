@@ -106,6 +106,7 @@ def default_run():
     return simulate_pendulum()
 
 
+@pytest.mark.slow
 def test_energy_over_the_whole_default_run(default_run):
     assert len(default_run) == 14_000
     assert np.abs(default_run.energy - default_run.energy[0]).max() < 1e-3

@@ -270,7 +270,7 @@ def writer(kind, target, kill=""):
     return subprocess.Popen(command, text=True, **pipes)
 
 
-@pytest.mark.parametrize("kind", ["file", "cache"])
+@pytest.mark.parametrize("kind", ["file", pytest.param("cache", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kill", ["in the simulation", "in the write"])
 def test_a_killed_writer_leaves_nothing_that_is_read_or_stays(tmp_path, kind, kill):
     target = tmp_path / "swing.h5" if kind == "file" else tmp_path

@@ -194,6 +194,7 @@ def test_the_interval_is_measured(xtb, tmp_path, monkeypatch):
     assert 4 * tau <= metadata["interval_fs"] <= 4 * tau + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 def test_the_temperature_is_the_one_asked_for(xtb, tmp_path):
     # Water, 150 frames 10 fs apart: 9 momenta each; the error of the mean is some five percent.

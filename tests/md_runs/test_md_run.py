@@ -79,7 +79,15 @@ def test_nve_of_a_crystal_keeps_its_momentum(tmp_path):
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("ensemble", ["langevin", "bussi", "nose-hoover"])
+# Of the other two the whole distribution is tested, in loop/test_md_thermostats.py.
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        pytest.param("langevin", marks=pytest.mark.slow),
+        pytest.param("bussi", marks=pytest.mark.slow),
+        "nose-hoover",
+    ],
+)
 def test_thermostats_hold_the_temperature_of_the_right_degrees_of_freedom(ensemble):
     """<K> = n_dof kT / 2; with ASE's 3N instead of 3N - 6, methane would be 67 % too hot."""
     atoms = spring_molecule("CH4", morse=False)

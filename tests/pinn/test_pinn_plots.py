@@ -324,8 +324,8 @@ def test_bars_are_sorted_and_count_failures():
     ("make", "values"),
     [
         (one_dimensional, (np.nan, 1e200)),
-        (one_dimensional, (np.inf, 0.0)),
-        (two_dimensional, (np.nan,)),
+        pytest.param(one_dimensional, (np.inf, 0.0), marks=pytest.mark.slow),
+        pytest.param(two_dimensional, (np.nan,), marks=pytest.mark.slow),
     ],
 )
 def test_any_prediction_can_be_drawn(tmp_path, make, values):

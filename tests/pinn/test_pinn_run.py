@@ -44,7 +44,7 @@ def nrmse(outcome, sample):
         ({}, 0.06),
         ({"windows": 2}, 0.03),
         ({"refine": 1}, 0.03),
-        ({"activation": "isilu", "init": "lsuv"}, 0.1),
+        pytest.param({"activation": "isilu", "init": "lsuv"}, 0.1, marks=pytest.mark.slow),
         ({"dtype": "float32", "optimizer": "adam:250"}, 0.25),
         ({"causal": 1.0, "optimizer": "adam:200,lbfgs:60"}, 0.1),
     ],
@@ -83,7 +83,10 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [25, 75, 110])
+@pytest.mark.parametrize(
+    "stop_after",
+    [pytest.param(25, marks=pytest.mark.slow), 75, pytest.param(110, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stop_after):
     sample = advection_sample()
     settings = QUICK.changed(windows=2, optimizer="adam:40,lbfgs:20", resample=0, refine=0)
@@ -384,6 +387,7 @@ def test_balanced_weights_go_on_into_the_next_stage(tmp_path):
     assert {n: t.weight for n, t in seen[1].objective.terms.items()} == after
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_shared_among_windows_and_stages(tmp_path):
     settings = QUICK.changed(optimizer="adam:50%,lbfgs", windows=2, time_limit=2.0)
     outcome = solve(prepared(problem_of(advection_sample()), settings), settings, tmp_path)

@@ -156,6 +156,7 @@ def test_the_ensemble_is_one_to_use(whole):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_random_selection_draws_from_the_same_sampling(whole, tmp_path):
     result, *_ = whole
     settings = replace(SETTINGS, strategy="random", rounds=1)
@@ -196,6 +197,7 @@ def interrupted(out, **options):
     return ""
 
 
+@pytest.mark.slow
 def test_interrupted_everywhere_comes_to_the_same(whole, tmp_path):
     """Ctrl-C again and again: in training, sampling and labelling, a little later each time."""
     result, _, test = whole
@@ -237,6 +239,7 @@ def test_kill_at_random_writes(whole, tmp_path):
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_more_rounds_equal_a_longer_run(whole, tmp_path):
     result, _, test = whole
     learn(tmp_path, replace(SETTINGS, rounds=1), test=test)
@@ -277,6 +280,7 @@ def test_a_folder_is_taken_only_by_its_own_run(whole, tmp_path):
         learn(root, resume=True, overwrite=True)
 
 
+@pytest.mark.slow
 def test_overwriting_is_not_deleting_a_folder(tmp_path):
     settings = replace(SETTINGS, rounds=1)
     learn(tmp_path, settings)
@@ -305,6 +309,7 @@ class Failing:
         return EMT()
 
 
+@pytest.mark.slow
 def test_frames_that_cannot_be_labelled_are_replaced(tmp_path):
     start = Start(labelled=labelled_start(tmp_path), name="start")
     told = []
@@ -322,6 +327,7 @@ def test_frames_that_cannot_be_labelled_are_replaced(tmp_path):
     assert len(read(result.folder.labelled, ":")) == len(start.labelled) + 3
 
 
+@pytest.mark.slow
 def test_a_labeller_that_always_fails_is_an_error_and_tried_again_on_resume(tmp_path):
     start = Start(labelled=labelled_start(tmp_path), name="start")
     out, settings = tmp_path / "run", replace(SETTINGS, rounds=1)
@@ -415,6 +421,7 @@ def test_no_walker_leaves_its_start(tmp_path):
         learn(tmp_path, tight)
 
 
+@pytest.mark.slow
 def test_no_frame_above_the_limit_ends_the_run_if_asked(tmp_path):
     settings = replace(SETTINGS, rounds=4, until_trusted=True, max_uncertainty_eV_A=1e3)
     result = learn(tmp_path, settings)

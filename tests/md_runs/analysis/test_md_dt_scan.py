@@ -22,7 +22,13 @@ def ratios(scan):
 
 @pytest.mark.physics
 @pytest.mark.parametrize(
-    ("name", "morse"), [("H2O", True), ("CH4", False), ("CH3CH2OH", True), ("CH3CH2OH", False)]
+    ("name", "morse"),
+    [
+        ("H2O", True),
+        ("CH4", False),
+        pytest.param("CH3CH2OH", True, marks=pytest.mark.slow),
+        pytest.param("CH3CH2OH", False, marks=pytest.mark.slow),
+    ],
 )
 def test_energy_error_falls_as_dt_squared(name, morse):
     scan = dt_scan(spring_molecule(name, morse=morse), MDSettings(equilibrate=300))

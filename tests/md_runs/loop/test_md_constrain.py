@@ -292,6 +292,7 @@ def test_langevin_samples_rigid_rotors():
     assert np.mean(cosine) == pytest.approx(1.0 / math.tanh(x) - 1.0 / x, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 def test_bussi_holds_the_temperature_of_what_can_move():
     atoms = spring_molecule("CH4", morse=False)

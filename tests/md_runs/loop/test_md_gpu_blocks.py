@@ -206,7 +206,12 @@ def test_a_molecule_follows_ase(runner, every_pair, monkeypatch):
 @pytest.mark.physics
 @pytest.mark.parametrize("runner", [EagerRunner, TapeRunner])
 @pytest.mark.parametrize(
-    ("architecture", "knots"), [("schnet", None), ("schnet", 48), ("cgcnn", None)]
+    ("architecture", "knots"),
+    [
+        ("schnet", None),
+        pytest.param("schnet", 48, marks=pytest.mark.slow),
+        ("cgcnn", None),
+    ],
 )
 def test_a_crystal_follows_ase(runner, architecture, knots, ending_splines):
     atoms = triclinic(architecture, **knots_option(knots))
@@ -271,6 +276,7 @@ def test_the_compiled_loop_does_the_same(dtype, ending_splines):
         assert wanted[2][0, 0] < -1000
 
 
+@pytest.mark.slow
 def test_room_for_pairs_grows(monkeypatch):
     """Four pairs far apart fly at one another until all atoms see all others."""
     monkeypatch.setattr(calculator, "FEW_ATOMS", 0)

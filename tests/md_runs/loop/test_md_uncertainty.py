@@ -109,6 +109,7 @@ def test_flagging_changes_nothing_but_what_is_kept(flagged):
     assert not (free / "selected.extxyz").exists()
 
 
+@pytest.mark.slow
 def test_statistics_are_of_every_step_recorded_or_not(tmp_path, flagged):
     u = read_series(flagged[0])["uncertainty"]
     above = u > 0.23
@@ -234,7 +235,7 @@ def work(out, resume, settings, die_at):
     run_md(ensemble_molecule(), settings, out, resume=resume)
 
 
-@pytest.mark.parametrize("mode", ["flag", "stop"])
+@pytest.mark.parametrize("mode", [pytest.param("flag", marks=pytest.mark.slow), "stop"])
 def test_kill_at_random_writes(tmp_path, monkeypatch, mode):
     """Kill -9 three times, then let it through: frames kept and statistics as if undisturbed."""
     settings = replace(
@@ -269,6 +270,7 @@ def test_kill_at_random_writes(tmp_path, monkeypatch, mode):
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_extended_run_equals_a_long_one_and_warns_once(tmp_path, flagged):
     for steps in (130, 277, 300):
         settings = replace(FLAG, steps=steps)

@@ -124,6 +124,7 @@ def _force_error(potential):
     return measures.force_directions(subject)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::dcase.errors.PaperVariantWarning")
 def test_potentials_dimenet_paper_variant_detaches_the_angle():
     default = lively("dimenet++", "silu", dtype=torch.float64)
@@ -228,6 +229,7 @@ def test_potentials_linear_growth_is_for_activations_that_begin_with_a_square():
     assert not any(isinstance(m, LinearGrowth) for m in potential.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::dcase.errors.PaperVariantWarning")
 @pytest.mark.parametrize("activation", ["irelu", "isilu", "log_cosh"])
 def test_potentials_dimenet_with_squares_everywhere_starts_at_moderate_size(activation):

@@ -380,6 +380,7 @@ def test_potentials_augmentation_turns_everything_together():
     assert torch.equal(alone, after.graph.positions[after.graph.system == 1])
 
 
+@pytest.mark.slow
 def test_potentials_augmented_training_resumes_exactly(tmp_path):
     from dcase.data.splits import split
     from dcase.potentials.fitting.fit_potential import fit_potential

@@ -414,6 +414,7 @@ def test_potentials_gemnet_paper_variant_is_the_published_one():
     assert float(network.edges.act(x)) == pytest.approx(silu / 0.6)
 
 
+@pytest.mark.slow
 def test_potentials_gemnet_paper_size():
     potential = create_potential("gemnet-t", elements=["H", "C", "O"], size="paper")
     a = e = 512

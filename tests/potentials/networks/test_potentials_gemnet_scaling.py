@@ -276,7 +276,7 @@ def test_potentials_gemnet_training_fits_once_and_resumes_with_the_same(tmp_path
     assert changed["AtomUpdate_1_sum"] == pytest.approx(1.5 * seen[0]["AtomUpdate_1_sum"])
 
 
-@pytest.mark.parametrize("placement", ["published", "all"])
+@pytest.mark.parametrize("placement", ["published", pytest.param("all", marks=pytest.mark.slow)])
 def test_potentials_gemnet_learns_forces_with_irelu(placement):
     # Labels of another potential; IReLU everywhere, as published, ended in NaN (DC paper, table 7).
     teacher = lively("gemnet-t", "silu")

@@ -36,7 +36,9 @@ def test_potentials_spherical_bessel_zeros():
             assert (np.sign(inside) == np.sign(inside[0])).all()
 
 
-@pytest.mark.parametrize(("spherical", "radial"), [(7, 6), (1, 1), (12, 16)])
+@pytest.mark.parametrize(
+    ("spherical", "radial"), [(7, 6), (1, 1), pytest.param(12, 16, marks=pytest.mark.slow)]
+)
 def test_potentials_spherical_basis_and_its_slope(spherical, radial):
     cutoff = 5.0
     basis = SphericalBesselBasis(cutoff, spherical, radial)
