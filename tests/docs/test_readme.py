@@ -24,9 +24,9 @@ def test_an_equation_of_ones_own(
 ) -> None:
     """The blocks of docs/pinn.md belong together: an equation, and its solution."""
     text = (ROOT / "docs/pinn.md").read_text(encoding="utf-8")
-    if not whole:  # enough to see where it goes
+    if not whole:  # an error of 0.02; a few steps less and rounding decides about 0.1
         assert "adam:200,lbfgs:200" in text
-        text = text.replace("adam:200,lbfgs:200", "adam:50,lbfgs:70")
+        text = text.replace("adam:200,lbfgs:200", "adam:50,lbfgs:100")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
