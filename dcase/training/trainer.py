@@ -73,6 +73,8 @@ class Trainer:
     Attributes:
         claimed: The run that ``folder`` was claimed for, or None; training stops where the folder
             goes away.
+        before_save: Called before each save of the training state: for what must have reached the
+            disk when a resume goes on from there.
 
     Raises:
         OptionError: If there are no samples, a setting needs validation samples and there are none,
@@ -110,6 +112,7 @@ class Trainer:
         self.rank, self.world = self.processes.rank, self.processes.world
         self.on_step, self.on_state = on_step, on_state
         self.claimed: Run | None = None
+        self.before_save: Callable[[], None] | None = None
 
         self.processes.share_weights(model)
         self.batch_size = min(settings.batch_size or len(train_data), len(train_data))
@@ -384,6 +387,8 @@ class Trainer:
         if self.claimed:
             self.claimed.check(now=True)
         if self.rank == 0:
+            if self.before_save:
+                self.before_save()
             save_state(self.state_file, self._origin(), self._parts(), self.state)
         self._saved = time.monotonic()
         if self.on_state:

@@ -19,7 +19,7 @@ from dcase.data.splits import Splits
 from dcase.files import atomic_path
 from dcase.potentials.experiments.protocol import Setting
 from dcase.potentials.experiments.report_published import RHO, TASKS, Size
-from dcase.potentials.experiments.runs import Frames, Run, perform, result_of
+from dcase.potentials.experiments.runs import Frames, Run, perform
 from dcase.potentials.fitting.recipe import Recipe, load_recipe
 from dcase.training.trainer import Progress
 from dcase.units import ENERGY_UNITS, KCAL_PER_MOL
@@ -192,6 +192,8 @@ def perform_recorded(
         nonlocal factor
         power = 1 if run.recipe.loss.energy_loss == "l1" else 2
         factor = (potential.scale.constant / KCAL_PER_MOL) ** power
+        # Else the steps before the state that a resume goes on from would be lost by a kill.
+        trainer.before_save = losses.save
         if on_start:
             on_start(potential, trainer)
 
@@ -200,12 +202,9 @@ def perform_recorded(
         if on_step:
             on_step(progress)
 
-    if result_of(run, folder) is None:
-        try:
-            return perform(run, folder, device=device, on_start=start, on_step=step)
-        finally:
-            losses.save()
-    return perform(run, folder)
+    return perform(
+        run, folder, device=device, on_start=start, on_step=step, on_diverged=losses.save
+    )
 
 
 class StepLosses:

@@ -139,6 +139,7 @@ def perform(
     device: str | torch.device = "cpu",
     on_start: Callable[..., None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    on_diverged: Callable[[], None] | None = None,
 ) -> dict[str, Any] | None:
     """Train and test, or go on where an earlier sitting stopped, or return what it found.
 
@@ -150,6 +151,7 @@ def perform(
         device: Where to train.
         on_start: Passed to :func:`dcase.potentials.fitting.fit_potential.fit_potential`.
         on_step: The same.
+        on_diverged: Called if the loss became NaN, before that is written down as the result.
 
     Returns:
         The content of ``result.json``, or None if it was interrupted.
@@ -190,6 +192,8 @@ def perform(
         )
     except DivergedError as error:
         result |= {"status": "NaN", "reason": str(error), "metrics": {}}
+        if on_diverged:
+            on_diverged()
     else:
         if fitted.result.status == "interrupted":
             return None

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from processes import finish, start
 
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.md17 import load_md17
@@ -255,6 +259,31 @@ def test_runs_keep_the_loss_of_every_step(ethanol, tiny, tmp_path):
     assert 0.1 * spread**2 < kept[0, 1] < 10 * spread**2
     assert report_runs.perform_recorded(run, tmp_path) == result
     assert np.array_equal(np.load(report_runs.losses_file(run, tmp_path)), kept)
+
+
+def killed_at_step(run, folder, number):
+    def step(progress):
+        if progress.step == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    report_runs.perform_recorded(run, folder, on_step=step)
+
+
+def test_a_kill_loses_the_loss_of_no_step(ethanol, tiny, tmp_path):
+    splits = report_split(60, printed.SHORT, 0, train=32, test=20)
+    run = plan_run(Frames("ethanol", ethanol), splits, tiny, "energy", 8, Length())
+    training = replace(run.recipe.training, checkpoint_every=1e-9)  # after every step
+    run = replace(run, recipe=replace(run.recipe, training=training))
+    report_runs.perform_recorded(run, tmp_path / "whole")
+    for number in (3, 6):
+        process = start(killed_at_step, run, tmp_path / "killed", number)
+        assert finish(process) == -signal.SIGKILL
+    report_runs.perform_recorded(run, tmp_path / "killed")
+    whole, killed = (
+        np.load(report_runs.losses_file(run, tmp_path / name)) for name in ("whole", "killed")
+    )
+    assert killed[:, 0].tolist() == list(range(1, 9))
+    np.testing.assert_allclose(killed, whole, rtol=1e-6)
 
 
 def test_losses_of_steps_made_again_are_replaced(tmp_path):
