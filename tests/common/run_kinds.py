@@ -1,7 +1,5 @@
 """Kinds of run that go through the record, small: what the conformance test runs.
 
-Simulations, replicas and relaxations have theirs in ``tests/md_runs/test_md_folders.py``.
-
 A kind knows how to begin a run of a few steps, how to change one thing about it, and what of its
 folder is the result (without times). ``on_step`` is called from the inside of the run.
 """
@@ -14,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -190,6 +189,96 @@ def labels(out: Path) -> str:
         return fingerprint({name: file[name] for name in "REF"})
 
 
+# ------------------------------------------------------------------------------- simulations
+
+
+@cache
+def hydride(seed: int) -> Any:
+    from dcase.potentials.networks.registry import create_potential
+
+    return create_potential(elements="HO", size="tiny", seed=seed, filter_knots=32)
+
+
+def molecule(change: str | None) -> Any:
+    """Water with a network, and what can be another about it."""
+    from md_models import spring_molecule
+
+    from dcase.potentials.calculator import DCCalculator
+
+    atoms = spring_molecule("H2O")
+    atoms.set_cell([9.0, 9.0, 9.5 if change == "cell" else 9.0])
+    if change == "masses":
+        atoms.set_masses(2.0 * atoms.get_masses())
+    elif change == "boundaries":
+        atoms.pbc = True
+    elif change == "data":
+        atoms.positions[0, 0] += 1e-9
+    elif change == "charges":
+        atoms.set_initial_charges([0.1, 0.0, -0.1])
+    dtype = "float32" if change == "dtype" else "float64"
+    atoms.calc = DCCalculator(hydride(int(change == "weights")), dtype=dtype)
+    return atoms
+
+
+def simulation(copies: int | None) -> Callable[..., None]:
+    def begin(out: Path, change: str | None, on_step: Callable[..., None], **options: Any) -> None:
+        from dcase.md_runs.loop import engine, replica_batch
+        from dcase.md_runs.replicas import run_replicas
+        from dcase.md_runs.settings import MDSettings
+        from dcase.md_runs.simulate import run_md
+
+        settings = MDSettings(
+            steps=30, equilibrate=2, checkpoint_every=5, traj_every=5, force_timestep=True,
+            temperature_K=50.0, timestep_fs=0.1, seed=1 if change == "settings" else 0,
+        )  # fmt: skip
+        options["progress"] = on_step
+        with (  # both at every checkpoint, however short ago the last was
+            mock.patch.multiple(engine, PROGRESS_SECONDS=-1.0, SAVE_SECONDS=0.0),
+            mock.patch.object(replica_batch, "PROGRESS_SECONDS", -1.0),
+        ):
+            if copies is not None:
+                run_replicas(molecule(change), settings, copies, out / "a", **options)
+            elif run_md(molecule(change), settings, out / "a", **options).status == "interrupted":
+                raise KeyboardInterrupt
+
+    return begin
+
+
+def simulation_place(copies: int | None) -> Callable[[Path], Place]:
+    def place(out: Path) -> Place:
+        from dcase.md_runs.files.replica_folder import ReplicaFolder
+        from dcase.md_runs.files.run_folder import RunFolder
+
+        return (RunFolder if copies is None else ReplicaFolder)(out / "a").place
+
+    return place
+
+
+def journals(out: Path) -> str:
+    """All rows and frames, with their checksums: what trajectories and reports are made of."""
+    return fingerprint([np.fromfile(p, "u1") for p in sorted((out / "a" / "state").glob("*.f64"))])
+
+
+def relaxation(out: Path, change: str | None, on_step: Callable[..., None], **options: Any) -> None:
+    from md_models import spring_molecule
+
+    from dcase.md_runs.relax import relax
+
+    atoms = spring_molecule("CH4")
+    atoms.rattle(0.1, seed=2)
+    relax(atoms, out=out / "a", progress=on_step, **options)
+
+
+def relaxation_place(out: Path) -> Place:
+    from dcase.md_runs.relax import FILES
+
+    return Place(out / "a", files=FILES, goes_on=False)
+
+
+def descent(out: Path) -> str:
+    return fingerprint(np.fromfile(out / "a" / "relaxation.extxyz", "u1"))
+
+
 # ------------------------------------------------------------------------ equations, dynamics
 
 
@@ -269,6 +358,11 @@ def dae(out: Path, change: str | None, on_step: Callable[..., None], **options: 
 
 # ---------------------------------------------------------------------------------- all of them
 
+MOLECULE = {
+    "settings": "seed was 0, now 1", "data": "other positions", "weights": "another model",
+    "dtype": "dtype was float64, now float32", "masses": "other masses", "cell": "other cell",
+    "boundaries": "other periodic boundaries", "charges": "other charges",
+}  # fmt: skip
 TRAINING = {"settings": "training.lr was 0.004, now 0.002", "data": "other frames"}
 KINDS = {
     kind.name: kind
@@ -282,6 +376,9 @@ KINDS = {
               "recipe": "recipe.training.lr was"}),
         Kind("data generate", generate, generate_place, labels,
              {"settings": "temperature_K was 300.0, now 400.0", "data": "source was"}, asks=False),
+        Kind("md", simulation(None), simulation_place(None), journals, MOLECULE),
+        Kind("md replicas", simulation(2), simulation_place(2), journals, MOLECULE),
+        Kind("relax", relaxation, relaxation_place, descent, {}, resumable=False),
         Kind("pinn train", pinn("mlp"), pinn_place, solution,
              {"settings": "lr was", "data": "other", "dtype": "dtype was"}),
         Kind("pinn train, modes", pinn("modes"), pinn_place, solution,
@@ -295,3 +392,30 @@ KINDS = {
 def one_thread() -> None:
     """So that sums have one order in every process."""
     torch.set_num_threads(1)
+
+
+def table() -> str:
+    """What ``tests/runs/test_run_conformance.py`` asks of each kind, as Markdown for the docs."""
+    columns = {
+        "other settings": lambda k: "settings" in k.changes and "refused",
+        "data": lambda k: "data" in k.changes and "refused",
+        "weights": lambda k: "weights" in k.changes and "refused",
+        "dtype": lambda k: "dtype" in k.changes and "refused",
+        "run there, no flag": lambda k: k.asks and "refused",
+        "nothing to resume": lambda k: k.resumable and k.asks and "refused",
+        "beside a live run": lambda k: "refused",
+        "finished, resumed": lambda k: k.resumable and "same",
+        "stopped, resumed": lambda k: k.resumable and "same",
+        "killed in a write, resumed": lambda k: k.resumable and "same",
+        "overwritten": lambda k: "as new",
+        "folder moved or removed": lambda k: "ends",
+    }
+    lines = ["| kind | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for kind in KINDS.values():
+        cells = (case(kind) or "" for case in columns.values())
+        lines.append(f"| {kind.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
