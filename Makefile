@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow mutants fuzz lint benchmark peer-schnetpack peer-deepxde clean
+.PHONY: quickstart install test test-slow mutants fuzz kills lint benchmark peer-schnetpack peer-deepxde clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -28,6 +28,12 @@ mutants: $(VENV)/.installed-dev
 TRIALS ?= 100
 fuzz: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_campaign.py --trials $(TRIALS)
+
+# Kills runs of every kind, goes on, and compares with no kill: a quarter of an hour. KILLS=100 for
+# more, KIND=train for those with this in their names.
+KILLS ?= 20
+kills: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/kill.py $(KILLS) $(KIND)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

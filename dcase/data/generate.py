@@ -126,9 +126,10 @@ def generate(
         "seed": seed,
     }
     check_memory(n_frames * (6 * len(atoms) + 1) * 8, f"{n_frames} frames of {len(atoms)} atoms")
-    if resume and load_finished(out, settings):
-        return out
     place = place_of(out)
+    # A kill between the result and the end leaves the folder of a finished run; it goes below.
+    if resume and load_finished(out, settings) and not place.resumable():
+        return out
     going_on = resume and place.resumable()
     with claim(
         place, Identity("data generate", settings), resume=going_on, overwrite=not resume
