@@ -10,7 +10,8 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.constraints import FixAtoms, FixBondLengths
-from md_models import spring_molecule
+from ase.geometry import find_mic
+from md_models import PairSprings, spring_molecule
 from scipy.linalg import eigh, null_space
 
 from dcase.errors import OptionError, SimulationError
@@ -233,6 +234,45 @@ def test_a_rigid_rotor_turns_at_its_rate(tmp_path):
     assert bond == pytest.approx(length * np.array([math.cos(angle), math.sin(angle), 0]), abs=1e-9)
     assert angle == pytest.approx(omega * 400 * dt, rel=omega**2 * dt**2 / 5)
     assert np.ptp(result.series()["kinetic_energy"]) < 1e-12
+
+
+class WholeSprings(PairSprings):
+    """Springs of a molecule smaller than half of its cell, which a boundary may cut."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        from_first, _ = find_mic(atoms.positions - atoms.positions[0], atoms.cell)
+        super().calculate(Atoms(atoms.numbers, from_first), properties, system_changes)
+
+
+@pytest.mark.physics
+@pytest.mark.parametrize(
+    ("kind", "ensemble"), [("bonds-to-hydrogen", "nve"), ("all-bonds", "langevin")]
+)
+def test_a_molecule_cut_by_the_boundary_moves_as_in_the_middle(tmp_path, kind, ensemble):
+    from dcase.md_runs.files.trajectory import read_positions
+
+    given = spring_molecule("CH3CH2OH")
+    middle = Atoms(given.numbers, given.positions, cell=[11, 12, 13], pbc=True)
+    middle.center()
+    cut = middle.copy()
+    cut.positions -= middle.positions[2]  # the oxygen is at the corner
+    cut.wrap()
+    assert np.ptp(cut.positions, axis=0).min() > 10.0
+    settings = MDSettings(
+        steps=60, timestep_fs=1.0, equilibrate=20, constrain=kind, ensemble=ensemble, traj_every=1
+    )
+    found = []
+    for name, atoms in (("middle", middle), ("cut", cut)):
+        atoms.calc = WholeSprings(given.calc.pairs, given.calc.lengths, depth=1.5)
+        result = run_md(atoms, settings, tmp_path / name)
+        assert result.finished
+        _, positions, _ = read_positions(tmp_path / name)
+        moved = positions - atoms.positions
+        found.append((moved, result.series()["kinetic_energy"], result.atoms.get_momenta()))
+        assert constrain(atoms.copy(), kind).largest_violation(positions) < 1e-11
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one).max() > 0.1
+        assert other == pytest.approx(one, abs=1e-8)
 
 
 @pytest.mark.physics
