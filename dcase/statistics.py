@@ -5,17 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 
-def autocorrelation_time(series: np.ndarray, *, fitted: int = 0, window: float = 5.0) -> float:
+def autocorrelation_time(series: np.ndarray, *, window: float = 5.0) -> float:
     """Integrated autocorrelation time ``tau = 1/2 + sum_k rho(k)`` in samples, at least 1/2.
 
     Sokal's automatic window: the sum stops at the first lag ``W >= window * tau(W)``; beyond it
-    collects noise only. A finite series makes the estimate too small, since each parameter fitted
-    to it (its mean, a slope) eats the slowest part: it is raised by ``1 + (2 W + 1) / n`` for each
-    (Wolff, Comput. Phys. Commun. 156, 143 (2004), eq. 49).
+    collects noise only.
 
     Args:
-        series: Shape [n_samples]; about its mean or about its fit, which makes no difference.
-        fitted: How many fitted parameters to correct for.
+        series: Shape [n_samples]; its mean makes no difference.
         window: Sokal's constant.
 
     Returns:
@@ -37,4 +34,4 @@ def autocorrelation_time(series: np.ndarray, *, fitted: int = 0, window: float =
     lags = np.arange(1, len(tau) + 1)
     closed = np.flatnonzero(lags >= window * tau)
     stop = int(closed[0]) if len(closed) else len(tau) - 1
-    return max(0.5, float(tau[stop]) * (1.0 + fitted * (2 * lags[stop] + 1) / n))
+    return max(0.5, float(tau[stop]))
