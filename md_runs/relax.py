@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from ase.filters import FrechetCellFilter
 from ase.io import write
 from ase.optimize import BFGS, FIRE, LBFGS
 
+from dcase.data.held import restraint_energy, restraints, working_constraints
 from dcase.errors import OptionError, RunError, SimulationError
 from dcase.files import atomic_path, write_json
-from dcase.md_runs.analysis.frequency import harmonic_frequencies
+from dcase.md_runs.analysis.frequency import check_harmonic, harmonic_frequencies
 from dcase.md_runs.files.identity import run_identity
 from dcase.md_runs.files.provenance import describe_calculator
 from dcase.runs import Place, Run, claim
@@ -38,14 +40,16 @@ class RelaxResult:
     """What came of a relaxation.
 
     Attributes:
-        atoms: The relaxed structure, with energy and forces attached.
+        atoms: The relaxed structure, with the potential's own energy and forces attached: those of
+            restraints and what constraints do to forces are not in them.
         converged: Whether the largest force is below ``fmax``.
         status: One sentence.
         steps: Optimizer steps taken.
-        energy_before_eV: eV.
+        energy_before_eV: What is minimised: the potential's energy and that of restraints, eV.
         energy_after_eV: eV.
         fmax_before_eV_A: Largest force (and, with ``cell``, cell gradient), eV/A.
         fmax_after_eV_A: The same afterwards.
+        restraint_energy_eV: The part of ``energy_after_eV`` that restraints add, eV.
         frequencies_cm: Harmonic wavenumbers in cm^-1, imaginary ones negative; None if not asked.
         imaginary_modes: How many are imaginary by more than 20 cm^-1; None if not asked.
         out: Folder of the files; None if nothing was written.
@@ -59,6 +63,7 @@ class RelaxResult:
     energy_after_eV: float
     fmax_before_eV_A: float
     fmax_after_eV_A: float
+    restraint_energy_eV: float = 0.0
     frequencies_cm: tuple[float, ...] | None = None
     imaginary_modes: int | None = None
     out: Path | None = None
@@ -117,6 +122,8 @@ def relax(
         raise OptionError("relaxing the cell needs periodic boundaries in all three directions")
     if cell and "stress" not in getattr(atoms.calc, "implemented_properties", ()):
         raise OptionError("relaxing the cell needs a stress, which this potential does not have")
+    if vibrations:
+        check_harmonic(atoms)
     options = {"fmax": fmax, "optimizer": optimizer.lower(), "cell": cell, "vibrations": vibrations}
     search = _Search(atoms, options, steps, progress)  # looks at the first forces
     if out is None:
@@ -161,6 +168,9 @@ class _Search:
     ) -> None:
         self.work = atoms.copy()
         self.work.calc = self.calc = atoms.calc
+        self.exact = not options["cell"]  # else FixScaled goes with the cell
+        self.work.set_constraint(working_constraints(self.work, exact=self.exact))
+        self.own = atoms.copy().constraints
         self.options, self.steps, self.progress = options, steps, progress
         self.target: Any = FrechetCellFilter(self.work) if options["cell"] else self.work
         self.energy, self.force = _energy(self.work), _largest(self.target)
@@ -168,7 +178,7 @@ class _Search:
             raise SimulationError(
                 "the energy or forces of the structure are not finite numbers: check the structure"
             )
-        self.images = [_frozen(self.work)]
+        self.images = [self._frozen()]
 
     def run(self, folder: Path | None, claimed: Run | None = None) -> RelaxResult:
         """Follow it to the end."""
@@ -190,6 +200,9 @@ class _Search:
             imaginary = sum(v < -IMAGINARY_CM for v in modes)
             if imaginary:
                 status += f"; {imaginary} imaginary mode{'s' * (imaginary > 1)}: not a minimum"
+        restraint = restraint_energy(self.work)
+        if restraints(self.work):
+            status += f"; energies include {restraint:.4g} eV of restraints"
         return RelaxResult(
             atoms=self.images[-1],
             converged=converged,
@@ -199,6 +212,7 @@ class _Search:
             energy_after_eV=energy_after,
             fmax_before_eV_A=self.force,
             fmax_after_eV_A=force_after,
+            restraint_energy_eV=restraint,
             frequencies_cm=modes,
             imaginary_modes=imaginary,
             out=folder,
@@ -219,12 +233,30 @@ class _Search:
                 if not (finite and force < DIVERGED_EV_A):
                     self.work = self.images[-1].copy()
                     self.work.calc = self.images[-1].calc
+                    self.work.set_constraint(working_constraints(self.work, exact=self.exact))
                     self.target = self.work
                     return done, f"diverged at step {done}: the result is the structure before it"
-                self.images.append(_frozen(self.work))
+                self.images.append(self._frozen())
                 if self.progress is not None:
                     self.progress(done, self.steps)
         return done, ""
+
+
+    def _frozen(self) -> Atoms:
+        """A copy with the constraints given, and the potential's own results as numbers.
+
+        Neither restraints nor constraints are in these: the copy's constraints add them again.
+        """
+        atoms, image = self.work, self.work.copy()
+        image.set_constraint(copy.deepcopy(self.own))
+        results: dict[str, Any] = {
+            "energy": float(atoms.get_potential_energy(apply_constraint=False)),
+            "forces": atoms.get_forces(apply_constraint=False),
+        }
+        if "stress" in getattr(atoms.calc, "implemented_properties", ()) and np.all(atoms.pbc):
+            results["stress"] = atoms.get_stress(apply_constraint=False)
+        image.calc = SinglePointCalculator(image, **results)
+        return image
 
 
 def _write(folder: Path, result: RelaxResult, search: _Search, options: dict[str, Any]) -> None:
@@ -252,11 +284,3 @@ def _largest(target: Any) -> float:
     return float(np.sqrt((target.get_forces() ** 2).sum(axis=1).max()))
 
 
-def _frozen(atoms: Atoms) -> Atoms:
-    """A copy that carries its energy, forces and, if there is one, stress as numbers."""
-    image = atoms.copy()
-    results: dict[str, Any] = {"energy": _energy(atoms), "forces": atoms.get_forces()}
-    if "stress" in getattr(atoms.calc, "implemented_properties", ()) and np.all(atoms.pbc):
-        results["stress"] = atoms.get_stress()
-    image.calc = SinglePointCalculator(image, **results)
-    return image

@@ -44,7 +44,8 @@ def read_atoms(
     4. ``energy``, ``forces``, ``stress`` (then ``virials``, ``virial``) left in info or arrays.
 
     Forces are taken as the file has them: constraints such as FixAtoms do not zero them (as
-    ``get_forces(apply_constraint=False)``), but are kept as ``AtomicDataset.fixed``. Stress may be
+    ``get_forces(apply_constraint=False)``), but are kept as ``AtomicDataset.fixed`` and
+    ``free_axes`` (FixCartesian, FixScaled, FixedPlane, FixedLine). Stress may be
     Voigt (xx, yy, zz, yz, xz, xy), 3x3 or nine numbers, in eV/A^3 with ASE's sign (positive =
     tension); a key with "viri" in its name holds virials W in eV, and stress = -W / volume.
     Energies are eV, forces eV/A.
@@ -105,6 +106,7 @@ def read_atoms(
         stress=None if stress is None else np.stack(stress).astype(np.float64),
         info=DatasetInfo(path.stem, source=str(path), label_unit="eV", sha256=file_sha256(path)),
         fixed=structures.fixed,
+        free_axes=structures.free_axes,
         tags=structures.tags,
     )
 

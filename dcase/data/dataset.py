@@ -10,8 +10,8 @@ from typing import Any
 import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 
+from dcase.data.held import constraints_of, free_axes, partly_held, wholly_held
 from dcase.errors import DataError
 
 
@@ -61,6 +61,9 @@ class AtomicDataset:
         fixed: Atoms held in place in the calculation that gave the labels, bool, shape
             [n_atoms_total], or None if none is. Their forces are no result of a relaxation: losses
             and errors of forces leave them out.
+        free_axes: Where some are held in part: the orthonormal directions in which each atom may
+            move, as rows, zeros for what is held, float64, shape [n_atoms_total, 3, 3]. Components
+            of forces along held directions are left out likewise. None: ``fixed`` says all.
         tags: ASE's tags (OC20 and OC22: 0 below the surface, 1 surface, 2 adsorbate), int64, shape
             [n_atoms_total], or None.
         atom_references: Published energies of the free atoms by atomic number, eV (or the unit of
@@ -77,6 +80,7 @@ class AtomicDataset:
     stress: np.ndarray | None = None
     info: DatasetInfo = field(default_factory=lambda: DatasetInfo("unnamed"))
     fixed: np.ndarray | None = None
+    free_axes: np.ndarray | None = None
     tags: np.ndarray | None = None
     atom_references: dict[int, float] | None = None
 
@@ -92,6 +96,7 @@ class AtomicDataset:
             "pbc": (n_frames, 3),
             "stress": (n_frames, 6),
             "fixed": (n_atoms,),
+            "free_axes": (n_atoms, 3, 3),
             "tags": (n_atoms,),
         }
         if self.ptr[0] != 0 or self.ptr[-1] != n_atoms or (np.diff(self.ptr) <= 0).any():
@@ -129,21 +134,54 @@ class AtomicDataset:
         """Atoms in each frame, shape [n_frames]."""
         return np.diff(self.ptr)
 
+    @property
+    def directions(self) -> np.ndarray | None:
+        """What ``fixed`` and ``free_axes`` leave, as :func:`dcase.data.held.free_axes`, or None."""
+        if self.fixed is None:
+            return self.free_axes
+        axes = np.eye(3) if self.free_axes is None else self.free_axes
+        return np.asarray(axes * ~self.fixed[:, None, None])
+
+    def free_components(self, vectors: np.ndarray) -> np.ndarray:
+        """What vectors of atoms, shape [n_atoms_total, 3], have along free directions.
+
+        Returns:
+            The rows of atoms not held in place, shape [n_free_atoms, 3]; with ``free_axes`` the
+            components along all free directions, shape [n_free_components].
+        """
+        axes = self.directions
+        if axes is None:
+            return vectors
+        if self.free_axes is None:
+            return vectors[~self.fixed]  # type: ignore[operator]
+        return np.asarray(np.einsum("nij,nj->ni", axes, vectors)[axes.any(axis=2)])
+
     def free_forces(self) -> np.ndarray | None:
-        """Forces of the atoms not held in place, eV/A, shape [n_free_atoms, 3], or None."""
-        if self.forces is None or self.fixed is None:
-            return self.forces
-        return self.forces[~self.fixed]
+        """Forces along free directions, eV/A, as :meth:`free_components` has them, or None."""
+        return None if self.forces is None else self.free_components(self.forces)
+
+    def largest_free_force(self) -> np.ndarray:
+        """Largest component of the free part of each atom's force, eV/A, shape [n_atoms_total].
+
+        Raises:
+            DataError: If there are no forces.
+        """
+        if self.forces is None:
+            raise DataError(f"{self._where()}: the frames have no forces")
+        forces, axes = self.forces, self.directions
+        if axes is not None:
+            forces = np.einsum("nki,nkj,nj->ni", axes, axes, forces)
+        return np.asarray(np.abs(forces).max(axis=1))
 
     def without_fixed(self) -> AtomicDataset:
         """The same without the marks of atoms held in place: their forces count like any others."""
-        return replace(self, fixed=None)
+        return replace(self, fixed=None, free_axes=None)
 
     def frame(self, index: int) -> ase.Atoms:
         """Frame ``index`` as ASE atoms, its labels in a SinglePointCalculator.
 
-        Atoms that are held in place get ASE's FixAtoms; their labels are kept all the same
-        (``get_forces(apply_constraint=False)``).
+        Atoms that are held in place get ASE's FixAtoms, those held in part FixCartesian, FixedPlane
+        or FixedLine; their labels are kept all the same (``get_forces(apply_constraint=False)``).
         """
         index = range(len(self))[index]
         atoms_of = slice(int(self.ptr[index]), int(self.ptr[index + 1]))
@@ -154,8 +192,8 @@ class AtomicDataset:
             pbc=None if self.pbc is None else self.pbc[index],
             tags=None if self.tags is None else self.tags[atoms_of],
         )
-        if self.fixed is not None and self.fixed[atoms_of].any():
-            atoms.set_constraint(FixAtoms(mask=self.fixed[atoms_of]))
+        if (axes := self.directions) is not None:
+            atoms.set_constraint(constraints_of(axes[atoms_of]))
         labels: dict[str, Any] = {}
         if self.energies is not None:
             labels["energy"] = float(self.energies[index])
@@ -194,6 +232,7 @@ class AtomicDataset:
             pbc=pick(self.pbc, indices),
             stress=pick(self.stress, indices),
             fixed=pick(self.fixed, atoms),
+            free_axes=pick(self.free_axes, atoms),
             tags=pick(self.tags, atoms),
         )
 
@@ -246,7 +285,7 @@ class AtomicDataset:
 
     @staticmethod
     def from_frames(frames: Iterable[ase.Atoms], info: DatasetInfo | None = None) -> AtomicDataset:
-        """ASE frames: structures, tags, and which atoms FixAtoms holds in place.
+        """ASE frames: structures, tags, and what constraints hold (:mod:`dcase.data.held`).
 
         For labels see :mod:`dcase.data.atoms_files`.
         """
@@ -254,7 +293,7 @@ class AtomicDataset:
         if not frames:
             raise DataError("no frames given")
         periodic = any(atoms.pbc.any() for atoms in frames)
-        fixed = np.concatenate([_held(atoms) for atoms in frames])
+        fixed, axes = _held(frames)
         tagged = any(atoms.has("tags") for atoms in frames)
         return AtomicDataset(
             numbers=np.concatenate([a.numbers for a in frames]).astype(np.int64),
@@ -263,7 +302,8 @@ class AtomicDataset:
             cells=np.stack([a.cell.array for a in frames]) if periodic else None,
             pbc=np.stack([a.pbc for a in frames]) if periodic else None,
             info=info or DatasetInfo("frames"),
-            fixed=fixed if fixed.any() else None,
+            fixed=fixed,
+            free_axes=axes,
             tags=np.concatenate([a.get_tags() for a in frames]).astype(np.int64)
             if tagged
             else None,
@@ -305,6 +345,7 @@ class AtomicDataset:
             stress=joined("stress"),
             info=info,
             fixed=joined("fixed", lambda part: np.zeros(len(part.numbers), dtype=bool)),
+            free_axes=joined("free_axes", lambda part: np.tile(np.eye(3), (len(part.numbers), 1, 1))),
             tags=joined("tags", lambda part: np.zeros(len(part.numbers), dtype=np.int64)),
         )
 
@@ -322,7 +363,7 @@ class AtomicDataset:
             self.stress,
         ):
             digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
-        for name in ("fixed", "tags"):  # of later date; without them the sum is what it always was
+        for name in ("fixed", "tags", "free_axes"):  # of later date; without them the sum is what it always was
             value = getattr(self, name)
             if value is not None:
                 digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
@@ -332,10 +373,16 @@ class AtomicDataset:
 _Blank = Callable[[AtomicDataset], np.ndarray]
 
 
-def _held(atoms: ase.Atoms) -> np.ndarray:
-    """Which atoms FixAtoms holds in place, bool, shape [n_atoms]."""
-    held = np.zeros(len(atoms), dtype=bool)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            held[constraint.get_indices()] = True
-    return held
+def _held(frames: Sequence[ase.Atoms]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """``fixed`` and ``free_axes`` of frames; None where none says anything."""
+    found = [free_axes(atoms) for atoms in frames]
+    if all(axes is None for axes in found):
+        return None, None
+    axes = np.concatenate(
+        [
+            np.tile(np.eye(3), (len(atoms), 1, 1)) if one is None else one
+            for atoms, one in zip(frames, found, strict=True)
+        ]
+    )
+    fixed = wholly_held(axes)
+    return fixed if fixed.any() else None, axes if partly_held(axes).any() else None

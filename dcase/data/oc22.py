@@ -260,10 +260,7 @@ def _without_spikes(
     """The frames whose forces on free atoms are at most ``max_force``."""
     if frames.forces is None:
         return frames
-    size = np.abs(frames.forces).max(axis=1)
-    if frames.fixed is not None:
-        size = np.where(frames.fixed, 0.0, size)
-    largest = np.maximum.reduceat(size, frames.ptr[:-1])
+    largest = np.maximum.reduceat(frames.largest_free_force(), frames.ptr[:-1])
     keep = np.flatnonzero(largest <= max_force)
     if len(keep) == len(frames):
         return frames

@@ -165,7 +165,8 @@ def _compute(frame: Atoms, labeller: Labeller) -> dict[str, Any]:
     atoms = frame.copy()
     try:
         atoms.calc = labeller.factory()
-        energy = float(atoms.get_potential_energy())
+        # The method's own, whatever restraints or holds the atoms
+        energy = float(atoms.get_potential_energy(apply_constraint=False))
         forces = np.asarray(atoms.get_forces(apply_constraint=False), dtype=np.float64)
     except Exception as error:  # an SCF that does not converge has as many names as programs
         return {"failed": _reason(error)}

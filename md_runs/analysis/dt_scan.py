@@ -16,6 +16,7 @@ from dcase.md_runs.analysis.dt_scan_verdict import DtScan, dt_scan_table
 from dcase.md_runs.analysis.frequency import check_timestep
 from dcase.md_runs.loop.constrain import constrain
 from dcase.md_runs.loop.ensembles import EQUILIBRATION
+from dcase.md_runs.loop.freedom import hold_as_given
 from dcase.md_runs.loop.integrators import make_dynamics
 from dcase.md_runs.loop.mechanics import draw_momenta, still
 from dcase.md_runs.settings import MDSettings
@@ -107,7 +108,8 @@ def start_state(
     """
     start = atoms.copy()
     start.calc = atoms.calc
-    constrain(start, settings.constrain)
+    if constrain(start, settings.constrain) is None:
+        hold_as_given(start)
     if np.any(start.get_momenta() != 0.0):
         return start
     rng = np.random.default_rng(settings.seed)

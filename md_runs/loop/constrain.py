@@ -23,6 +23,7 @@ from ase.constraints import FixBondLengths
 from ase.data import chemical_symbols
 from ase.geometry import find_mic
 
+from dcase.data.held import free_axes, other_constraints, projectors
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.choices import CONSTRAINTS
 from dcase.md_runs.loop.watch import bond_lengths, covalent_bonds, frame_blocks
@@ -206,22 +207,31 @@ def constrain(atoms: Atoms, kind: str) -> BondConstraint | None:
 def only_bonds(atoms: Atoms) -> bool:
     """Whether all constraints are distances between atoms, which push equally and oppositely.
 
-    Such constraints leave momentum and angular momentum alone, unlike fixed atoms.
+    Such constraints leave momentum and angular momentum alone, unlike fixed atoms. Restraints, which
+    are part of the potential, are not looked at.
     """
-    return all(isinstance(c, FixBondLengths) for c in atoms.constraints)
+    bonds = all(isinstance(c, FixBondLengths) for c in other_constraints(atoms))
+    return bonds and free_axes(atoms) is None
 
 
 def normal_space(atoms: Atoms) -> np.ndarray:
     """Directions the fixed bonds forbid, in mass-weighted coordinates ``sqrt(m) r``.
 
     Args:
-        atoms: With any number of ``FixBondLengths``; other constraints are not looked at.
+        atoms: With any number of ``FixBondLengths``; of the other constraints only those count that
+            take directions from single atoms: nothing is forbidden twice.
 
     Returns:
         ``(R, 3N)`` orthonormal rows; R is the rank, redundant constraints counted once.
     """
-    rows = [_jacobian(c.pairs, _vectors(c, atoms), atoms) for c in _held(atoms)]
-    return _row_space(np.concatenate(rows)) if rows else np.zeros((0, 3 * len(atoms)))
+    parts = [_jacobian(c.pairs, _vectors(c, atoms), atoms) for c in _held(atoms)]
+    if not parts:
+        return np.zeros((0, 3 * len(atoms)))
+    rows, axes = np.concatenate(parts), free_axes(atoms)
+    if axes is not None:
+        vectors = rows.reshape(len(rows), -1, 3)
+        rows = np.einsum("nij,bnj->bni", projectors(axes), vectors).reshape(len(rows), -1)
+    return _row_space(rows)
 
 
 def tension(atoms: Atoms, forces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,4 +286,4 @@ def _jacobian(pairs: np.ndarray, vectors: np.ndarray, atoms: Atoms) -> np.ndarra
 
 def _row_space(rows: np.ndarray) -> np.ndarray:
     _, sizes, vectors = np.linalg.svd(rows, full_matrices=False)
-    return np.asarray(vectors[sizes > RANK_TOLERANCE * sizes[0]])
+    return np.asarray(vectors[sizes > RANK_TOLERANCE * max(1.0, sizes[0])])

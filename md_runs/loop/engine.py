@@ -86,6 +86,10 @@ class Simulation(MovingAtoms):
         settings, atoms = self.settings, self.atoms
         if self._timestep is not None:
             return
+        if self.held is None and atoms.constraints and self.n_dof < 1:
+            raise OptionError(
+                f"the constraints leave {atoms.get_chemical_formula()} nothing to move: hold less"
+            )
         if self.held is not None and self.n_dof < 1 and not settings.keep_momenta:
             raise OptionError(
                 f"constrain={settings.constrain} leaves {atoms.get_chemical_formula()} nothing to "

@@ -9,9 +9,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorError
 
+from dcase.data.held import restraint_energy
 from dcase.errors import DcaseError
 from dcase.md_runs.loop.constrain import constrain
-from dcase.md_runs.loop.ensembles import Motion
+from dcase.md_runs.loop.ensembles import EQUILIBRATION, Motion
+from dcase.md_runs.loop.freedom import hold_as_given
 from dcase.md_runs.loop.integrators import begin_motion
 from dcase.md_runs.loop.mechanics import degrees_of_freedom
 from dcase.md_runs.loop.mechanics import temperature as kinetic_temperature
@@ -55,9 +57,12 @@ class MovingAtoms:
         self.atoms.calc = atoms.calc
         # From the structure given, also on resume, so that the lengths are the same to the last bit
         self.held = constrain(self.atoms, settings.constrain)
+        if self.held is None:
+            hold_as_given(self.atoms)
         self.settings = settings
         self.tell = tell
         self.n_dof = degrees_of_freedom(self.atoms, settings.ensemble)
+        self._equilibration_dof = degrees_of_freedom(self.atoms, EQUILIBRATION.name)
         self.watch = BlowUpWatch(atoms, settings.bond_stretch_A, settings.temperature_limit_K)
         # Forces are the gradient of the free energy, where that differs from the energy.
         self.free_energy = "free_energy" in getattr(atoms.calc, "implemented_properties", ())
@@ -72,8 +77,8 @@ class MovingAtoms:
 
     @property
     def moving_dof(self) -> int:
-        """Degrees of freedom that move now: the equilibration moves them all."""
-        return self.n_dof if self.production else 3 * len(self.atoms)
+        """Degrees of freedom that move now: the equilibration moves all that nothing holds."""
+        return self.n_dof if self.production else self._equilibration_dof
 
     def begin_phase(self, ensemble: str) -> None:
         """The integrator, and the compiled loop for calculators with a compiled potential."""
@@ -165,7 +170,7 @@ class MovingAtoms:
             self.uncertainty.measure(self.atoms.calc)
 
     def potential_energy(self) -> float:
-        """Potential energy whose gradient the forces are, eV.
+        """Potential energy whose gradient the forces are, that of restraints included, eV.
 
         Taken from the calculator's results where these are of exactly these positions.
         """
@@ -176,7 +181,7 @@ class MovingAtoms:
         known = name in results and seen is not None
         known = known and np.array_equal(seen.positions, self.atoms.positions)
         if known and calculator.results is results:  # no other thread has come in between
-            return float(results[name])
+            return float(results[name]) + restraint_energy(self.atoms)
         return float(self.atoms.get_potential_energy(force_consistent=self.free_energy))
 
     def reset_calculator(self) -> None:

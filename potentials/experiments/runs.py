@@ -228,8 +228,8 @@ def trivial_errors(run: Run) -> dict[str, float]:
         guess = offset_energies(tested, fit_offsets(train, "atomic"))
         errors["energy"] = float(np.abs(tested.energies - guess).mean() / KCAL_PER_MOL)
     if tested.forces is not None:
-        free = slice(None) if tested.fixed is None else ~tested.fixed
-        errors["forces"] = float(np.abs(tested.forces[free]).mean() / KCAL_PER_MOL)
+        errors["forces"] = float(np.abs(tested.free_components(tested.forces)).mean())
+        errors["forces"] /= KCAL_PER_MOL
     return errors
 
 

@@ -283,10 +283,13 @@ def _quadratic(
             assert batch.forces is not None
             n_atoms = torch.bincount(graph.system)[graph.system]
             share = torch.sqrt(weights[1] / len(dataset) / n_atoms)
-            if batch.free is not None:
-                share = share * batch.free
             rows = _force_features(basis, graph, species, slope, r / d.unsqueeze(1))
-            rows, labels = rows * share[:, None, None], batch.forces * share[:, None]
+            labels = batch.forces
+            if batch.axes is not None:  # held directions are rows of zeros
+                rows, labels = batch.axes @ rows, (batch.axes @ labels.unsqueeze(2)).squeeze(2)
+            elif batch.free is not None:
+                share = share * batch.free
+            rows, labels = rows * share[:, None, None], labels * share[:, None]
             for z, quadratic in enumerate(of_element):
                 own = species == z
                 quadratic.add(rows[own].flatten(0, 1).numpy(), labels[own].flatten().numpy())

@@ -27,7 +27,10 @@ class LabelledGraph:
             or None.
         forces: ``F / C``, float64, shape [n_atoms, 3], or None.
         frames: Indices of the frames in the dataset, for error messages.
-        free: Which atoms are not held in place, bool, shape [n_atoms], or None: all are free.
+        free: Which atoms are not held in place, bool, shape [n_atoms], or None: all are free. With
+            ``axes`` which of their directions are free, shape [n_atoms, 3].
+        axes: Free directions as rows (:attr:`AtomicDataset.free_axes`), shape [n_atoms, 3, 3], or
+            None: no atom is held in part.
     """
 
     graph: AtomicGraph
@@ -35,9 +38,20 @@ class LabelledGraph:
     forces: Tensor | None
     frames: Tensor
     free: Tensor | None = None
+    axes: Tensor | None = None
 
     def __len__(self) -> int:
         return self.graph.n_systems
+
+    def free_components(self, vectors: Tensor) -> Tensor:
+        """What vectors of atoms [n_atoms, 3] have along free directions.
+
+        Returns:
+            Shape [n_free_atoms, 3], or with ``axes`` [n_free_components].
+        """
+        if self.axes is not None:
+            vectors = torch.einsum("nij,nj->ni", self.axes.to(vectors.dtype), vectors)
+        return vectors if self.free is None else vectors[self.free]
 
     def describe(self) -> str:
         """For error messages: which frames these are."""
@@ -127,6 +141,9 @@ class FrameBatches:
             self.energies = tensor(values, inverse)
         self.forces = tensor(dataset.forces, inverse)
         self.free = None if dataset.fixed is None else tensor(~dataset.fixed)
+        self.axes = None if dataset.free_axes is None else tensor(dataset.directions)
+        if self.axes is not None:
+            self.free = self.axes.any(dim=2)
 
     def __len__(self) -> int:
         return len(self.atom_ptr) - 1
@@ -154,6 +171,7 @@ class FrameBatches:
             None if self.forces is None else self.forces[atoms],
             frames,
             None if self.free is None else self.free[atoms],
+            None if self.axes is None else self.axes[atoms],
         )
 
     def in_order(self, batch_size: int) -> Iterable[LabelledGraph]:
@@ -201,4 +219,5 @@ class RotatedFrames:
             plain,
             graph=replace(graph, positions=turned(graph.positions), cells=cells),
             forces=None if plain.forces is None else turned(plain.forces),
+            axes=None if plain.axes is None else plain.axes @ own.transpose(1, 2),
         )

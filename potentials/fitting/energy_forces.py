@@ -55,7 +55,8 @@ class EnergyForces:
 
         ``"energy"`` is the key of the quantity, where that is another one.
 
-        Atoms that the calculation behind the labels held in place have no part in the forces.
+        Atoms that the calculation behind the labels held in place have no part in the forces; where
+        some are held in part, the forces are all components along free directions, [n_components].
         """
         assert isinstance(model, Potential)
         residuals: dict[str, Tensor] = {}
@@ -72,7 +73,7 @@ class EnergyForces:
         if with_forces:
             assert batch.forces is not None
             error = (forces - batch.forces).to(model.dtype)
-            residuals["forces"] = error if batch.free is None else error[batch.free]
+            residuals["forces"] = batch.free_components(error)
         if batch.energies is not None:
             error = energies - batch.energies
             if self.per_atom:

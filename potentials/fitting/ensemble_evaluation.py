@@ -21,7 +21,8 @@ class Uncertainty:
     """Errors and standard deviations of one quantity.
 
     Attributes:
-        error: Prediction less reference, eV [n_frames] or eV/A [n_free_atoms, 3].
+        error: Prediction less reference, eV [n_frames] or eV/A [n_free_atoms, 3]; where atoms are
+            held in part [n_free_components].
         std: Standard deviation over the members, the same shape and unit.
         unit: ``"eV"``, ``"eV/A"``, or that of a quantity that is no energy.
         calibration: Of all elements of the two.
@@ -90,27 +91,42 @@ def evaluate_ensemble(
         calibration = calibrate(reference, predicted, std)
         energy = Uncertainty(predicted - reference, std, quantity.unit, calibration)
     if evaluation.forces is not None:
-        free = slice(None) if dataset.fixed is None else ~dataset.fixed
-        frame = np.repeat(np.arange(len(dataset)), dataset.n_atoms)[free]
-        reference, predicted = evaluation.forces.reshape(2, -1, 3)
-        forces = _of_forces(
-            reference, predicted, np.concatenate(recorder.stds["forces_std"])[free], frame
-        )
+        std = _along_free(dataset, np.concatenate(recorder.stds["forces_std"]))
+        forces = _of_forces(dataset, *evaluation.forces, std)
     return EnsembleEvaluation(evaluation, energy, forces)
 
 
+def _along_free(dataset: AtomicDataset, std: np.ndarray) -> np.ndarray:
+    """Standard deviations [n_atoms, 3] along x, y, z as those along free directions, flat.
+
+    Along tilted directions as if those along x, y and z were independent.
+    """
+    if dataset.free_axes is not None and (axes := dataset.directions) is not None:
+        return np.asarray(np.sqrt(np.einsum("nij,nj->ni", axes**2, std**2))[axes.any(axis=2)])
+    return dataset.free_components(std).ravel()
+
+
 def _of_forces(
-    reference: np.ndarray, predicted: np.ndarray, std: np.ndarray, frame: np.ndarray
+    dataset: AtomicDataset, reference: np.ndarray, predicted: np.ndarray, std: np.ndarray
 ) -> Uncertainty:
-    """Of arrays [n_atoms, 3] in eV/A; ``frame`` [n_atoms], ascending, says whose atoms they are."""
+    """Of components along free directions in eV/A, shape [n_components]."""
     error = predicted - reference
-    lengths = [np.linalg.norm(vectors, axis=1) for vectors in (error, std)]
+    axes = dataset.directions
+    free = np.ones((len(dataset.numbers), 3), bool) if axes is None else axes.any(axis=2)
+    some = free.any(axis=1)
+    frame = np.repeat(np.arange(len(dataset)), dataset.n_atoms)[some]
+    lengths = []
+    for values in (error, std):
+        vectors = np.zeros(free.shape)
+        vectors[free] = values
+        lengths.append(np.linalg.norm(vectors[some], axis=1))
     first = np.flatnonzero(np.diff(frame, prepend=-1))  # first atom of each frame that has any
+    shape = (-1,) if dataset.free_axes is not None else (-1, 3)
     return Uncertainty(
-        error,
-        std,
+        error.reshape(shape),
+        std.reshape(shape),
         "eV/A",
-        calibrate(reference, predicted, std),
+        calibrate(*(v.reshape(shape) for v in (reference, predicted, std))),
         rank_correlation(*lengths),
         rank_correlation(*(np.maximum.reduceat(values, first) for values in lengths)),
     )

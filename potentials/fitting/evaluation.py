@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dcase.data.dataset import AtomicDataset
+from dcase.data.held import partly_held
 from dcase.errors import DataError
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.potential import Potential
@@ -29,8 +30,8 @@ class Evaluation:
         metrics: Errors by name; the unit is part of the name.
         energy: Reference and predicted energies in eV, or values of the quantity in its unit, shape
             [2, n_frames], or None.
-        forces: Reference and predicted force components in eV/A, shape [2, 3 n_free_atoms], or
-            None.
+        forces: Reference and predicted force components along free directions in eV/A, shape
+            [2, 3 n_free_atoms] where no atom is held in part, or None.
         n_atoms: Atoms of each frame, shape [n_frames].
         quantity: What ``energy`` holds.
     """
@@ -49,7 +50,8 @@ def evaluate_potential(
 
     EFwT is the share of frames whose energy error is at most 0.02 eV and whose largest force
     component error is at most 0.03 eV/A. Atoms that ``dataset.fixed`` marks are left out of all
-    errors of forces, as the Open Catalyst Project's metrics do; drop the marks to count them.
+    errors of forces, as the Open Catalyst Project's metrics do, and so are the components along
+    directions in which ``dataset.free_axes`` holds an atom; drop the marks to count them.
     Forces are computed only where the frames have some to compare with.
 
     Args:
@@ -62,7 +64,7 @@ def evaluate_potential(
         ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
         ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
         ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there; ``n_fixed_atoms``
-        where some are left out. Of a quantity that is no energy: ``<name>_mae_<unit>`` and
+        where some are left out, ``n_partly_fixed_atoms`` where some of their directions are. Of a quantity that is no energy: ``<name>_mae_<unit>`` and
         ``<name>_rmse_<unit>``, see :func:`value_metrics`.
 
     Raises:
@@ -103,19 +105,22 @@ def evaluate_potential(
         error = predicted_e - dataset.energies
         energy_pair = np.stack([dataset.energies, predicted_e])
         metrics |= value_metrics(error, quantity, dataset.n_atoms)
-    if dataset.forces is not None and (dataset.fixed is None or not dataset.fixed.all()):
-        free = np.ones(len(dataset.numbers), bool) if dataset.fixed is None else ~dataset.fixed
-        if not free.all():
-            metrics["n_fixed_atoms"] = int((~free).sum())
+    if dataset.forces is not None and (dataset.directions is None or dataset.directions.any()):
+        if dataset.fixed is not None and dataset.fixed.any():
+            metrics["n_fixed_atoms"] = int(dataset.fixed.sum())
+        if dataset.free_axes is not None:
+            metrics["n_partly_fixed_atoms"] = int(partly_held(dataset.free_axes).sum())
         predicted_f = np.concatenate(forces)
-        all_errors = np.where(free[:, None], predicted_f - dataset.forces, 0.0)
-        error_f = all_errors[free]
-        forces_pair = np.stack([dataset.forces[free].ravel(), predicted_f[free].ravel()])
+        error_f = dataset.free_components(predicted_f - dataset.forces)
+        forces_pair = np.stack(
+            [dataset.free_components(f).ravel() for f in (dataset.forces, predicted_f)]
+        )
         for suffix, factor in (("mev_angstrom", 1e3), ("kcal_mol_angstrom", 1 / KCAL_PER_MOL)):
             metrics[f"forces_mae_{suffix}"] = float(np.abs(error_f).mean() * factor)
             metrics[f"forces_rmse_{suffix}"] = float(np.sqrt((error_f**2).mean()) * factor)
         if dataset.energies is not None:
-            largest = np.maximum.reduceat(np.abs(all_errors).max(axis=1), dataset.ptr[:-1])
+            wrong = replace(dataset, forces=predicted_f - dataset.forces).largest_free_force()
+            largest = np.maximum.reduceat(wrong, dataset.ptr[:-1])
             good = (np.abs(error) <= EFWT_ENERGY_EV) & (largest <= EFWT_FORCE_EV_A)
             metrics["efwt"] = float(good.mean())
     return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms, quantity)
