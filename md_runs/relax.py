@@ -241,7 +241,6 @@ class _Search:
                     self.progress(done, self.steps)
         return done, ""
 
-
     def _frozen(self) -> Atoms:
         """A copy with the constraints given, and the potential's own results as numbers.
 
@@ -282,5 +281,3 @@ def _energy(atoms: Atoms) -> float:
 def _largest(target: Any) -> float:
     """Largest force on an atom (and largest row of the cell's gradient), eV/A."""
     return float(np.sqrt((target.get_forces() ** 2).sum(axis=1).max()))
-
-

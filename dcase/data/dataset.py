@@ -345,7 +345,9 @@ class AtomicDataset:
             stress=joined("stress"),
             info=info,
             fixed=joined("fixed", lambda part: np.zeros(len(part.numbers), dtype=bool)),
-            free_axes=joined("free_axes", lambda part: np.tile(np.eye(3), (len(part.numbers), 1, 1))),
+            free_axes=joined(
+                "free_axes", lambda part: np.tile(np.eye(3), (len(part.numbers), 1, 1))
+            ),
             tags=joined("tags", lambda part: np.zeros(len(part.numbers), dtype=np.int64)),
         )
 
@@ -363,7 +365,11 @@ class AtomicDataset:
             self.stress,
         ):
             digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
-        for name in ("fixed", "tags", "free_axes"):  # of later date; without them the sum is what it always was
+        for name in (
+            "fixed",
+            "tags",
+            "free_axes",
+        ):  # of later date; without them the sum is what it always was
             value = getattr(self, name)
             if value is not None:
                 digest.update(name.encode() + np.ascontiguousarray(value).tobytes())

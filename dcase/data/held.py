@@ -53,6 +53,24 @@ def restraint_energy(atoms: ase.Atoms) -> float:
     return float(sum(c.adjust_potential_energy(atoms) for c in restraints(atoms)))
 
 
+def restraint_energies(atoms: ase.Atoms, positions: np.ndarray) -> np.ndarray:
+    """The same at many positions.
+
+    Args:
+        atoms: With restraints; left unchanged.
+        positions: A, shape [n_frames, n_atoms, 3].
+
+    Returns:
+        eV, shape [n_frames].
+    """
+    probe = atoms.copy()
+    energies = np.zeros(len(positions))
+    for k, where in enumerate(positions):
+        probe.set_positions(where, apply_constraint=False)
+        energies[k] = restraint_energy(probe)
+    return energies
+
+
 def free_axes(atoms: ase.Atoms) -> np.ndarray | None:
     """The directions in which each atom may move.
 
@@ -101,7 +119,7 @@ def projectors(axes: np.ndarray) -> np.ndarray:
 
 def wholly_held(axes: np.ndarray) -> np.ndarray:
     """Which atoms have no direction left, bool, shape [n]."""
-    return ~axes.any(axis=(1, 2))
+    return np.asarray(~axes.any(axis=(1, 2)))
 
 
 def partly_held(axes: np.ndarray) -> np.ndarray:
@@ -116,7 +134,7 @@ def constraints_of(axes: np.ndarray) -> list[Any]:
     Args:
         axes: As of :func:`free_axes`.
     """
-    free = axes.any(axis=2)
+    free = np.asarray(axes.any(axis=2))
     count = free.sum(axis=1)
     found: list[Any] = []
     if (count == 0).any():

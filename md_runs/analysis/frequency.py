@@ -226,10 +226,9 @@ def _rigid_motions(atoms: Atoms) -> np.ndarray:
     masses = atoms.get_masses()
     root = np.sqrt(masses)[:, None]
     r = atoms.get_positions() - masses @ atoms.get_positions() / masses.sum()
-    axes = np.eye(3)
-    motions = [root * axis for axis in axes]
+    motions = [root * axis for axis in np.eye(3)]
     if not np.any(atoms.pbc):
-        motions += [root * np.cross(axis, r) for axis in axes]
+        motions += [root * np.cross(axis, r) for axis in np.eye(3)]
     flat = np.array([np.broadcast_to(m, r.shape).ravel() for m in motions])
     _, sizes, vectors = np.linalg.svd(flat, full_matrices=False)
     rigid = vectors[sizes > 1e-3 * sizes[0]]

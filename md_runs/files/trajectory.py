@@ -33,6 +33,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from dcase import hdf5
 from dcase._version import __version__
+from dcase.data.held import restraint_energies, restraints
 from dcase.errors import SimulationError
 from dcase.md_runs.files.journal import row_blocks
 from dcase.md_runs.files.run_folder import FRAME, SERIES, UNCERTAINTY, series_columns
@@ -41,7 +42,11 @@ from dcase.units import FS
 BLOCK = 1024
 """Frames copied at a time, so that a long trajectory never has to fit in memory."""
 
+RESTRAINT = "restraint_energy"
+"""The part of the potential energy that restraints add, where the structure has some."""
+
 UNITS = {
+    RESTRAINT: "eV",
     "potential_energy": "eV",
     "kinetic_energy": "eV",
     "total_energy": "eV",
@@ -66,7 +71,7 @@ def write_trajectory(
 
     Args:
         path: File; replaced if it exists.
-        template: Elements, masses, cell and periodicity.
+        template: Elements, masses, cell, periodicity and restraints.
         frames: ``(F, 4 + 6 N)`` rows: ``state.FRAME``, positions in A, velocities in A/fs.
         series: ``(S, 8)`` rows of ``state.SERIES``, ``(S, 9)`` with the uncertainty.
         timestep_fs: fs per step.
@@ -97,11 +102,15 @@ def write_trajectory(
             value.attrs["unit"] = unit
             stored.append(value)
         heads = np.empty((len(frames), head))
+        restrained = np.zeros(len(frames)) if restraints(template) else None
         for first, block in row_blocks(frames, BLOCK):
             heads[first : first + len(block)] = block[:, :head]
             for k, value in enumerate(stored):
                 part = block[:, head + 3 * n * k : head + 3 * n * (k + 1)]
                 value[first : first + len(block)] = part.reshape(-1, n, 3)
+            if restrained is not None:
+                positions = block[:, head : head + 3 * n].reshape(-1, n, 3)
+                restrained[first : first + len(block)] = restraint_energies(template, positions)
         steps = heads[:, 0].astype(np.int64)
         position["step"] = steps
         position["time"] = steps * timestep_fs
@@ -125,6 +134,8 @@ def write_trajectory(
         observables = file.create_group("observables")
         columns = {name: heads[:, k] for k, name in enumerate(FRAME) if name != "step"}
         columns["total_energy"] = columns["potential_energy"] + columns["kinetic_energy"]
+        if restrained is not None:
+            columns[RESTRAINT] = restrained
         for name, values in columns.items():
             group = observables.create_group(name)
             _share_clock(group, position)
@@ -185,7 +196,7 @@ def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]
 
     Returns:
         Atoms with ``info["step"]``, ``info["time_fs"]``, ``info["temperature_K"]`` and the
-        potential energy (eV) in a ``SinglePointCalculator``.
+        energy of the potential (eV), without that of restraints, in a ``SinglePointCalculator``.
 
     Raises:
         SimulationError: If the file is missing or is not H5MD.
@@ -201,6 +212,8 @@ def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]
         positions = np.asarray(group["position/value"][where])
         velocities = np.asarray(group["velocity/value"][where])
         energies = np.asarray(file["observables/potential_energy/value"])[where]
+        if RESTRAINT in file["observables"]:
+            energies = energies - np.asarray(file[f"observables/{RESTRAINT}/value"])[where]
         temperatures = np.asarray(file["observables/temperature/value"])[where]
     images = []
     for k in range(len(steps)):

@@ -207,8 +207,8 @@ def constrain(atoms: Atoms, kind: str) -> BondConstraint | None:
 def only_bonds(atoms: Atoms) -> bool:
     """Whether all constraints are distances between atoms, which push equally and oppositely.
 
-    Such constraints leave momentum and angular momentum alone, unlike fixed atoms. Restraints, which
-    are part of the potential, are not looked at.
+    Such constraints leave momentum and angular momentum alone, unlike fixed atoms. Restraints are
+    part of the potential and not looked at.
     """
     bonds = all(isinstance(c, FixBondLengths) for c in other_constraints(atoms))
     return bonds and free_axes(atoms) is None

@@ -95,7 +95,8 @@ def check_movable(atoms: Atoms) -> None:
         tied = np.arange(len(atoms))
         if not isinstance(constraint, FixCom):
             tied = np.unique(np.asarray(constraint.get_indices(), dtype=np.int64))
-        held = tied[~axes[tied].any(axis=2).all(axis=1)]
+        whole = axes.any(axis=2).sum(axis=1) == 3
+        held = tied[~whole[tied]]
         if len(held):
             raise OptionError(
                 f"atom {int(held[0])} is held in place and also part of the constraint {name}: "

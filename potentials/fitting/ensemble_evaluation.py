@@ -92,7 +92,8 @@ def evaluate_ensemble(
         energy = Uncertainty(predicted - reference, std, quantity.unit, calibration)
     if evaluation.forces is not None:
         std = _along_free(dataset, np.concatenate(recorder.stds["forces_std"]))
-        forces = _of_forces(dataset, *evaluation.forces, std)
+        reference, predicted = evaluation.forces
+        forces = _of_forces(dataset, reference, predicted, std)
     return EnsembleEvaluation(evaluation, energy, forces)
 
 
@@ -112,8 +113,10 @@ def _of_forces(
     """Of components along free directions in eV/A, shape [n_components]."""
     error = predicted - reference
     axes = dataset.directions
-    free = np.ones((len(dataset.numbers), 3), bool) if axes is None else axes.any(axis=2)
-    some = free.any(axis=1)
+    free = np.ones((len(dataset.numbers), 3), bool)
+    if axes is not None:
+        free = np.any(axes, axis=2)
+    some = np.any(free, axis=1)
     frame = np.repeat(np.arange(len(dataset)), dataset.n_atoms)[some]
     lengths = []
     for values in (error, std):

@@ -64,8 +64,9 @@ def evaluate_potential(
         ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
         ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
         ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there; ``n_fixed_atoms``
-        where some are left out, ``n_partly_fixed_atoms`` where some of their directions are. Of a quantity that is no energy: ``<name>_mae_<unit>`` and
-        ``<name>_rmse_<unit>``, see :func:`value_metrics`.
+        where some are left out, ``n_partly_fixed_atoms`` where some of their directions are. Of a
+        quantity that is no energy: ``<name>_mae_<unit>`` and ``<name>_rmse_<unit>``, see
+        :func:`value_metrics`.
 
     Raises:
         DataError: If the frames have no labels, labels of another quantity, or elements the
