@@ -342,7 +342,7 @@ def projection(
     from dcase.dae.experiments.projection_study import study
     from dcase.dae.trajectories import read
     from dcase.files import write_text
-    from dcase.tables import grid, write_rows
+    from dcase.tables import grid, page_files, write_rows
 
     use_threads(threads)
     folder = Path(out)
@@ -362,8 +362,9 @@ def projection(
         "extra: how much farther than the nearest point."
     )
     text = "**Projections compared**\n\n" + "\n\n".join([*parts, note]) + "\n"
-    write_text(folder / "dae-projection.md", text)
-    write_rows(folder / "dae-projection.csv", rows)
+    with page_files(folder, "dae-projection"):
+        write_text(folder / "dae-projection.md", text)
+        write_rows(folder / "dae-projection.csv", rows)
     click.echo(text)
     click.echo(f"written to {folder / 'dae-projection'}.md and .csv")
 

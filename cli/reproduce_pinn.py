@@ -26,7 +26,7 @@ from dcase.pinn.experiments.runs import PinnRun, perform
 from dcase.pinn.experiments.tables import markdown, paper_rows
 from dcase.pinn.problem import PDEProblem
 from dcase.pinn.run import Source
-from dcase.tables import write_rows
+from dcase.tables import page_files, write_rows
 
 TABLES = {"table3": "advection", "table4": "cfd", "table5": "diffusion-reaction"}
 
@@ -113,8 +113,9 @@ def _table(name: str) -> click.Command:
         stem = f"{name}-paper" if paper else name
         from dcase.files import write_text
 
-        write_text(folder / f"{stem}.md", text)
-        write_rows(folder / f"{stem}.csv", rows)
+        with page_files(folder, stem):
+            write_text(folder / f"{stem}.md", text)
+            write_rows(folder / f"{stem}.csv", rows)
         click.echo(text)
         click.echo(f"written to {folder / stem}.md and .csv; runs in {folder / 'runs'}")
 

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -139,13 +139,19 @@ class Lock:
 
 
 @contextmanager
-def only_writer(target: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+def only_writer(
+    target: str | os.PathLike[str],
+    *,
+    beside: Iterable[str | os.PathLike[str]] = (),
+    wait: bool = False,
+) -> Iterator[None]:
     """Be the only process that makes a file, while the block runs; what kills have left goes.
 
     Whether the file is there is to be asked within the block.
 
     Args:
         target: The file.
+        beside: Further files that are only made together with it.
         wait: For another process to be done with it, instead of refusing.
 
     Raises:
@@ -160,7 +166,8 @@ def only_writer(target: str | os.PathLike[str], *, wait: bool = False) -> Iterat
     lock.take(wait)
     try:
         lock.sign()
-        remove_leftovers(path)
+        for file in (path, *beside):
+            remove_leftovers(file)
         yield
     except BaseException:
         lock.undo()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dcase.files import write_text
+from dcase.locks import only_writer
 
 
 def number_text(value: Any) -> str:
@@ -50,3 +52,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+@contextmanager
+def page_files(folder: Path, name: str) -> Iterator[None]:
+    """Write ``NAME.md``, ``.csv``, ``.json``, ``.png`` in the block, one process at a time.
+
+    What kills have left of an earlier writing goes.
+
+    Raises:
+        RunError: If the folder cannot be written to.
+    """
+    others = [folder / f"{name}{ending}" for ending in (".csv", ".json", ".png")]
+    with only_writer(folder / f"{name}.md", beside=others, wait=True):
+        yield

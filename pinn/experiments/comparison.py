@@ -14,7 +14,7 @@ from dcase.pinn.experiments.runs import PinnRun
 from dcase.pinn.plots import bars_figure
 from dcase.pinn.run import Source
 from dcase.pinn.settings import PinnSettings
-from dcase.tables import write_rows
+from dcase.tables import page_files, write_rows
 
 #: tanh, the paper's IReLU, and the rest of the integrated family.
 ACTIVATIONS = (
@@ -76,7 +76,6 @@ def write_comparison(
 ) -> list[dict[str, Any]]:
     """Write ``comparison.csv`` and ``comparison.png``; returns the rows."""
     rows = comparison_rows(results)
-    write_rows(folder / "comparison.csv", rows)
     values: dict[str, list[float]] = {}
     for result in results:
         values.setdefault(result["label"], []).append(error_of(result))
@@ -85,5 +84,7 @@ def write_comparison(
     if done:
         trivial[task] = min(error_of({"fields": errors}) for errors in done["baselines"].values())
     figure = bars_figure({task: values}, trivial=trivial)
-    plotting.save(figure, folder / "comparison.png")
+    with page_files(folder, "comparison"):
+        write_rows(folder / "comparison.csv", rows)
+        plotting.save(figure, folder / "comparison.png")
     return rows

@@ -17,7 +17,7 @@ from dcase.errors import DcaseError, DivergedError
 from dcase.files import write_json
 from dcase.potentials.experiments.report_published import RHO
 from dcase.potentials.experiments.report_runs import Length, report_recipe, tasks_of
-from dcase.potentials.experiments.runs import Frames
+from dcase.potentials.experiments.runs import RESULT, Frames, only_maker
 from dcase.potentials.fitting.baseline import fit_baseline
 from dcase.potentials.fitting.cross_validation import (
     Folds,
@@ -60,7 +60,7 @@ class Fit:
 
 def fit_of(fit: Fit, folder: Path) -> dict[str, Any] | None:
     """What an earlier sitting left of a baseline, or None."""
-    return _read(folder / "runs" / fit.name / "result.json")
+    return _read(folder / "runs" / fit.name / RESULT)
 
 
 def perform_fit(fit: Fit, folder: Path) -> dict[str, Any]:
@@ -68,6 +68,12 @@ def perform_fit(fit: Fit, folder: Path) -> dict[str, Any]:
     found = fit_of(fit, folder)
     if found is not None:
         return found
+    place = folder / "runs" / fit.name
+    with only_maker(place):
+        return _fit_and_test(fit, place)
+
+
+def _fit_and_test(fit: Fit, place: Path) -> dict[str, Any]:
     data, splits = fit.frames.dataset, fit.splits
     fitted = fit_baseline(
         data.subset(splits.train),
@@ -87,7 +93,7 @@ def perform_fit(fit: Fit, folder: Path) -> dict[str, Any]:
         "level_of_theory": data.info.level_of_theory,
         "metrics": evaluate_potential(fitted, data.subset(splits.test)).metrics,  # type: ignore[arg-type]
     }
-    write_json(folder / "runs" / fit.name / "result.json", result)
+    write_json(place / RESULT, result)
     return result
 
 
@@ -141,7 +147,7 @@ def plan_crossing(
 
 def crossing_of(crossing: Crossing, folder: Path) -> dict[str, Any] | None:
     """What an earlier sitting left of a cross-validation, or None."""
-    return _read(folder / "runs" / crossing.name / "result.json")
+    return _read(folder / "runs" / crossing.name / RESULT)
 
 
 def perform_crossing(
@@ -165,6 +171,18 @@ def perform_crossing(
     if found is not None:
         return found
     place = folder / "runs" / crossing.name
+    with only_maker(place):
+        return _cross(crossing, place, device, on_fold, on_start, on_step)
+
+
+def _cross(
+    crossing: Crossing,
+    place: Path,
+    device: str | torch.device,
+    on_fold: Callable[[int, int], None] | None,
+    on_start: Callable[..., None] | None,
+    on_step: Callable[..., None] | None,
+) -> dict[str, Any] | None:
     try:
         done = cross_validate(
             crossing.dataset,
@@ -179,7 +197,7 @@ def perform_crossing(
         )
     except DivergedError as error:
         diverged = {"status": "NaN", "reason": str(error), "system": crossing.system}
-        write_json(place / "result.json", diverged)
+        write_json(place / RESULT, diverged)
         return diverged
     if done.ensemble is None:
         return None
@@ -193,7 +211,7 @@ def perform_crossing(
         rows.append({**row, "report_loss": statistics(losses)})
     result = {**done.report, "system": crossing.system, "status": "finished", "folds": rows}
     result["training"] = [dict(p.metadata["training"]) for p in members]
-    write_json(place / "result.json", result)
+    write_json(place / RESULT, result)
     return result
 
 

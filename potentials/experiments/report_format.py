@@ -9,7 +9,7 @@ from typing import Any
 
 from dcase.files import write_json, write_text
 from dcase.potentials.experiments.report_runs import REPORT, TOTAL
-from dcase.tables import write_rows
+from dcase.tables import page_files, write_rows
 
 
 def number(value: float | None) -> str:
@@ -77,6 +77,7 @@ def write_page(
     folder: Path, name: str, text: str, rows: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
     """``NAME.md``, ``NAME.csv`` and ``NAME.json``, each whole or not there."""
-    write_rows(folder / f"{name}.csv", rows)
-    write_json(folder / f"{name}.json", {"rows": list(rows), "text": text, **more})
-    write_text(folder / f"{name}.md", text)
+    with page_files(folder, name):
+        write_rows(folder / f"{name}.csv", rows)
+        write_json(folder / f"{name}.json", {"rows": list(rows), "text": text, **more})
+        write_text(folder / f"{name}.md", text)

@@ -19,7 +19,7 @@ from dcase.data.splits import Splits
 from dcase.files import atomic_path
 from dcase.potentials.experiments.protocol import Setting
 from dcase.potentials.experiments.report_published import RHO, TASKS, Size
-from dcase.potentials.experiments.runs import Frames, Run, perform
+from dcase.potentials.experiments.runs import LOSSES, Frames, Run, perform
 from dcase.potentials.fitting.recipe import Recipe, load_recipe
 from dcase.training.trainer import Progress
 from dcase.units import ENERGY_UNITS, KCAL_PER_MOL
@@ -173,7 +173,7 @@ def report_loss(metrics: Mapping[str, Any]) -> float | None:
 
 def losses_file(run: Run, folder: Path) -> Path:
     """Where the training losses of a run are: steps and losses in kcal/mol units, [n, 2]."""
-    return folder / "runs" / run.name / "losses.npy"
+    return folder / "runs" / run.name / LOSSES
 
 
 def perform_recorded(

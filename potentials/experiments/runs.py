@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,16 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.errors import DcaseError, DivergedError
 from dcase.files import atomic_path, write_json
+from dcase.locks import only_writer
 from dcase.potentials.experiments.protocol import Protocol, Setting
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.fit_potential import fit_potential, training_place
 from dcase.potentials.fitting.recipe import Recipe
 from dcase.training.trainer import Progress
 from dcase.units import KCAL_PER_MOL
+
+RESULT, SPLIT, LOSSES = "result.json", "split.npz", "losses.npy"
+"""Files of a run beside its potential; the last only for figures that show the loss of steps."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def plan(
 
 def result_of(run: Run, folder: Path) -> dict[str, Any] | None:
     """What an earlier sitting left, or None."""
-    path = folder / "runs" / run.name / "result.json"
+    path = folder / "runs" / run.name / RESULT
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or found.get("identity") != run.identity:
@@ -160,6 +165,29 @@ def perform(
     if found is not None:
         return found
     place = folder / "runs" / run.name
+    with only_maker(place):
+        return _train_and_test(run, place, device, on_start, on_step, on_diverged)
+
+
+@contextmanager
+def only_maker(place: Path) -> Iterator[None]:
+    """Be the only process that makes the run in a folder; what kills have left of its files goes.
+
+    Raises:
+        RunError: If another process is making it, or the folder cannot be written to.
+    """
+    with only_writer(place / RESULT, beside=[place / SPLIT, place / LOSSES]):
+        yield
+
+
+def _train_and_test(
+    run: Run,
+    place: Path,
+    device: str | torch.device,
+    on_start: Callable[..., None] | None,
+    on_step: Callable[[Progress], None] | None,
+    on_diverged: Callable[[], None] | None,
+) -> dict[str, Any] | None:
     out = place / "potential.pt"
     result: dict[str, Any] = {
         "name": run.name,
@@ -208,8 +236,8 @@ def perform(
             "metrics": evaluate_potential(fitted.potential, tested).metrics,
             "device": str(fitted.potential.device),
         }
-    _save_split(run.splits, place / "split.npz")
-    write_json(place / "result.json", result)
+    _save_split(run.splits, place / SPLIT)
+    write_json(place / RESULT, result)
     return result
 
 

@@ -19,6 +19,7 @@ from dcase.potentials.experiments.protocol import (
     Protocol,
 )
 from dcase.potentials.experiments.published import published, schnet_literature
+from dcase.tables import page_files
 from dcase.units import KCAL_PER_MOL
 
 COLUMNS = (
@@ -307,5 +308,6 @@ def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], text
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / f"{name}.csv", buffer.getvalue())
-    write_text(folder / f"{name}.md", text)
+    with page_files(folder, name):
+        write_text(folder / f"{name}.csv", buffer.getvalue())
+        write_text(folder / f"{name}.md", text)

@@ -17,7 +17,7 @@ import torch
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
-from dcase.errors import DcaseError
+from dcase.errors import DcaseError, RunError
 from dcase.interrupt import interruptible
 from dcase.potentials.fitting.fit_potential import (
     fit_potential,
@@ -25,6 +25,7 @@ from dcase.potentials.fitting.fit_potential import (
     training_place,
 )
 from dcase.potentials.fitting.recipe import Recipe
+from dcase.runs import CLEARING, RUNNING, read_record
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -52,10 +53,14 @@ class Job:
     device: str
 
     def finished(self) -> bool:
-        """Whether an earlier sitting trained it as long as is asked for now."""
+        """Whether an earlier sitting trained it to its end, as long as is asked for now."""
+        folder = run_folder(self.out)
         try:
-            report = json.loads((run_folder(self.out) / "report.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            status = read_record(folder).get("status")
+        except (OSError, ValueError, RunError):
+            return False
+        if status in (RUNNING, CLEARING):  # killed in its last writes
             return False
         if not self.out.exists() or report.get("recipe") is None:
             return False

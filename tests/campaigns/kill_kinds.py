@@ -20,7 +20,6 @@ from md_models import spring_molecule
 
 from dcase.cli.main import entry_point
 from dcase.data.splits import split
-from dcase.files import is_leftover
 from dcase.md_runs.files.trajectory import read_series
 from dcase.md_runs.relax import relax
 from dcase.md_runs.replicas import run_replicas
@@ -176,10 +175,9 @@ def command(*arguments: Any) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """All files but hidden ones that a kill leaves: locks, and files that were being written."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    shown = (p for p in files if not (p.name.startswith(".lock") or is_leftover(p.name)))
-    return sorted(str(p.relative_to(folder)) for p in shown)
+    """All files but locks: what a kill has left half written is to be swept."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock"))
+    return sorted(str(p.relative_to(folder)) for p in files)
 
 
 def bits(weights: dict[str, torch.Tensor]) -> dict[str, bytes]:

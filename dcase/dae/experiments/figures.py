@@ -22,7 +22,7 @@ from dcase.dae.plots import COLOURS, FLOOR, plain_log, spread_out
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
-from dcase.tables import grid, write_rows
+from dcase.tables import grid, page_files, write_rows
 
 STRENGTHS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 TITLES = {
@@ -195,9 +195,10 @@ def write_figure(
     caption = f"{TITLES[name]}; validation samples, last epoch that all runs of a row reached"
     lines = [f"**{caption}**", "", *grid(rows), "", *notes]
     text = "\n".join(lines).rstrip() + "\n"
-    write_text(folder / f"{name}.md", text)
-    write_rows(folder / f"{name}.csv", rows)
-    write_json(folder / f"{name}.json", {"rows": rows, "runs": list(results)})
     figure = curves_figure(results, TITLES[name], ordered=name != "dae-figure5")
-    plotting.save(figure, folder / f"{name}.png")
+    with page_files(folder, name):
+        write_text(folder / f"{name}.md", text)
+        write_rows(folder / f"{name}.csv", rows)
+        write_json(folder / f"{name}.json", {"rows": rows, "runs": list(results)})
+        plotting.save(figure, folder / f"{name}.png")
     return text

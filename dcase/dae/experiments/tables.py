@@ -18,7 +18,7 @@ from dcase.dae.plots import plain_log
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 from dcase.files import write_json, write_text
-from dcase.tables import write_rows
+from dcase.tables import page_files, write_rows
 
 BASELINES = {"identity": "(identity)", "constant_velocity": "(constant velocity)"}
 COLOURS = (plotting.BLUE, plotting.ORANGE, plotting.GREEN)
@@ -246,8 +246,9 @@ def write_table(
     """
     rows = table_rows(system, results)
     text = markdown(system, rows, caption, notes)
-    write_text(folder / f"{name}.md", text)
-    write_rows(folder / f"{name}.csv", rows)
-    write_json(folder / f"{name}.json", {"rows": rows, "runs": list(results)})
-    plotting.save(table_figure(system, rows), folder / f"{name}.png")
+    with page_files(folder, name):
+        write_text(folder / f"{name}.md", text)
+        write_rows(folder / f"{name}.csv", rows)
+        write_json(folder / f"{name}.json", {"rows": rows, "runs": list(results)})
+        plotting.save(table_figure(system, rows), folder / f"{name}.png")
     return text

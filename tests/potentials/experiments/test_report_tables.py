@@ -15,7 +15,7 @@ from processes import finish, start
 
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.md17 import load_md17
-from dcase.errors import DataError, DcaseError, DivergedError, OptionError
+from dcase.errors import DataError, DcaseError, DivergedError, OptionError, RunError
 from dcase.potentials.experiments import (
     report_figures,
     report_fits,
@@ -28,7 +28,7 @@ from dcase.potentials.experiments import report_tables as tables
 from dcase.potentials.experiments.published import schnet_literature
 from dcase.potentials.experiments.report_data import Sources, load_system, report_split
 from dcase.potentials.experiments.report_runs import Length, plan_run, report_recipe
-from dcase.potentials.experiments.runs import Frames
+from dcase.potentials.experiments.runs import Frames, only_maker
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.networks.registry import create_potential
 from dcase.units import ENERGY_UNITS, KCAL_PER_MOL
@@ -284,6 +284,50 @@ def test_a_kill_loses_the_loss_of_no_step(ethanol, tiny, tmp_path):
     )
     assert killed[:, 0].tolist() == list(range(1, 9))
     np.testing.assert_allclose(killed, whole, rtol=1e-6)
+
+
+def left_by_a_kill(*targets):
+    """Files that were being written."""
+    left = [path.with_name(f".{path.name}.0123456789ab{path.suffix}") for path in targets]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    return left
+
+
+def test_what_kills_left_goes_when_runs_and_pages_are_made(ethanol, tiny, tmp_path):
+    frames = Frames("ethanol", ethanol)
+    splits = report_split(60, printed.SHORT, 0, train=32, test=20)
+    run = plan_run(frames, splits, tiny, "energy", 4, Length())
+    fit = report_fits.Fit(frames, splits, "energy", "composition")
+    crossing = report_fits.plan_crossing(frames, tiny, 4, 16, 2, Length())
+    for work, what in (
+        (report_runs.perform_recorded, run),
+        (report_fits.perform_fit, fit),
+        (report_fits.perform_crossing, crossing),
+    ):
+        place = tmp_path / "runs" / what.name
+        files = [place / name for name in ("result.json", "losses.npy", "split.npz")]
+        left = left_by_a_kill(*files)
+        work(what, tmp_path)
+        assert not [path for path in left if path.exists()]
+        assert (place / "result.json").exists()
+        assert not list(place.glob(".lock*"))
+    files = [tmp_path / f"table.{ending}" for ending in ("md", "csv", "json", "png")]
+    left = left_by_a_kill(*files, tmp_path / "other.md")
+    formats.write_page(tmp_path, "table", "text", [{"a": 1}])
+    assert [path for path in left if path.exists()] == left[-1:]  # of another page, maybe at work
+
+
+def test_a_run_has_one_sitting_at_a_time(ethanol, tmp_path):
+    splits = report_split(60, printed.SHORT, 0, train=32, test=20)
+    fit = report_fits.Fit(Frames("ethanol", ethanol), splits, "energy", "composition")
+    with only_maker(tmp_path / "runs" / fit.name):
+        with pytest.raises(RunError, match=r"another process .*is making .*result\.json"):
+            report_fits.perform_fit(fit, tmp_path)
+        assert report_fits.fit_of(fit, tmp_path) is None
+    report_fits.perform_fit(fit, tmp_path)
+    assert report_fits.fit_of(fit, tmp_path) is not None
 
 
 def test_losses_of_steps_made_again_are_replaced(tmp_path):

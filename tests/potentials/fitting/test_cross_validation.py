@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from dcase.potentials.fitting.cross_validation import (
 )
 from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.fitting.recipe import load_recipe
+from dcase.runs import read_record
 from dcase.units import KCAL_PER_MOL
 
 TINY = {
@@ -214,6 +216,30 @@ def test_cross_validation_resume_keeps_finished_folds(done, dataset, tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("status", ["running", "clearing"])
+def test_cross_validation_ends_a_fold_that_was_killed_in_its_last_write(
+    status, done, dataset, tmp_path
+):
+    shutil.copytree(done.folder, tmp_path / "t.run")
+    fold = tmp_path / "t.run" / "fold-2.run"
+    record = json.loads((fold / "run.json").read_text())
+    (fold / "run.json").write_text(json.dumps(record | {"status": status}))
+    (fold / ".run.json.0123456789ab.json").write_text('{"half')
+    (fold / ".lock").touch()
+    begun = []
+    again = run(
+        dataset, tmp_path / "t.pt", resume=True, on_fold=lambda fold, of: begun.append(fold)
+    )
+    assert begun == [1]
+    assert read_record(fold)["status"] == "finished"
+    names = {path.name for path in fold.iterdir()}
+    assert names == {path.name for path in (done.folder / "fold-2.run").iterdir()}
+    for a, b in zip(
+        load_model(done.path).parameters(), load_model(again.path).parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_cross_validation_refuses_to_mix_runs(done, dataset, tmp_path):
     with pytest.raises(OptionError, match="--resume"):
         run(dataset, done.path)
@@ -227,8 +253,6 @@ def test_cross_validation_refuses_to_mix_runs(done, dataset, tmp_path):
 
 
 def test_cross_validation_with_more_epochs_goes_on(done, dataset, tmp_path):
-    import shutil
-
     shutil.copytree(done.folder, tmp_path / "t.run")
     recipe = load_recipe("default", {**TINY, "training.epochs": 3})
     begun = []
