@@ -17,7 +17,12 @@ from ase.filters import FrechetCellFilter
 from ase.io import write
 from ase.optimize import BFGS, FIRE, LBFGS
 
-from dcase.data.held import restraint_energy, restraints, working_constraints
+from dcase.data.held import (
+    describe_constraints,
+    restraint_energy,
+    restraints,
+    working_constraints,
+)
 from dcase.errors import OptionError, RunError, SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.frequency import check_harmonic, harmonic_frequencies
@@ -126,6 +131,8 @@ def relax(
         check_harmonic(atoms)
     options = {"fmax": fmax, "optimizer": optimizer.lower(), "cell": cell, "vibrations": vibrations}
     search = _Search(atoms, options, steps, progress)  # looks at the first forces
+    if notify is not None and atoms.constraints:
+        notify(f"constraints: {describe_constraints(atoms)}")
     if out is None:
         result = search.run(None)
     else:

@@ -160,6 +160,22 @@ def constraints_of(axes: np.ndarray) -> list[Any]:
     return found
 
 
+def describe_constraints(atoms: ase.Atoms) -> str:
+    """What holds the atoms of a structure, in a line: "6 atoms held in place, ..."; or ""."""
+    said = []
+    axes = free_axes(atoms)
+    if axes is not None:
+        whole, part = int(wholly_held(axes).sum()), int(partly_held(axes).sum())
+        counts = (whole, "held in place"), (part, "in part")
+        held = [f"{n} atom{'s' * (n > 1)} {how}" for n, how in counts if n]
+        said += [", ".join(held) if len(held) > 1 else held[0].replace(" in part", " held in part")]
+    others = [type(constraint).__name__ for constraint in other_constraints(atoms)]
+    said += [", ".join(dict.fromkeys(others))] if others else []
+    n = len(restraints(atoms))
+    said += [f"{n} restraint{'s' * (n > 1)}, in the potential energy"] if n else []
+    return "; ".join(said)
+
+
 class Restraint(FixConstraint):
     """A restraint that touches nothing but energy and forces.
 

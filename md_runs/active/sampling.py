@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculatorError
 
+from dcase.data.held import free_axes
 from dcase.data.selection import SEPARATION_A, Fingerprint, fingerprint, select_frames
 from dcase.errors import RunError, SimulationError
 from dcase.md_runs.active.settings import ActiveSettings
@@ -104,7 +105,7 @@ def _uncertainty_at(frame: Atoms, calculator: Any) -> float:
         atoms.get_potential_energy()
     except CalculatorError:
         return float("inf")
-    value = uncertainty_of(calculator)
+    value = uncertainty_of(calculator, free_axes(frame))
     return value if np.isfinite(value) else float("inf")
 
 

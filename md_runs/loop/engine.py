@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from dcase.data.held import describe_constraints
 from dcase.errors import OptionError, RunError, SimulationError
 from dcase.interrupt import interruptible
 from dcase.md_runs.analysis.frequency import check_timestep
@@ -140,6 +141,8 @@ class Simulation(MovingAtoms):
         self.folder.write_run(self.run_facts)
         self.log.open(fresh=True)
         self.log.head(self.run_facts)
+        if self.given.constraints:
+            self.log.line(f"constraints: {describe_constraints(self.given)}")
         if warning:
             self.warn(warning)
         self.rows.open(0, 0)

@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write
 
+from dcase.data.held import free_axes
 from dcase.data.selection import Shortlist
 from dcase.errors import OptionError
 from dcase.files import atomic_path
@@ -33,12 +34,20 @@ WARNING = "the uncertainty was above"
 """How the warning of a flagged run begins."""
 
 
-def uncertainty_of(calculator: Any) -> float:
-    """The uncertainty of the calculator's last structure, eV/A; NaN where it gives none."""
+def uncertainty_of(calculator: Any, axes: np.ndarray | None = None) -> float:
+    """The uncertainty of the calculator's last structure, eV/A; NaN where it gives none.
+
+    Args:
+        calculator: Of an ensemble.
+        axes: Directions in which the atoms are free (:func:`dcase.data.held.free_axes`), where some
+            are not: what pulls at atoms held in place has no part in it.
+    """
     spread = (getattr(calculator, "results", None) or {}).get(SPREAD)
     if spread is None or len(spread) == 0:
         return math.nan
     spread = np.asarray(spread, dtype=np.float64)
+    if axes is not None:  # along tilted ones as if those along x, y and z were independent
+        spread = np.sqrt(np.einsum("nij,nj->ni", axes**2, spread**2))
     return float(np.sqrt(np.einsum("ik,ik->i", spread, spread).max()))
 
 
@@ -71,6 +80,7 @@ class UncertaintyWatch:
 
     def __init__(self, template: Atoms, settings: MDSettings) -> None:
         self.template = template
+        self.axes = free_axes(template)
         self.limit = settings.max_uncertainty_eV_A
         self.stops = self.limit is not None and settings.on_uncertain == "stop"
         self.now = 0.0  # eV/A, of the step last measured; no step is above the limit before
@@ -81,7 +91,7 @@ class UncertaintyWatch:
 
     def measure(self, calculator: Any) -> None:
         """Take the uncertainty from the results of the present step."""
-        self.now = uncertainty_of(calculator)
+        self.now = uncertainty_of(calculator, self.axes)
 
     def look(self, step: int, positions: np.ndarray, *, production: bool) -> bool:
         """Count the step measured last, and keep its frame if it is worth labelling.

@@ -19,6 +19,7 @@ from ase.constraints import (
     FixedMode,
     FixedPlane,
     FixInternals,
+    FixLinearTriatomic,
     FixScaled,
     FixSubsetCom,
     Hookean,
@@ -241,7 +242,7 @@ def test_relaxation_minimises_potential_and_restraint_together(tmp_path):
     assert np.abs(final.get_forces()).max() < 1e-4
     assert result.restraint_energy_eV == pytest.approx(restraint_energy(final))
     assert result.restraint_energy_eV > 0.01
-    assert f"energies include {result.restraint_energy_eV:.4g} eV of restraints" in told[0]
+    assert f"energies include {result.restraint_energy_eV:.4g} eV of restraints" in told[-1]
     stored = json.loads((tmp_path / "relax.json").read_text())
     assert stored["restraint_energy_eV"] == result.restraint_energy_eV
     # A taut spring between two atoms turns with the molecule: six motions cost no energy.
@@ -427,3 +428,45 @@ def test_a_scan_starts_under_the_same_constraints():
     assert np.abs(start.get_momenta()[0, 1:]).max() < 1e-15
     scan = dt_scan(atoms, MDSettings(**NVE, steps=5), (1.0, 0.5), duration_fs=30.0)
     assert scan.entries[0]["rms_mev_per_atom"] < 5.0
+
+
+@pytest.mark.physics
+@pytest.mark.parametrize(
+    ("name", "constraint", "n_dof"),
+    [
+        ("CH3CH2OH", FixCom(), 24),
+        ("CH3CH2OH", FixBondLength(0, 1), 27 - 6 - 1),
+        ("CH3CH2OH", FixInternals(bonds=[[1.5, [0, 1]]]), 26),
+        ("CO2", FixLinearTriatomic([(1, 0, 2)]), 5),
+    ],
+)
+def test_constraints_that_tie_atoms_move_as_ases_do(tmp_path, name, constraint, n_dof):
+    atoms = spring_molecule(name)
+    if isinstance(constraint, FixInternals):
+        atoms.set_distance(0, 1, 1.5, fix=0)
+    atoms.set_constraint(constraint)
+    velocities = 0.15 * np.random.default_rng(1).normal(size=(len(atoms), 3))
+    atoms.set_momenta(velocities * np.sqrt(atoms.get_masses())[:, None])
+    own = atoms.copy()
+    own.calc = atoms.calc
+    own.set_momenta(own.get_momenta())
+    settings = MDSettings(**NVE, steps=20, keep_momenta=True, traj_every=20)
+    result = run_md(atoms, settings, tmp_path)
+    assert result.finished
+    dynamics = VelocityVerlet(own, 0.5 * FS)
+    for _ in range(20):
+        dynamics.step()
+    np.testing.assert_allclose(result.atoms.positions, own.positions, rtol=0, atol=1e-9)
+    assert result.n_dof == n_dof
+
+
+def test_a_run_and_a_relaxation_say_what_is_held(tmp_path):
+    atoms = ethanol(FixAtoms([0, 1]), FixCartesian([2], (1, 0, 0)), Hookean(3, 4, 1.0, rt=9.0))
+    said = (
+        "constraints: 2 atoms held in place, 1 atom in part; 1 restraint, in the potential energy"
+    )
+    told = []
+    run_md(atoms, MDSettings(**NVE, steps=1), tmp_path, notify=told.append)
+    relax(atoms, steps=1, notify=told.append)
+    assert told.count(said) == 2
+    assert said in (tmp_path / "log.txt").read_text()

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.constraints import FixAtoms, FixedLine
 from ase.io import read
 from md_ensembles import SpringEnsemble, ensemble_molecule
 from md_models import spring_molecule
@@ -82,6 +83,18 @@ def test_uncertainty_of_a_spring_of_uncertain_stiffness(tmp_path):
     expected = np.std(atoms.calc.stiffness, ddof=1) * np.abs(stretch)
     assert expected.max() > 10 * expected.min()
     np.testing.assert_allclose(read_series(tmp_path)["uncertainty"], expected, rtol=1e-9)
+
+
+@pytest.mark.physics
+def test_what_pulls_at_held_atoms_is_no_uncertainty(tmp_path):
+    """The same spring on a line at 60 degrees to it: half of u, and none of the atom in place."""
+    atoms = Atoms("CO", [[0, 0, 0], [1.2, 0, 0]])
+    atoms.set_constraint([FixAtoms([0]), FixedLine(1, (0.5, np.sqrt(0.75), 0))])
+    atoms.calc = SpringEnsemble([(0, 1)], [1.13], depths=(3.0, 5.0, 4.0))
+    settings = MDSettings(steps=1, equilibrate=0, timestep_fs=0.5, temperature_K=0.0)
+    run_md(atoms, settings, tmp_path)
+    wanted = 0.5 * np.std(atoms.calc.stiffness, ddof=1) * 0.07
+    np.testing.assert_allclose(read_series(tmp_path)["uncertainty"][:1], [wanted], rtol=1e-9)
 
 
 def test_without_an_ensemble_nothing_is_different(tmp_path, flagged):
