@@ -86,7 +86,8 @@ def active_learn(
 
 
 def _start(given: dict[str, Any]) -> Any:
-    from dcase.cli.structures import load_frames, load_structure
+    from dcase.cli.structures import load_structure
+    from dcase.data.frames import read_frames
     from dcase.data.molecules import find_molecule
     from dcase.md_runs.active.start import Start
 
@@ -94,7 +95,7 @@ def _start(given: dict[str, Any]) -> Any:
     if (data is None) == (structure is None):
         raise click.UsageError("give either --data FILE or --structure NAME|FILE")
     if data is not None:
-        frames = load_frames(data, need=("energy", "forces"))
+        frames = read_frames(data, need=("energy", "forces"))
         molecule = frames.info.molecule
         return Start(labelled=frames, count=given["initial"], name=data, molecule=molecule)
     atoms, _ = load_structure(structure, None)  # type: ignore[arg-type]  # asked only without one
@@ -109,9 +110,9 @@ def _start(given: dict[str, Any]) -> Any:
 
 
 def _test(file: str | None) -> Any:
-    from dcase.cli.structures import load_frames
+    from dcase.data.frames import read_frames
 
-    return None if file is None else load_frames(file, need=("energy", "forces"))
+    return None if file is None else read_frames(file, need=("energy", "forces"))
 
 
 def _recipe(given: dict[str, Any]) -> Any:

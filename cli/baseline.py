@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
+from dcase.cli.notices import Notices
 from dcase.cli.options import (
     Number,
     count,
     frame_count,
-    frame_file_options,
     json_option,
+    reading_options,
     seed_option,
 )
 from dcase.cli.structures import load_frames
 from dcase.data.dataset import AtomicDataset
+from dcase.data.frames import Reading
 from dcase.data.splits import split
 from dcase.errors import DataError
 from dcase.files import check_writable, write_json
@@ -31,7 +33,7 @@ from dcase.files import check_writable, write_json
     metavar="FILE",
     help="Frames to test on; default: those of DATA that are left.",
 )
-@frame_file_options
+@reading_options
 @click.option(
     "--target",
     type=click.Choice(["energy", "forces", "energy+forces"]),
@@ -61,9 +63,7 @@ from dcase.files import check_writable, write_json
 def baseline(
     data: str,
     test_file: str | None,
-    labels: str | None,
-    energy_key: str | None,
-    forces_key: str | None,
+    reading: Reading,
     target: str | None,
     energy_weight: float,
     n_train: int | float | None,
@@ -95,7 +95,7 @@ def baseline(
         check_writable(json_file)
 
     def read(file: str) -> AtomicDataset:
-        return load_frames(file, labels=labels, energy_key=energy_key, forces_key=forces_key)
+        return load_frames(file, reading, notify=Notices().note)
 
     dataset = read(data)
     if test_file is None:

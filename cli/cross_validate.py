@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dcase.cli.notices import Notices
 from dcase.cli.options import SectionedCommand, count, frame_count, refuse_both, use_threads
 from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, results_console
 from dcase.cli.train import RUNNER, Load, train
 from dcase.cli.train_options import chosen_recipe
-from dcase.data.splits import SplitFrames
+from dcase.cli.train_run import described, prepared
+from dcase.data.dataset import AtomicDataset
+from dcase.data.frames import UNKNOWN
+from dcase.data.splits import SplitFrames, Splits
 from dcase.errors import OptionError
 from dcase.files import check_writable
 from dcase.potentials.fitting.cross_validation import (
@@ -138,22 +143,20 @@ def _cross_validate(
         jobs = min(folds, _cores()) if device.type == "cpu" else 1
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def warn(line: str) -> None:
-        console.print(f"WARNING: {line}", style="bold yellow", markup=False)
-
-    loaded = load(recipe, warn)
+    notices = Notices(console, quiet=chosen["quiet"])
+    loaded = load(recipe, notices)
     if isinstance(loaded, SplitFrames):
         dataset, plan = loaded.dataset, _given_folds(loaded, folds, recipe.training.seed)
     else:
         dataset = loaded
         plan = _drawn_folds(len(dataset), chosen["n_train"], n_test, counts, folds, recipe)
+    plan = _prepared(dataset, plan, recipe, notices)
     quiet = chosen["quiet"]
     if not quiet:
         limit = recipe.training.time_limit
         console.print(
-            f"data    {dataset.info.name} {dataset.info.molecule or name}, labels "
-            f"{dataset.info.level_of_theory}: {sum(map(len, plan.parts))} frames in {folds} folds, "
-            f"{len(plan.test)} to test, of {len(dataset)}\n"
+            f"data    {described(dataset, name)}: {sum(map(len, plan.parts))} frames in "
+            f"{folds} folds, {len(plan.test)} to test, of {len(dataset)}\n"
             f"recipe  {recipe.name}: {recipe.training.epochs} epochs"
             + (f", at most {limit:g} s a fold" if limit else "")
             + f"; {jobs} at a time",
@@ -199,11 +202,9 @@ def _cores() -> int:
 
 def _given_folds(frames: SplitFrames, folds: int, seed: int) -> Folds:
     """Folds of the frames to train and validate; the test frames are those of the data set."""
-    pool = [*frames.splits.train, *frames.splits.val]
+    pool = np.concatenate([frames.splits.train, frames.splits.val])
     drawn = make_folds(len(pool), folds, seed, n_test=0)
-    import numpy as np
-
-    return Folds(tuple(np.array(pool)[part] for part in drawn.parts), frames.splits.test)
+    return Folds(tuple(pool[part] for part in drawn.parts), frames.splits.test)
 
 
 def _drawn_folds(
@@ -226,6 +227,14 @@ def _drawn_folds(
             use = max(min(use, n_frames), wanted)
             n_test = use - wanted
     return make_folds(n_frames, folds, recipe.training.seed, use=use, n_test=n_test)
+
+
+def _prepared(dataset: AtomicDataset, plan: Folds, recipe: Recipe, notices: Notices) -> Folds:
+    """The folds without what is left out for its labels."""
+    nothing = np.empty(0, dtype=np.int64)
+    whole = Splits(np.concatenate(plan.parts), nothing, plan.test)
+    left = prepared(SplitFrames(dataset, whole), recipe, notices).splits.train
+    return Folds(tuple(part[np.isin(part, left)] for part in plan.parts), plan.test)
 
 
 class _FoldsDisplay:
@@ -285,7 +294,8 @@ def _conclude(outcome: CrossValidation) -> None:
     if "test" in report:
         rows[f"test ({report['n_test']}), members"] = report["test_of_one"]
         rows[f"test ({report['n_test']}), ensemble"] = report["test"]
-    title = f"Mean absolute errors, {report['level_of_theory']}"
+    theory = report["level_of_theory"]
+    title = "Mean absolute errors" + ("" if theory == UNKNOWN else f", {theory}")
     console.print(error_table(rows, title))
     _print_statistics(
         console,

@@ -1,4 +1,4 @@
-"""``dcase data``: list, fetch and generate training data."""
+"""``dcase data``: list, fetch, generate and check training data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dcase.cli.data_check import check
 from dcase.cli.options import (
     Number,
     count,
@@ -19,7 +20,7 @@ from dcase.cli.options import (
 
 @click.group()
 def data() -> None:
-    """List, fetch or generate training data."""
+    """List, fetch, generate or check training data."""
 
 
 @data.command("list", short_help="The datasets that dcase knows, and which are here.")
@@ -172,3 +173,6 @@ def generate(
         progress=True,
     )
     click.echo(f"{frames} frames: {written}")
+
+
+data.add_command(check)

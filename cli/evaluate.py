@@ -7,17 +7,19 @@ from typing import Any
 
 import click
 
+from dcase.cli.notices import Notices
 from dcase.cli.options import (
     count,
     device_option,
     dtype_option,
-    frame_file_options,
     json_option,
+    reading_options,
     threads_option,
     use_threads,
 )
 from dcase.cli.show import error_table, results_console
 from dcase.cli.structures import load_frames
+from dcase.data.frames import UNKNOWN, Reading
 from dcase.errors import OptionError
 from dcase.files import check_writable, write_json
 
@@ -32,7 +34,7 @@ from dcase.files import check_writable, write_json
     metavar="FILE",
     help="Another potential (repeatable): together with MODEL they are an ensemble.",
 )
-@frame_file_options
+@reading_options
 @click.option(
     "--index",
     default=":",
@@ -60,9 +62,7 @@ def evaluate(
     model: str,
     data: str,
     others: tuple[str, ...],
-    labels: str | None,
-    energy_key: str | None,
-    forces_key: str | None,
+    reading: Reading,
     index: str,
     json_file: str | None,
     plot: str | None,
@@ -88,6 +88,7 @@ def evaluate(
     from dcase.potentials.calculator import DTYPES
     from dcase.potentials.ensemble import Ensemble, load_model
     from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
+    from dcase.potentials.fitting.trained_frames import trained_on
 
     use_threads(threads)
     if json_file:
@@ -98,9 +99,8 @@ def evaluate(
         check_writable(plot)
     potential = load_model([model, *others])
     potential = potential.with_dtype(DTYPES[dtype]).to(choose_device(device))
-    dataset = load_frames(
-        data, labels=labels, energy_key=energy_key, forces_key=forces_key, index=index
-    )
+    notices = Notices()
+    dataset = load_frames(data, reading, index=index, notify=notices.note)
     if not free_atoms:
         dataset = dataset.without_fixed()
     uncertain = {}
@@ -123,13 +123,15 @@ def evaluate(
         metrics |= {"with": list(others), "members": len(potential)}
         metrics["calibration"] = {name: one.to_dict() for name, one in uncertain.items()}
     console = results_console()
-    if potential.level_of_theory != dataset.info.level_of_theory:
-        click.secho(
-            f"WARNING: the potential was trained on {potential.level_of_theory}, the data are "
-            f"{dataset.info.level_of_theory}",
-            fg="yellow",
-            bold=True,
-            err=True,
+    theories = (potential.level_of_theory, dataset.info.level_of_theory)
+    if theories[0] != theories[1] and UNKNOWN not in theories:
+        notices(f"the potential was trained on {theories[0]}, the data are {theories[1]}")
+    seen = trained_on(potential, dataset)
+    metrics["frames_trained_on"] = seen
+    if seen:
+        notices(
+            f"the potential was trained on {seen} of the {len(dataset)} frames: its errors on "
+            "frames that it has not seen are larger"
         )
     name = Path(model).name + (f" and {len(others)} more" if others else "")
     rmse = {k.replace("rmse", "mae"): v for k, v in metrics.items() if "rmse" in k}

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.show import results_console
+from dcase.data.frames import UNKNOWN
 from dcase.errors import CheckpointError
 from dcase.potentials.create import potential_caveats, potential_limits
 from dcase.potentials.ensemble import Ensemble, load_model
@@ -92,7 +93,7 @@ def _odd(model: str, error: Exception) -> str:
 def _rows(content: dict[str, Any]) -> dict[str, str]:
     """Names and values of the table."""
     scale, quantity = content["label_scale"], content["quantity"]
-    unit = quantity["unit"]
+    unit, level = quantity["unit"], content["level_of_theory"]
     rows = {
         "file": content["file"]
         + (" (shipped with dcase)" if content["shipped_with_dcase"] else ""),
@@ -104,7 +105,7 @@ def _rows(content: dict[str, Any]) -> dict[str, str]:
         "elements": " ".join(content["elements"]),
         "cutoff": f"{content['cutoff_angstrom']} A",
         "predicts": f"{quantity['name']} ({unit}), {_READOUTS[quantity['readout']]}",
-        "level of theory": content["level_of_theory"],
+        "level of theory": "not recorded" if level == UNKNOWN else level,
         "label scale": f"C = {scale['constant']:.6g} {unit} ({scale['rescale']}), offset "
         f"{scale['offset']}: "
         + ", ".join(

@@ -228,7 +228,8 @@ def simulate(
     from dcase.cli.forms import form_of
     from dcase.cli.progress import step_bar
     from dcase.cli.show import results_console
-    from dcase.cli.structures import load_frames, load_structure
+    from dcase.cli.structures import load_structure
+    from dcase.data.frames import UNKNOWN, read_frames
     from dcase.md_runs.analysis.dt_scan import dt_scan
     from dcase.md_runs.loop.uncertainty import is_ensemble
     from dcase.md_runs.report.report import write_report
@@ -243,7 +244,7 @@ def simulate(
     atoms, where = load_structure(structure, calc.potential)
     positions = None
     if reference:
-        frames = load_frames(reference)
+        frames = read_frames(reference)
         same = frames.numbers.reshape(len(frames), -1) if len(set(frames.n_atoms)) == 1 else None
         if same is None or same.shape[1] != len(atoms) or (same != atoms.numbers).any():
             raise DataError(
@@ -260,9 +261,11 @@ def simulate(
             "ensemble's checkpoint (dcase cross-validate makes one), or --model once for each of "
             "several potentials"
         )
+    level = calc.potential.level_of_theory
+    theory = "" if level == UNKNOWN else f" ({level})"
     held = "" if settings.constrain == "none" else f", {settings.constrain} held"
     console.print(
-        f"{calc.potential.describe()} ({calc.potential.level_of_theory}) on {where}: "
+        f"{calc.potential.describe()}{theory} on {where}: "
         f"{settings.steps} steps of {settings.timestep_fs} fs, {settings.ensemble}, "
         f"{settings.temperature_K:g} K, {dtype} on {calc.device}{held}"
         + ("" if replicas is None else f", {replicas} replicas")

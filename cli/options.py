@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -274,22 +275,51 @@ def labels_option(text: str = "Label set, where a file holds both.") -> Decorato
     return click.option("--labels", type=click.Choice(["md17", "rmd17"]), help=text)
 
 
-def key_options(where: str = "") -> Decorator:
-    """``--energy-key`` and ``--forces-key``; ``where`` ends their help."""
+def reading_options(
+    function: Callable[..., Any] | None = None, *, labels: bool = True, keys: bool = True
+) -> Any:
+    """How a file of labelled frames is to be read; the command gets ``reading: Reading``.
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name in ("forces", "energy"):
-            text = f"Key of the {name} in the file{where}."
-            function = click.option(f"--{name}-key", help=text)(function)
-        return function
+    Args:
+        function: The command.
+        labels: Whether it takes ``--labels``.
+        keys: Whether it takes ``--energy-key`` and ``--forces-key``.
+    """
+    if function is None:
+        return functools.partial(reading_options, labels=labels, keys=keys)
+    from dcase.data.frames import Reading
+    from dcase.units import ENERGY_UNITS, LENGTH_UNITS
 
-    return decorate
+    flags = {
+        "energy_unit": f"Unit of energies: {', '.join(ENERGY_UNITS)}. Default: what the file says, "
+        "else eV (an .npz that does not say: kcal/mol).",
+        "length_unit": f"Unit of positions and cells: {', '.join(LENGTH_UNITS)}. Default: A.",
+        "forces_unit": "Unit of forces, e.g. Hartree/Bohr; with a minus in front, the file holds "
+        "gradients. Default: from the units of energy and length.",
+        "theory": "Level of theory of the labels, for reports and checkpoints.",
+    }
+    if keys:
+        flags = {
+            "energy_key": "Key of the energy in the file (not for .npz).",
+            "forces_key": "Key of the forces in the file (not for .npz).",
+            **flags,
+        }
+    if labels:
+        flags = {"labels": "Label set, where an .npz holds both.", **flags}
 
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> Any:
+        return function(reading=Reading(**{k: given.pop(k) for k in flags}), **given)
 
-def frame_file_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What to read of a file of labelled frames: ``--labels`` and the keys."""
-    keys, labels = key_options(" (not for .npz)"), labels_option
-    return labels("Label set, where an .npz holds both.")(keys(function))
+    command: Any = wrapper
+    for name, text in reversed(flags.items()):
+        kind = click.Choice(["md17", "rmd17"]) if name == "labels" else None
+        metavar = {"theory": "TEXT", "labels": None}.get(name, name.split("_")[-1].upper())
+        option = click.option(
+            "--" + name.replace("_", "-"), name, type=kind, metavar=metavar, help=text
+        )
+        command = option(command)
+    return command
 
 
 def frame_count(flag: str, *names: str, **more: Any) -> Decorator:

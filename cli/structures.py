@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from dcase.data.dataset import AtomicDataset
+from dcase.data.frames import Reading, check_applies, read_frames
 from dcase.data.molecules import find_molecule, structure
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable
@@ -63,72 +64,14 @@ def molecule_of(potential: Potential) -> str | None:
     return name if find_molecule(name) else None
 
 
-def load_frames(
-    file: str,
-    *,
-    labels: str | None = None,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    index: str = ":",
-    need: Sequence[str] = (),
-) -> AtomicDataset:
-    """Labelled frames from an MD17/rMD17 .npz, an OC22/OC20 .lmdb, or anything else through ASE.
-
-    Args:
-        file: The file.
-        labels: Label set of an .npz that holds two.
-        energy_key: Key of the energy; not for .npz and .lmdb.
-        forces_key: Key of the forces; not for .npz and .lmdb.
-        index: Frames, in ASE's notation.
-        need: Labels that every frame of a file other than .npz must have.
+def load_frames(file: str, reading: Reading, **options: Any) -> AtomicDataset:
+    """:func:`dcase.data.frames.read_frames`; an option that does not apply is a matter of usage.
 
     Raises:
         UsageError: If an option does not apply to this kind of file.
-        DataError: If the file cannot be read.
-        OptionError: If ``index`` cannot be understood.
     """
-    kind = Path(file).suffix
-    if kind != ".npz" and labels is not None:
-        raise click.UsageError("--labels is for .npz files; use --energy-key and --forces-key")
-    if kind in (".npz", ".lmdb") and (energy_key is not None or forces_key is not None):
-        instead = "; use --labels" if kind == ".npz" else ""
-        raise click.UsageError(f"--energy-key and --forces-key are not for {kind}{instead}")
-    if kind == ".lmdb":
-        from dcase.data.lmdb_frames import LmdbFile, read_lmdb
-
-        with LmdbFile(file) as shard:
-            chosen = range(len(shard))[_as_slice(index)]
-        if not chosen:
-            raise OptionError(f"--index {index} selects none of the frames of {file}")
-        return read_lmdb(file, chosen, need=need)
-    if kind != ".npz":
-        from dcase.data.atoms_files import read_atoms
-
-        return read_atoms(
-            file, energy_key=energy_key, forces_key=forces_key, index=index, need=need
-        )
-    from dcase.data.npz import read_npz
-
-    dataset = read_npz(file, labels)
-    if index == ":":
-        return dataset
-    chosen = range(len(dataset))[_as_slice(index)]
-    if not chosen:
-        raise OptionError(f"--index {index} selects none of the {len(dataset)} frames of {file}")
-    return dataset.subset(list(chosen))
-
-
-def _as_slice(text: str) -> slice:
-    from ase.io.formats import string2index
-
     try:
-        found = string2index(text)
-    except ValueError:
-        found = text
-    if isinstance(found, slice):
-        return found
-    if isinstance(found, int):
-        return slice(found, found + 1 or None)
-    raise OptionError(
-        f"--index {text!r} is not understood; use ASE's notation: 5, :100, -50:, ::10"
-    )
+        check_applies(file, reading)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
+    return read_frames(file, reading, **options)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dcase.cli.notices import Notices
 from dcase.cli.options import (
     SectionedCommand,
     count,
     data_dir_option,
     frame_count,
-    key_options,
     labels_option,
-    positive,
+    reading_options,
 )
+from dcase.cli.structures import load_frames
 from dcase.cli.train_options import target_option, training_options, use_target
 from dcase.cli.train_run import RUNNER, SHARES, Load, run_training
 from dcase.data.dataset import AtomicDataset
+from dcase.data.frames import Reading
 from dcase.data.qm9 import TARGETS as QM9_TARGETS
 from dcase.data.splits import SplitFrames, Splits, split
 from dcase.potentials.fitting.recipe import Recipe
@@ -49,10 +50,11 @@ def train() -> None:
     default="auto",
     show_default=True,
     metavar="auto|md17|rmd17|xtb|FILE",
-    help="Where the frames come from; a path is read as an MD17 or rMD17 .npz.",
+    help="Where the frames come from; a path is read as dcase train xyz does.",
 )
 @target_option
 @labels_option()
+@reading_options(labels=False, keys=False)
 @data_dir_option
 def md17(
     chosen: dict[str, Any],
@@ -60,6 +62,7 @@ def md17(
     source: str,
     target: str | None,
     labels: str | None,
+    reading: Reading,
     data_dir: str | None,
 ) -> None:
     """Train on a molecule of MD17 or rMD17; 950 frames to train and 50 to validate by default.
@@ -67,15 +70,18 @@ def md17(
     The frames are taken from the cache or downloaded. Without a network the GFN2-xTB frames that
     ship with dcase are used, and a warning says so.
     """
-    from dcase.data.md17 import load_md17
-    from dcase.data.molecules import get_molecule
+    from dcase.data.md17 import SOURCES, load_md17
+    from dcase.data.molecules import find_molecule
 
-    name = get_molecule(molecule).name
+    known = find_molecule(molecule)
+    name = molecule.replace(" ", "_") if known is None else known.name
     use_target(chosen, target)
 
-    def load(recipe: Recipe, warn: Callable[[str], None]) -> AtomicDataset:
-        seed = recipe.training.seed
-        return load_md17(molecule, source, labels, cache_dir=data_dir, seed=seed, notify=warn)
+    def load(recipe: Recipe, notices: Notices) -> AtomicDataset:
+        return load_md17(
+            molecule, source, labels, cache_dir=data_dir, seed=recipe.training.seed,
+            notify=notices if source in SOURCES else notices.note, reading=reading,
+        )  # fmt: skip
 
     run_training(load, chosen, name, _MD17_FRAMES)
 
@@ -84,27 +90,27 @@ def md17(
 @training_options
 @click.argument("file", type=click.Path())
 @target_option
-@key_options()
+@reading_options
 def xyz(
     chosen: dict[str, Any],
     file: str,
     target: str | None,
-    energy_key: str | None,
-    forces_key: str | None,
+    reading: Reading,
 ) -> None:
-    """Train on your own frames: extxyz, ASE .traj or .db, or anything that ASE reads.
+    """Train on your own frames: extxyz, ASE .traj or .db, .npz, or anything that ASE reads.
 
-    Energies in eV, forces in eV/A. Labels: --energy-key/--forces-key, else REF_energy/REF_forces,
-    else energy/forces (also where ASE moved them into a calculator). A label that is missing in any
-    frame is an error. By default 95 % of the frames train and 5 % validate.
+    Energies in eV, forces in eV/A, unless --energy-unit, ... say otherwise. Labels:
+    --energy-key/--forces-key, else REF_energy/REF_forces, else energy/forces (also where ASE moved
+    them into a calculator). A label that is trained on and missing in any frame is an error. By
+    default 95 % of the frames train and 5 % validate.
+
+    The labels are looked at first (dcase data check FILE): outliers are named, and left out with
+    --drop-outliers.
     """
-    from dcase.data.atoms_files import read_atoms
-
     use_target(chosen, target)
 
-    def load(recipe: Recipe, warn: Callable[[str], None]) -> AtomicDataset:
-        need = _labels_needed(recipe)
-        return read_atoms(file, energy_key=energy_key, forces_key=forces_key, need=need)
+    def load(recipe: Recipe, notices: Notices) -> AtomicDataset:
+        return load_frames(file, reading, need=_labels_needed(recipe), notify=notices.note)
 
     run_training(load, chosen, Path(file).stem, SHARES)
 
@@ -123,11 +129,6 @@ def xyz(
     help="Out-of-domain test frames from val_ood/ (or test/): a number, or a fraction below 1; 0: "
     "none. Default: all, at most 25000. Also limits --test.",
 )
-@positive(
-    "--max-force",
-    default=50.0,
-    help="Leave out training and validation frames with a larger force component, eV/A.",
-)
 @click.option(
     "--theory",
     default=None,
@@ -138,7 +139,6 @@ def oc22(
     chosen: dict[str, Any],
     source: str,
     n_test: int | float | None,
-    max_force: float,
     theory: str | None,
 ) -> None:
     """Train on OC22 or OC20 (structure to energy and forces).
@@ -146,11 +146,12 @@ def oc22(
     Of .lmdb files only the frames drawn are read, and nothing pickled in them is run. Validation
     frames come from val_id/ if it is there, else they are split off. If val_ood/ is there, errors
     on it are reported at the end. Forces on fixed atoms are left out (--no-free-atoms counts them).
-    By default all frames train, at most 200000.
+    By default all frames train, at most 200000; those with a force component above 50 eV/A
+    (--max-force) do not.
     """
-    from dcase.data.oc22 import load_oc22
+    from dcase.data.oc22 import MAX_FORCE, load_oc22
 
-    def load(recipe: Recipe, warn: Callable[[str], None]) -> SplitFrames:
+    def load(recipe: Recipe, notices: Notices) -> SplitFrames:
         return load_oc22(
             source,
             n_train=chosen["n_train"],
@@ -158,10 +159,10 @@ def oc22(
             n_test=n_test,
             seed=recipe.training.seed,
             need=_labels_needed(recipe),
-            max_force=max_force,
+            max_force=recipe.data.max_force or MAX_FORCE,
             theory=theory,
             test_rest=chosen["test_rest"],
-            notify=warn,
+            notify=notices,
         )
 
     run_training(load, chosen, Path(source).resolve().stem, SHARES)
@@ -209,9 +210,9 @@ def qm9(
     if chosen["forces_weight"] is None:  # whatever the recipe says: there are none
         chosen["forces_weight"] = 0.0
 
-    def load(recipe: Recipe, warn: Callable[[str], None]) -> SplitFrames:
+    def load(recipe: Recipe, notices: Notices) -> SplitFrames:
         dataset = load_qm9(
-            target, source, cache_dir=data_dir, notify=warn, progress=not chosen["quiet"]
+            target, source, cache_dir=data_dir, notify=notices, progress=not chosen["quiet"]
         )
         n_train, n_val = (
             given if given is not None else min(default, int(share * len(dataset)))
@@ -262,7 +263,7 @@ def iso17(
 
     use_target(chosen, target)
 
-    def load(recipe: Recipe, warn: Callable[[str], None]) -> SplitFrames:
+    def load(recipe: Recipe, notices: Notices) -> SplitFrames:
         return load_iso17(
             source,
             n_train=chosen["n_train"],

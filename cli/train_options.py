@@ -55,6 +55,9 @@ _LABEL_TEXTS = {
 _DATA_TEXTS = {
     "augment_rotations": "Turn every training frame at random, every epoch anew: for architectures "
     "that are not invariant to rotation (forcenet).",
+    "max_force": "Leave out frames with a larger force component, eV/A.",
+    "drop_outliers": "Leave out frames whose labels are outliers or whose atoms lie on top of each "
+    "other; without, they are named.",
 }
 _LOSS_TEXTS = {
     "energy_weight": "Weight of the energies; 0: train on forces only.",

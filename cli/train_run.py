@@ -11,15 +11,18 @@ from rich.console import Console
 
 from dcase.cli.forms import training_form_of
 from dcase.cli.launch import first_then_others, launch
+from dcase.cli.notices import Notices
 from dcase.cli.options import refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
 from dcase.cli.show import error_table, results_console
 from dcase.cli.train_options import chosen_recipe
 from dcase.cli.value_table import value_table
 from dcase.data.dataset import AtomicDataset
+from dcase.data.frames import UNKNOWN
 from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.files import check_writable
+from dcase.potentials.fitting.checked_frames import checked_frames
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, training_place
 from dcase.potentials.fitting.fit_report import TestFrames
@@ -27,7 +30,7 @@ from dcase.potentials.fitting.recipe import ModelChoice, Recipe
 from dcase.potentials.networks.registry import get_architecture
 
 # Frames, split already where the dataset comes so.
-Load = Callable[[Recipe, Callable[[str], None]], AtomicDataset | SplitFrames]
+Load = Callable[[Recipe, Notices], AtomicDataset | SplitFrames]
 
 # Where a group of commands that read the same frames puts what it does with them (cross-validate).
 RUNNER = "dcase.cli.train.runner"
@@ -58,20 +61,19 @@ def run_training(
     if beginning and not chosen["quiet"]:
         console.print(beginning)
 
-    def warn(line: str) -> None:
-        console.print(f"WARNING: {line}", style="bold yellow", markup=False)
-
+    notices = Notices(console, quiet=chosen["quiet"])
     try:
-        loaded = first_then_others(fabric, lambda: load(recipe, warn))
+        loaded = first_then_others(fabric, lambda: load(recipe, notices))
         if isinstance(loaded, SplitFrames):
             frames = loaded
         else:
             splits = _split(loaded, chosen, counts, recipe)
             frames = SplitFrames(loaded, splits, "rest" if chosen["test_rest"] else "")
+        frames = prepared(frames, recipe, notices)
         dataset, splits = recipe.loss.seen(frames.dataset), frames.splits
         unseen = elements_not_trained(dataset, splits)
         if unseen:
-            warn(
+            notices(
                 f"no training frame holds {', '.join(unseen)}: the potential knows them by a guess "
                 "only (untrained weights, the mean energy per atom)"
             )
@@ -90,6 +92,27 @@ def run_training(
         _conclude(outcome, len(splits.val), tests)
     if outcome.result.status == "interrupted":
         raise click.exceptions.Exit(130)
+
+
+def prepared(frames: SplitFrames, recipe: Recipe, notices: Notices) -> SplitFrames:
+    """What is left of the frames when their labels have been looked at; says what was found."""
+    labels = {
+        "energies": (frames.dataset.energies, recipe.loss.energy_weight > 0),
+        "forces": (frames.dataset.forces, recipe.loss.forces_weight > 0),
+        "stress": (frames.dataset.stress, False),
+    }
+    idle = [name for name, (there, used) in labels.items() if there is not None and not used]
+    if idle:
+        notices.note(f"{' and '.join(idle)}: in the data, not trained on")
+    left, _ = checked_frames(frames, recipe.data, notices)
+    return left
+
+
+def described(dataset: AtomicDataset, name: str) -> str:
+    """Data set, molecule and labels in a few words."""
+    theory = dataset.info.level_of_theory
+    labels = "" if theory == UNKNOWN else f", labels {theory}"
+    return f"{dataset.info.name} {dataset.info.molecule or name}{labels}"
 
 
 def _default_name(name: str, recipe: Recipe) -> str:
@@ -151,8 +174,7 @@ def _fit(
         if not quiet:
             limit = recipe.training.time_limit
             console.print(
-                f"data    {dataset.info.name} {dataset.info.molecule or name}, labels "
-                f"{dataset.info.level_of_theory}: {len(splits.train)} frames to train, "
+                f"data    {described(dataset, name)}: {len(splits.train)} frames to train, "
                 f"{len(splits.val)} to validate, of {len(dataset)}\n"
                 f"model   {potential.describe()}, on {potential.device}\n"
                 f"scale   C = {potential.scale.constant:.4g} {potential.quantity.unit} "
@@ -210,7 +232,8 @@ def _conclude(outcome: FitResult, n_val: int, tests: Mapping[str, TestFrames]) -
         what = "test" if name == "rest" else f"test, {name}"
         rows[f"{what} ({len(frames)})"] = sets[name]
     if rows:
-        title = f"Mean absolute errors, {report['level_of_theory']}"
+        theory = report["level_of_theory"]
+        title = "Mean absolute errors" + ("" if theory == UNKNOWN else f", {theory}")
         energy = outcome.potential.quantity.is_energy
         console.print(
             error_table(rows, title) if energy else value_table(rows, outcome.potential.quantity)

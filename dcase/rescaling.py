@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dcase.data.dataset import AtomicDataset
+from dcase.data.label_check import good_frames
 from dcase.errors import DataError, OptionError
 from dcase.units import ENERGY_UNITS
 
@@ -176,7 +177,8 @@ def fit_label_scale(
             of unit variance), or where there are none, the standard deviation of the energies
             less their offsets; ``"paper"``: the paper's power of ten, in the dataset's own unit,
             from the raw labels; ``"none"``: 1 in the dataset's own unit; or a number in that unit.
-            Forces on atoms that are held in place do not count.
+            Forces on atoms that are held in place do not count, nor (but for ``"paper"``) do frames
+            whose labels are outliers (:func:`dcase.data.label_check.good_frames`).
         offset: See :func:`fit_offsets`.
         elements: See :func:`fit_offsets`.
         weights: See :func:`fit_offsets`.
@@ -187,6 +189,13 @@ def fit_label_scale(
     """
     # Labels that are no energies (Debye, ...) are in the file's unit already.
     unit = ENERGY_UNITS.get(dataset.info.label_unit, 1.0)
+    if rescale != "paper" and dataset.info.quantity == "energy":
+        # One unconverged calculation would set the scale of all others.
+        good = good_frames(dataset)
+        if not good.all():
+            elements = sorted({*elements, *dataset.elements})
+            weights = None if weights is None else weights[np.repeat(good, dataset.n_atoms)]
+            dataset = dataset.subset(np.flatnonzero(good))
     offsets = fit_offsets(dataset, offset, elements, weights)
     forces = dataset.free_forces()
     if isinstance(rescale, str) and rescale not in RESCALES:

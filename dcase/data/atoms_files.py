@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.npz import file_sha256
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable, reason
+from dcase.units import Units
 
 LABELS = ("energy", "forces", "stress")
+_UNREAD = "unread_"
 
 
 def read_atoms(
@@ -31,6 +34,8 @@ def read_atoms(
     stress_key: str | None = None,
     need: Sequence[str] = ("energy", "forces"),
     index: str | int | slice = ":",
+    units: Units | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> AtomicDataset:
     """Read frames with labels through ASE.
 
@@ -48,7 +53,7 @@ def read_atoms(
     ``free_axes`` (FixCartesian, FixScaled, FixedPlane, FixedLine). Stress may be
     Voigt (xx, yy, zz, yz, xz, xy), 3x3 or nine numbers, in eV/A^3 with ASE's sign (positive =
     tension); a key with "viri" in its name holds virials W in eV, and stress = -W / volume.
-    Energies are eV, forces eV/A.
+    Energies are eV, forces eV/A, unless ``units`` says otherwise.
 
     Args:
         path: The file.
@@ -56,9 +61,11 @@ def read_atoms(
         forces_key: The same for forces.
         stress_key: The same for stress or virials.
         need: Labels that every frame must have, from "energy", "forces", "stress". A label with
-            an explicit key is needed as well. Others are read if all frames have them (stress
-            only if all frames are periodic).
+            an explicit key is needed as well. Others are read if all frames have them, whole and
+            of a meaning (stress only if all frames are periodic), and else left out.
         index: Which frames, as in ``ase.io.read``, e.g. ``":100"``; for a .db also a query.
+        units: Of the numbers in the file; default: eV and A.
+        notify: Gets a line about each label that some frames have and that is left out.
 
     Raises:
         OptionError: If ``need`` or ``index`` cannot be understood.
@@ -71,27 +78,41 @@ def read_atoms(
         raise OptionError(f"need must be a list of {', '.join(LABELS)}, got {need!r}")
     needed = set(need) | {label for label, key in explicit.items() if key is not None}
     frames = _frames(path, index)
+    units = units or Units()
     for number, atoms in enumerate(frames):
+        if units.length_A != 1.0:
+            atoms.set_cell(atoms.cell.array * units.length_A)
+            atoms.positions *= units.length_A
         if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-6:
             raise DataError(f"{path}: frame {number} is periodic, but its cell has no volume")
 
     found: dict[str, list[Any] | None] = {}
     for label in LABELS:
-        values: list[Any] | None = []
+        values: list[Any] = []
+        useless: list[str] = []  # why, frame by frame
         for number, atoms in enumerate(frames):
-            value = _label(path, number, atoms, label, explicit[label])
-            if value is None and label in needed:
+            try:
+                value = _label(path, number, atoms, label, explicit[label], units)
+            except DataError as error:
+                if label in needed:
+                    raise
+                useless.append(str(error).removeprefix(f"{path}: "))
+                continue
+            if value is not None and label == "stress" and not (atoms.pbc.any() or label in needed):
+                useless.append(f"frame {number}: stress of a system that is not periodic")
+            elif value is not None:
+                values.append(value)
+            elif label in needed:
                 raise DataError(
                     f"{path}: frame {number} has no "
                     + (f"{label} under the key {explicit[label]!r}" if explicit[label] else label)
                     + f"; it has {_keys(atoms)}"
                 )
-            if value is None or (label == "stress" and not (atoms.pbc.any() or label in needed)):
-                values = None
-                break
-            assert values is not None
-            values.append(value)
-        found[label] = values
+        found[label] = values if len(values) == len(frames) else None
+        if found[label] is None and (values or useless) and notify is not None:
+            why = useless[0] if useless else f"{len(frames) - len(values)} frames have none"
+            more = f", and {len(useless) - 1} more" if len(useless) > 1 else ""
+            notify(f"{path}: {label} not used ({why}{more})")
 
     structures = AtomicDataset.from_frames(frames)
     energy, forces, stress = (found[label] for label in LABELS)
@@ -104,7 +125,9 @@ def read_atoms(
         cells=structures.cells,
         pbc=structures.pbc,
         stress=None if stress is None else np.stack(stress).astype(np.float64),
-        info=DatasetInfo(path.stem, source=str(path), label_unit="eV", sha256=file_sha256(path)),
+        info=DatasetInfo(
+            path.stem, source=str(path), label_unit=units.energy, sha256=file_sha256(path)
+        ),
         fixed=structures.fixed,
         free_axes=structures.free_axes,
         tags=structures.tags,
@@ -127,9 +150,13 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
         raise DataError(f"{path} has no frames at index {index!r}") from error
     except MemoryError as error:
         raise DataError(f"{path} is damaged, or does not fit in memory") from error
+    except ValueError as error:
+        if "special 3x3 matrix" not in str(error):
+            raise _damaged(path, error) from error
+        # ASE reads no frame at all where one stress is a word or a pressure.
+        read = _without_stress(path, chosen)
     except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
-        why = reason(error)[:160]
-        raise DataError(f"{path}: ASE cannot read it, it may be damaged ({why})") from error
+        raise _damaged(path, error) from error
     frames = read if isinstance(read, list) else [read]
     if not frames:
         raise DataError(f"{path} has no frames at index {index!r}")
@@ -137,6 +164,20 @@ def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
         if len(atoms) == 0:
             raise DataError(f"{path}: frame {number} has no atoms")
     return frames
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: ASE cannot read it, it may be damaged ({reason(error)[:160]})")
+
+
+def _without_stress(path: Path, chosen: str | int | slice) -> list[ase.Atoms] | ase.Atoms:
+    """Frames of an extxyz whose stress or virial is no 3x3 matrix, these under another name."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    renamed = re.sub(r"(?<![\w])(stress|virial)(?=\s*=)", rf"{_UNREAD}\1", text)
+    try:
+        return ase.io.read(io.StringIO(renamed), index=chosen, format="extxyz")
+    except Exception as error:
+        raise _damaged(path, error) from error
 
 
 def _is_index(text: str) -> bool:
@@ -181,7 +222,7 @@ def _keys(atoms: ase.Atoms) -> str:
 
 
 def _label(
-    path: Path, number: int, atoms: ase.Atoms, label: str, explicit: str | None
+    path: Path, number: int, atoms: ase.Atoms, label: str, explicit: str | None, units: Units
 ) -> np.ndarray | float | None:
     """A label of one frame in eV, eV/A or eV/A^3, or None if the frame has none."""
     *elsewhere, results = _places(atoms)
@@ -190,6 +231,8 @@ def _label(
     )
     calculated = {"energy": ["energy", "free_energy"]}.get(label, [label])
     plain = {"stress": ["stress", "virials", "virial"]}.get(label, [label])
+    if label == "stress":
+        plain += [f"{_UNREAD}stress", f"{_UNREAD}virial"]
     searched: list[tuple[str, list[dict[str, Any]]]]
     if explicit is not None:
         searched = [(explicit, [*elsewhere, results])]
@@ -200,16 +243,19 @@ def _label(
     for key, places in searched:
         for place in places:
             if key in place:
-                return _shaped(f"{path}: frame {number}", atoms, label, key, place[key])
+                return _shaped(f"{path}: frame {number}", atoms, label, key, place[key], units)
     return None
 
 
-def _shaped(where: str, atoms: ase.Atoms, label: str, key: str, value: Any) -> np.ndarray | float:
-    """``value`` as the label it is meant to be.
+def _shaped(
+    where: str, atoms: ase.Atoms, label: str, key: str, value: Any, units: Units
+) -> np.ndarray | float:
+    """``value`` as the label it is meant to be, in eV and A.
 
     Raises:
         DataError: If it has the wrong shape, is not numbers, or is not finite.
     """
+    key = key.removeprefix(_UNREAD)
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -219,11 +265,11 @@ def _shaped(where: str, atoms: ase.Atoms, label: str, key: str, value: Any) -> n
     if label == "energy":
         if array.size != 1:
             raise DataError(f"{where}: {key!r} holds {array.size} numbers, expected one energy")
-        return float(array.reshape(()))
+        return float(array.reshape(())) * units.energy_eV
     if label == "forces":
         if array.shape != (len(atoms), 3):
             raise DataError(f"{where}: {key!r} has shape {array.shape}, expected ({len(atoms)}, 3)")
-        return array
+        return array * units.forces_eV_A
     if array.size == 9:
         square = array.reshape(3, 3)
         if not np.allclose(square, square.T, rtol=1e-3, atol=1e-6):
@@ -235,5 +281,5 @@ def _shaped(where: str, atoms: ase.Atoms, label: str, key: str, value: Any) -> n
         volume = abs(atoms.cell.volume)
         if volume < 1e-6:
             raise DataError(f"{where}: {key!r} cannot become stress: the cell has no volume")
-        array = -array / volume
-    return array
+        return -array * units.energy_eV / volume
+    return array * (units.energy_eV / units.length_A**3)

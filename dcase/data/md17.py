@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.download import DownloadError, cache_folder, fetch, verified
+from dcase.data.frames import Reading, read_frames
 from dcase.data.molecules import (
     MD17_THEORY,
     MOLECULES,
@@ -22,6 +23,7 @@ from dcase.data.molecules import (
     RMD17_URL,
     XTB_THEORY,
     Molecule,
+    find_molecule,
     get_molecule,
 )
 from dcase.data.npz import read_npz, same_formula
@@ -74,6 +76,7 @@ def load_md17(
     notify: Callable[[str], None] | None = None,
     seed: int = 0,
     progress: bool = True,
+    reading: Reading | None = None,
 ) -> AtomicDataset:
     """Frames of an MD17 molecule, in eV and A.
 
@@ -87,7 +90,7 @@ def load_md17(
               ``notify``, and does not happen where ``labels`` are asked for by name.
             * ``"md17"``, ``"rmd17"``: that one, from the cache or the network, or an error.
             * ``"xtb"``: the GFN2-xTB frames, shipped or generated.
-            * anything else: an npz file, read as it is.
+            * anything else: a file of frames, of any molecule, read as it is.
         labels: ``"md17"`` or ``"rmd17"``; see :func:`dcase.data.npz.read_npz`. With "auto",
             ``"rmd17"`` means the rMD17 file.
         cache_dir: See :func:`dcase.data.download.cache_folder`.
@@ -95,6 +98,7 @@ def load_md17(
             :class:`FallbackWarning`.
         seed: Seed of generated frames (the shipped ones were made with 0 and do not change).
         progress: Show bars on stderr.
+        reading: Units and level of theory that a file does not say.
 
     Raises:
         DataError: If the molecule is unknown, nothing can be had, or a file is damaged or holds
@@ -102,11 +106,13 @@ def load_md17(
         MissingExtraError: If ``"xtb"`` needs tblite and it is not installed.
         OptionError: If ``labels`` cannot be understood.
     """
+    if source not in SOURCES:
+        return _from_file(Path(source), labels, molecule, reading, notify)
+    if reading is not None and reading != Reading():
+        raise OptionError(f"units and theory are for files of one's own, not for source {source}")
     chosen = get_molecule(molecule)
     if labels not in (None, "md17", "rmd17"):
         raise OptionError(f"labels must be 'md17' or 'rmd17', got {labels!r}")
-    if source not in SOURCES:
-        return _from_file(Path(source), labels, chosen)
     folder = cache_folder(cache_dir)
     if source == "rmd17" or (source == "auto" and labels == "rmd17"):
         return _checked(_rmd17_file(chosen, folder, progress), labels, chosen)
@@ -178,11 +184,21 @@ def _generated_file(molecule: Molecule, folder: Path, seed: int) -> Path:
     return folder / "xtb" / f"{molecule.name}_gfn2xtb_seed{seed}.npz"
 
 
-def _from_file(path: Path, labels: str | None, molecule: Molecule) -> AtomicDataset:
+def _from_file(
+    path: Path,
+    labels: str | None,
+    name: str,
+    reading: Reading | None,
+    notify: Callable[[str], None] | None,
+) -> AtomicDataset:
+    """Frames of a file; of a molecule that is known, the formula has to be right."""
     if path.suffix != ".npz" and not path.exists():
-        raise DataError(f"source must be {', '.join(SOURCES)} or an npz file, got {str(path)!r}")
-    dataset = read_npz(path, labels)
-    _same_molecule(dataset, molecule)
+        raise DataError(f"source must be {', '.join(SOURCES)} or a file, got {str(path)!r}")
+    reading = replace(reading or Reading(), labels=labels)
+    dataset = read_frames(path, reading, need=("energy", "forces"), notify=notify)
+    molecule = find_molecule(name)
+    if molecule is not None:
+        _same_molecule(dataset, molecule)
     return dataset
 
 
@@ -195,10 +211,16 @@ def _same_molecule(dataset: AtomicDataset, molecule: Molecule) -> None:
         )
 
 
+def _of_cache(path: Path, labels: str | None, molecule: Molecule) -> AtomicDataset:
+    dataset = read_npz(path, labels)
+    _same_molecule(dataset, molecule)
+    return dataset
+
+
 def _checked(path: Path, labels: str | None, molecule: Molecule) -> AtomicDataset:
     """Read a file of the cache; say how to get rid of it if it is no good."""
     try:
-        return _from_file(path, labels, molecule)
+        return _of_cache(path, labels, molecule)
     except DataError as error:
         if "labels" in str(error):  # a wish the file does not grant, not damage
             raise
@@ -240,7 +262,7 @@ def _from_xtb(molecule: Molecule, folder: Path, seed: int, progress: bool) -> At
                 out=path,
                 progress=progress,
             )
-    return _from_file(path, None, molecule)
+    return _of_cache(path, None, molecule)
 
 
 def _announce(

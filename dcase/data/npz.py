@@ -7,8 +7,9 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,20 @@ from dcase.data.molecules import (
 )
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable
-from dcase.units import ENERGY_UNITS
+from dcase.units import ENERGY_UNITS, LENGTH_UNITS, Units, unit_name
 
 LABEL_SETS = ("md17", "rmd17")
-_ANGSTROM = {"", "a", "ang", "angstrom", "angstroms", "å"}
 
 
-def read_npz(path: str | os.PathLike[str], labels: str | None = None) -> AtomicDataset:
+def read_npz(
+    path: str | os.PathLike[str],
+    labels: str | None = None,
+    *,
+    energy_unit: str | None = None,
+    length_unit: str | None = None,
+    forces_unit: str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> AtomicDataset:
     """Read frames of one molecule from an MD17-style npz.
 
     Layouts that are understood, recognised by their keys (n frames of N atoms):
@@ -47,19 +55,25 @@ def read_npz(path: str | os.PathLike[str], labels: str | None = None) -> AtomicD
     forces    ``F`` [n, N, 3]                      ``forces`` [n, N, 3]; ``old_forces``: MD17's
     ========  ===================================  ===========================================
 
-    Energies are kcal/mol unless the file has sGDML's key ``e_unit``. Pickled objects are never
-    loaded, so a hostile file cannot run code.
+    Energies are kcal/mol and lengths A unless sGDML's keys ``e_unit`` and ``r_unit``, or the
+    caller, say otherwise. sGDML's ``lattice`` (lattice vectors as columns) makes the
+    frames periodic, its ``theory`` is kept. Pickled objects are never loaded, so a hostile file
+    cannot run code.
 
     Args:
         path: The file.
         labels: ``"md17"`` or ``"rmd17"`` picks the labels of an rMD17 file (None: rMD17's own). A
             file that has not the labels that are asked for is refused.
+        energy_unit: Of a file that does not say it, see :class:`dcase.units.Units`.
+        length_unit: The same for positions.
+        forces_unit: The same for forces; None: energy over length.
+        notify: Gets a line if a unit is taken by custom, because nobody says it.
 
     Returns:
         The frames, in eV and A, with the provenance filled in.
 
     Raises:
-        OptionError: If ``labels`` is neither.
+        OptionError: If ``labels`` is neither, or a unit is unknown.
         DataError: If the file is missing, damaged, lacks keys, or has wrong shapes or NaN.
     """
     path = Path(path)
@@ -69,32 +83,45 @@ def read_npz(path: str | os.PathLike[str], labels: str | None = None) -> AtomicD
         keys = set(file.files)
         if {"nuclear_charges", "coords"} <= keys:
             arrays, name, theory = _rmd17(path, file, labels)
-            unit = "kcal/mol"
+            units = _units(path, file, energy_unit, length_unit, forces_unit, None)
         elif {"R", "z"} <= keys:
             arrays, name, theory = _md17(path, file, labels)
-            unit = _unit(path, file)
+            known = theory in (MD17_THEORY, XTB_THEORY)
+            told = None if known else notify
+            units = _units(path, file, energy_unit, length_unit, forces_unit, told)
         else:
             raise DataError(
                 f"{path} is not an MD17 or rMD17 file: it has the keys {_listed(keys)}, "
                 "expected R, z, E, F or coords, nuclear_charges, energies, forces"
             )
         said = _text(file, "name")
+        lattice = _array(path, file, "lattice") if "lattice" in keys else None
     numbers, positions, energies, forces = arrays
-    factor = ENERGY_UNITS[unit]
     molecule = _guess(said, path.stem, numbers)
-    return AtomicDataset.from_arrays(
+    dataset = AtomicDataset.from_arrays(
         numbers,
-        positions,
-        energies * factor,
-        forces * factor,
+        positions * units.length_A,
+        energies * units.energy_eV,
+        forces * units.forces_eV_A,
         DatasetInfo(
             name=name,
             molecule="" if molecule is None else molecule.full_name,
             level_of_theory=theory,
             source=str(path),
-            label_unit=unit,
+            label_unit=units.energy,
             sha256=file_sha256(path),
         ),
+    )
+    if lattice is None or not lattice.any():
+        return dataset
+    if lattice.shape != (3, 3) or not np.isfinite(lattice).all():
+        raise DataError(f"{path}: 'lattice' has shape {lattice.shape}, expected 3x3 finite numbers")
+    # sGDML's lattice vectors are columns.
+    cell = lattice.astype(np.float64).T * units.length_A
+    return replace(
+        dataset,
+        cells=np.tile(cell, (len(dataset), 1, 1)),
+        pbc=np.ones((len(dataset), 3), dtype=bool),
     )
 
 
@@ -215,16 +242,35 @@ def _md17(path: Path, file: Any, labels: str | None) -> tuple[Arrays, str, str]:
     return _checked(path, file, ("z", "R", "E", "F")), name, theory
 
 
-def _unit(path: Path, file: Any) -> str:
-    """Energy unit of an MD17-layout file; sGDML's files may say it."""
-    length = _text(file, "r_unit").lower()
-    if length not in _ANGSTROM:
-        raise DataError(f"{path}: lengths are in {length!r}; convert them to Angstrom")
-    unit = _text(file, "e_unit") or "kcal/mol"
-    for known in ENERGY_UNITS:
-        if unit.lower() == known.lower():
-            return known
-    raise DataError(f"{path}: unknown energy unit {unit!r}; known are {', '.join(ENERGY_UNITS)}")
+def _units(
+    path: Path,
+    file: Any,
+    energy: str | None,
+    length: str | None,
+    forces: str | None,
+    notify: Callable[[str], None] | None,
+) -> Units:
+    """Units of the file: its own word, else the caller's, else MD17's custom."""
+    said = {"energy": _text(file, "e_unit"), "length": _text(file, "r_unit")}
+    chosen = {}
+    for what, given, known, custom in (
+        ("energy", energy, ENERGY_UNITS, "kcal/mol"),
+        ("length", length, LENGTH_UNITS, "A"),
+    ):
+        own = None
+        if said[what]:
+            try:
+                own = unit_name(said[what], known)
+            except OptionError as error:
+                raise DataError(f"{path}: {error}") from error
+        if given is not None:
+            given = unit_name(given, known)
+            if own not in (None, given):
+                raise DataError(f"{path} says its {what} unit is {own}, not {given}; drop one")
+        elif own is None and notify is not None and what == "energy":
+            notify(f"{path} does not say its energy unit: taken as {custom} (--energy-unit)")
+        chosen[what] = own or given or custom
+    return Units(chosen["energy"], chosen["length"], forces or "")
 
 
 def _text(file: Any, key: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dcase.data.frames import UNKNOWN
+
 
 def describe_calculator(calculator: Any) -> dict[str, Any]:
     """Name, level of theory, precision and device of an ASE calculator.
@@ -19,6 +21,7 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
     facts = getattr(potential, "metadata", None)
     dataset = facts.get("dataset") if isinstance(facts, dict) else None
     level = dataset.get("level_of_theory") if isinstance(dataset, dict) else None
+    level = level or getattr(potential, "level_of_theory", None)
     path = getattr(calculator, "model_path", None)
     names = (
         getattr(potential, "name", None),
@@ -29,7 +32,7 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
     name = next((n for n in names if isinstance(n, str) and n), type(calculator).__name__)
     return {
         "model": name,
-        "level_of_theory": level or getattr(potential, "level_of_theory", None),
+        "level_of_theory": None if level == UNKNOWN else level,
         "dtype": str(getattr(calculator, "dtype", "float64")).removeprefix("torch."),
         "device": str(getattr(calculator, "device", "cpu")),
     }

@@ -13,6 +13,7 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
 from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.recipe import Recipe
+from dcase.potentials.fitting.trained_frames import keys_of
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.training.logs import read_metrics
@@ -85,7 +86,12 @@ def metadata_of(
     """What a checkpoint says of where it comes from."""
     return {
         "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
-        "split": {"n_train": len(splits.train), "n_val": len(splits.val), "hash": splits.hash()},
+        "split": {
+            "n_train": len(splits.train),
+            "n_val": len(splits.val),
+            "hash": splits.hash(),
+            "train_keys": keys_of(dataset, splits.train),
+        },
         "recipe": recipe.to_dict(),
         "training": {
             "status": result.status,

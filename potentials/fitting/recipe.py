@@ -76,12 +76,19 @@ class DataChoice:
         augment_rotations: Turn every frame at random, every epoch anew, for architectures that are
             not invariant to rotation (ForceNet); see
             :class:`~dcase.potentials.fitting.batches.RotatedFrames`.
+        max_force: Leave out frames with a larger force component, eV/A.
+        drop_outliers: Leave out frames whose labels are outliers, or whose atoms lie on top of each
+            other; see :func:`dcase.data.label_check.check_labels`.
     """
 
     augment_rotations: bool = False
+    max_force: float | None = None
+    drop_outliers: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.max_force is not None and not self.max_force > 0:
+            raise OptionError(f"the largest force must be positive, got {self.max_force:g}")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def test_all_commands_are_there():
             for name in ("", " md17", " xyz", " oc22", " qm9", " iso17")
         ),
         "md", "active-learn", "relax", "bench", "evaluate", "baseline", "check",
-        "info", "data", "data list", "data fetch", "data generate", "quickstart", "reproduce",
+        "info", "data", "data list", "data fetch", "data generate", "data check",
+        "quickstart", "reproduce",
         *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
         "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
         "pinn data", *(f"pinn data {name}" for name in (*PDEBENCH, "download", "info")),

@@ -355,3 +355,81 @@ def test_train_switches_of_the_paper_are_independent(dcase):
     assert (scale.rescale, scale.offset) == ("paper", "none")
     letter, norms, _ = train("--variant", "paper", "--denormalize", "--placement", "all")
     assert (letter["variant"], letter["placement"], norms) == ("paper", "all", 0)
+
+
+# --------------------------------------------------------------------- what is wrong with a file
+
+SMALL = ("--model", "schnet", "--size", "tiny", "--epochs", "1", "--device", "cpu")
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Forty frames, one with a force of an unconverged calculation."""
+    dataset = read_npz(embedded_file(get_molecule("ethanol"))).subset(range(40))
+    atoms = [dataset.frame(i) for i in range(40)]
+    atoms[17].calc.results["forces"][3] = [5e4, -2e4, 1e4]
+    ase.io.write("spoilt.extxyz", atoms)
+    return "spoilt.extxyz"
+
+
+def test_outliers_are_named_or_left_out(dcase, spoilt):
+    xyz = ("train", "xyz", spoilt, *SMALL, "--n-train", "32", "--n-val", "8", "--theory", "GFN2")
+    done = dcase(*xyz, "--out", "a.pt")
+    assert done.code == 0, done.err
+    assert "frame 17 (5.477e+04) eV/A" in done.err
+    assert "the label scale does not count them" in done.err
+    assert "labels GFN2" in done.err
+    assert load_potential("a.pt").level_of_theory == "GFN2"
+    done = dcase(*xyz, "--drop-outliers", "--out", "b.pt")
+    assert "frame's largest is 2.86: left out" in done.err
+    assert done.code == 0, done.err
+    report = json.loads(Path("b.run/report.json").read_text())
+    assert report["n_train"] + report["n_val"] == 39
+    # The same scale, though only one was trained without the frame.
+    assert load_potential("a.pt").scale.constant == load_potential("b.pt").scale.constant < 10.0
+    done = dcase(*xyz, "--max-force", "1000", "--out", "c.pt")
+    assert "with a force component above 1000 eV/A: frame 17 (5e+04) eV/A: left out" in done.err
+    done = dcase(*xyz, "--resume", "--out", "b.pt")
+    assert "data.drop_outliers was True, now False" in done.message
+
+
+def test_data_check(dcase, spoilt, frames):
+    done = dcase("data", "check", spoilt, "--plot", "a.png", "--json", "a.json")
+    assert done.code == 1
+    assert "frame 17 (5.477e+04) eV/A" in done.out
+    assert "1 of 40 frames are left out with --drop-outliers" in done.out
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(Path("a.json").read_text())
+    assert found["outliers"] == [17]
+    done = dcase("data", "check", frames)
+    assert done.code == 0
+    assert "nothing found" in done.out
+    done = dcase("data", "check", frames, "--energy-unit", "kcal/mol")
+    assert done.code == 1
+    assert "units" in done.out
+    assert "the figure is a PNG" in dcase("data", "check", frames, "--plot", "a.svg").message
+
+
+def test_own_npz_files_are_read_by_every_command(dcase, tmp_path):
+    dataset = read_npz(embedded_file(get_molecule("ethanol"))).subset(range(30))
+    np.savez("own.npz", z=dataset.numbers[:9], R=dataset.positions.reshape(30, 9, 3),
+             E=dataset.energies, F=dataset.forces.reshape(30, 9, 3), e_unit="eV")  # fmt: skip
+    done = dcase("train", "xyz", "own.npz", *SMALL, "--out", "a.pt")
+    assert done.code == 0, done.err
+    assert "unknown" not in done.err + done.out
+    done = dcase("train", "md17", "-m", "grain alcohol", "--source", "own.npz", *SMALL)
+    assert done.code == 0, done.err
+    assert Path("grain_alcohol_irelu.pt").exists()
+    done = dcase("evaluate", "a.pt", "own.npz", "--json", "e.json", "--device", "cpu")
+    assert "the potential was trained on 28 of the 30 frames" in done.err
+    assert json.loads(Path("e.json").read_text())["frames_trained_on"] == 28
+    atoms = [dataset.frame(i) for i in range(30)]
+    ase.io.write("same.extxyz", atoms)
+    done = dcase("evaluate", "a.pt", "same.extxyz", "--device", "cpu")
+    assert "trained on 28 of the 30 frames" in done.err
+
+
+def test_labels_that_are_not_trained_on_are_named(dcase, frames):
+    done = dcase("train", "xyz", frames, *SMALL, "--target", "energy", "--out", "a.pt")
+    assert done.code == 0, done.err
+    assert "note    forces: in the data, not trained on" in done.err

@@ -209,10 +209,11 @@ def test_the_sign_of_virials_is_that_of_the_energy(tmp_path):
 )
 def test_labels_of_wrong_shape(tmp_path, key, value, message):
     from dcase.data.atoms_files import _shaped
+    from dcase.units import Units
 
     atoms = bulk("Cu", cubic=True)
     with pytest.raises(DataError, match=message):
-        _shaped("a.traj: frame 0", atoms, key, key, value)
+        _shaped("a.traj: frame 0", atoms, key, key, value, Units())
 
 
 def test_cells_without_volume(tmp_path):

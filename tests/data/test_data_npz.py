@@ -124,10 +124,12 @@ def test_sgdml_units(tmp_path):
     path = saved(tmp_path, md17(e_unit=np.array("eV"), r_unit=np.array("Ang")))
     assert read_npz(path).energies[0] == pytest.approx(-97208, abs=5)
     assert read_npz(path).info.label_unit == "eV"
-    with pytest.raises(DataError, match="unknown energy unit"):
+    with pytest.raises(DataError, match="unknown unit"):
         read_npz(saved(tmp_path, md17(e_unit=np.array("furlong"))))
-    with pytest.raises(DataError, match="convert them to Angstrom"):
-        read_npz(saved(tmp_path, md17(r_unit=np.array("bohr"))))
+    with pytest.raises(DataError, match="unknown unit"):
+        read_npz(saved(tmp_path, md17(r_unit=np.array("cubit"))))
+    bohr = read_npz(saved(tmp_path, md17(r_unit=np.array("bohr"))))
+    np.testing.assert_allclose(bohr.positions, units.Bohr * md17()["R"].reshape(-1, 3))
 
 
 @pytest.mark.parametrize(
