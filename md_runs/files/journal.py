@@ -91,7 +91,9 @@ class Journal:
 
     def append(self, rows: np.ndarray) -> None:
         """Remember ``(width,)`` or ``(n, width)`` numbers until the next ``flush`` writes them."""
-        self._state.pending.append(np.array(rows, dtype="<f8").reshape(-1, self.width))
+        block = np.array(rows, dtype="<f8").reshape(-1, self.width)
+        if len(block):  # no entry for nothing
+            self._state.pending.append(block)
 
     def __len__(self) -> int:
         """Rows so far, pending ones included."""
@@ -190,7 +192,7 @@ def read_sums(
                 break
             last, crc, own = _ENTRY.unpack_from(stored, place)
             chain = zlib.crc32(stored[place : place + _SUMMED.size], chain)
-            whole = last > sound and last * 8 * width <= size and own == chain
+            whole = last >= sound and last * 8 * width <= size and own == chain
             if not whole or _sum_of_rows(handle, width, sound, last) != crc:
                 if enough:
                     break
