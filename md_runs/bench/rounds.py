@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -246,11 +245,10 @@ class Replicas(Rounds):
         """By ``run_replicas``; the rounds begin where it ended."""
         out = self.folder / "whole"
         status = run_replicas(self.atoms, settings, self.count, out)
-        with np.load(ReplicaFolder(out).checkpoint) as saved:
-            stopped = json.loads(str(saved["trouble"]))
-            _must_have_finished(next((f"stopped: {why}" for why in stopped.values()), status))
-            self.origin = saved["x"].copy(), saved["p"].copy()
-            return float(saved["wall"]), None
+        saved = ReplicaFolder(out).latest()
+        _must_have_finished(next((f"stopped: {why}" for why in saved.trouble.values()), status))
+        self.origin = saved.x, saved.p
+        return saved.wall, None
 
     def rewind(self) -> None:
         """See :class:`Rounds`."""

@@ -4,6 +4,7 @@ report.json, drift.png, replicas.h5, final.extxyz   written by ``report.write_re
 run.json                          whose folder this is (see ``dcase.runs``)
 state/replicas.json               settings, model, versions, status
 state/replicas.npz                positions, momenta, random numbers, who was stopped
+state/replicas_end.npz            the same where the run ended between two checkpoints, to look at
 state/replicas.f64, replica_frames.f64   rows so far, and their checksums (see ``journal``)
 """
 
@@ -54,6 +55,19 @@ class ReplicaFolder:
         return self.root / "state" / "replicas.npz"
 
     @property
+    def end(self) -> Path:
+        """The state at the end of a run, if that is later; only rows up to it are accounted for."""
+        return self.root / "state" / "replicas_end.npz"
+
+    def latest(self) -> ReplicaCheckpoint:
+        """The last state there is.
+
+        Raises:
+            SimulationError: If it is damaged.
+        """
+        return ReplicaCheckpoint.load(self.end if self.end.exists() else self.checkpoint)
+
+    @property
     def series(self) -> Path:
         """Journal: step, R potential and R kinetic energies."""
         return self.root / "state" / "replicas.f64"
@@ -66,7 +80,7 @@ class ReplicaFolder:
     @property
     def place(self) -> Place:
         """What a run keeps here, for :func:`dcase.runs.claim`."""
-        ours = [self.run, self.checkpoint, self.series, self.frames]
+        ours = [self.run, self.checkpoint, self.end, self.series, self.frames]
         ours += [sums_of(path) for path in (self.series, self.frames)]
         names = ("report.json", "drift.png", "final.extxyz", "replicas.h5")
         ours += [self.root / name for name in names]

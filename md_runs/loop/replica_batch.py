@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,9 @@ class ReplicaBatch:
             return
         self.facts = self.folder.read_run()
         saved = ReplicaCheckpoint.load(self.folder.checkpoint)
-        if self.settings.steps < saved.step:
-            raise SimulationError(
-                f"the run already has {saved.step} steps and cannot be cut to {self.settings.steps}"
-            )
+        steps, done = self.settings.steps, max(saved.step, int(self.facts.get("steps", 0)))
+        if steps < done:
+            raise SimulationError(f"the run already has {done} steps and cannot be cut to {steps}")
         if saved.series:
             read_sums(self.folder.series, 1 + 2 * self.count, saved.series)
         if saved.frames:
@@ -184,6 +184,7 @@ class ReplicaBatch:
         assert self._saved is not None
         saved = self._saved
         self.step, self.wall = saved.step, saved.wall
+        self.folder.end.unlink(missing_ok=True)  # the rows up to it are cut off now
         self._open(saved.series, saved.frames)
         self.facts |= {"settings": self.settings.to_dict(), "status": "running"}
         self.folder.write_run(self.facts)
@@ -230,8 +231,8 @@ class ReplicaBatch:
                 if progress and (now - reported > PROGRESS_SECONDS):
                     reported = now
                     progress(self.step + ahead, self.settings.steps + ahead)
-            if status == FINISHED:
-                self.checkpoint()
+            if self.step % self.settings.checkpoint_every:
+                self._save(self.folder.end)
         if not len(self.alive):
             return f"{STOPPED}: no replica is left"
         return status
@@ -240,7 +241,7 @@ class ReplicaBatch:
         """Write down how it stands."""
         if self.claimed is not None:
             self.claimed.check(now=True)
-        self.facts["status"] = status
+        self.facts |= {"status": status, "steps": max(self.step, 0)}
         self.facts["stopped"] = {str(r): why for r, why in self.trouble.items()}
         self.folder.write_run(self.facts)
 
@@ -369,10 +370,18 @@ class ReplicaBatch:
         self._journals[1].append(np.concatenate([frame_steps[:, None], flat], axis=1))
 
     def checkpoint(self) -> None:
-        """Rows to the disk, then the state that counts them; pairs are found anew after it.
+        """Save the state; pairs are found anew after it.
 
         So the uninterrupted run and the resumed one go on from the same state to the last bit.
         """
+        self._save(self.folder.checkpoint)
+        self.forces_of.reset()
+        if self.blocks is not None:
+            self.blocks.forget()
+        self.evaluate(self.alive)
+
+    def _save(self, path: Path) -> None:
+        """Rows to the disk, then the state that counts them."""
         assert self._journals is not None
         if self.claimed is not None:
             self.claimed.check(now=True)
@@ -388,11 +397,7 @@ class ReplicaBatch:
             rngs=[rng.bit_generator.state for rng in self.rngs],
             trouble=self.trouble,
             start=self.atoms,
-        ).save(self.folder.checkpoint)
-        self.forces_of.reset()
-        if self.blocks is not None:
-            self.blocks.forget()
-        self.evaluate(self.alive)
+        ).save(path)
 
     def close(self) -> None:
         """Close the journals."""

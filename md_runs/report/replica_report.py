@@ -47,7 +47,7 @@ def write_replica_report(out: str | Path, status: str) -> dict[str, Any]:
     facts = folder.read_run()
     if not folder.checkpoint.exists():
         raise SimulationError(f"{out} holds no run of replicas with a checkpoint")
-    saved = ReplicaCheckpoint.load(folder.checkpoint)
+    saved = folder.latest()
     count, n_atoms = int(facts["replicas"]), len(facts["numbers"])
     if saved.x.shape[:2] != (count, n_atoms):
         raise SimulationError(f"{folder.run} and {folder.checkpoint} are not of one run")

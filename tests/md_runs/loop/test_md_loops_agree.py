@@ -177,8 +177,9 @@ def left_by(case: Case, out: Path) -> tuple[dict[str, np.ndarray], dict[str, obj
     numbers: dict[str, np.ndarray] = {}
     if case.form == "replicas":
         folder = ReplicaFolder(out)
-        saved = ReplicaCheckpoint.load(folder.checkpoint)
+        saved = folder.latest()
         exact = {"step": saved.step, "rows": (saved.series, saved.frames)}
+        exact |= {"from": ReplicaCheckpoint.load(folder.checkpoint).step}
         exact |= {"rng": json.dumps(saved.rngs), "stopped": saved.trouble}
         numbers |= {"x": saved.x, "p": saved.p, "e": saved.e}
         numbers["series"] = np.array(read_rows(folder.series, 3))

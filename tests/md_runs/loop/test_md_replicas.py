@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -128,6 +130,39 @@ def test_replicas_that_were_killed_go_on(aspirin, tmp_path):
     run_replicas(aspirin, settings, 2, tmp_path / "killed", resume=True)
     one, two = (ReplicaFolder(tmp_path / name) for name in ("whole", "killed"))
     assert one.series.read_bytes() == two.series.read_bytes()
+
+
+def test_ctrl_c_keeps_every_step_of_replicas(aspirin, tmp_path, monkeypatch):
+    """Also those since the last checkpoint; it is from there that the run goes on."""
+    monkeypatch.setattr("dcase.md_runs.loop.replica_batch.replica_blocks", lambda *options: None)
+    settings = MDSettings(**{**SHORT, "equilibrate": 0})
+
+    def press(done, total):
+        if done == 27:
+            signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "stopped"
+    assert run_replicas(aspirin, settings, 2, out, progress=press) == "interrupted"
+    report = write_replica_report(out, "interrupted")
+    assert report["steps"] == 27
+    np.testing.assert_allclose(series(out)["time"], np.arange(0, 28, 2) * settings.timestep_fs)
+    with pytest.raises(SimulationError, match="already has 27 steps and cannot be cut to 26"):
+        run_replicas(aspirin, replace(settings, steps=26), 2, out, resume=True)
+    run_replicas(aspirin, settings, 2, out, resume=True)
+    run_replicas(aspirin, settings, 2, tmp_path / "whole")
+    one, two = (ReplicaFolder(tmp_path / name) for name in ("whole", "stopped"))
+    assert one.series.read_bytes() == two.series.read_bytes()
+    assert not two.end.exists()
+
+
+def test_frames_of_replicas_may_be_rarer_than_checkpoints(aspirin, tmp_path):
+    settings = {**SHORT, "equilibrate": 0, "traj_every": 25, "checkpoint_every": 10}
+    for steps in (40, 70):
+        run_replicas(
+            aspirin, MDSettings(**settings | {"steps": steps}), 1, tmp_path, resume=steps > 40
+        )
+        assert write_replica_report(tmp_path, "finished")["steps"] == steps
+    np.testing.assert_allclose(series(tmp_path)["frame_time"], [0.0, 12.5, 25.0])
 
 
 @pytest.fixture(autouse=True)
