@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from dcase.errors import DataError
 from dcase.pinn.field_plots import SIZE_MAP, WIDTH, round_ticks
-from dcase.plotting import BLUE, GREEN, GREY, ORANGE, RED, new_figure
+from dcase.plotting import BLUE, GREEN, GREY, ORANGE, RED, log_scale, new_figure
 
 History = tuple[str, Sequence[Mapping[str, float]]]
 """A phase of training: its label, and rows of its ``metrics.csv``."""
@@ -46,7 +46,7 @@ def loss_figure(histories: Sequence[History]) -> Figure:
         _curve(ax, curves[name], name.replace("_", " "), COLORS[i % len(COLORS)], style)
     if "loss" in curves:
         _curve(ax, curves["loss"], "total loss", "black", "-", band=True)
-    ax.set_yscale("log")
+    log_scale(ax)
     ax.set_xlim(0.0, float(end) or 1.0)
     ax.set_xlabel("step")
     ax.set_ylabel("loss")

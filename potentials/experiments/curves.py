@@ -46,7 +46,7 @@ def figure1(results: Sequence[Mapping[str, Any]], folder: Path, path: Path) -> N
         if points:
             colour = colours(index / max(len(ordered) - 1, 1) * 0.9)
             left.plot(*zip(*points, strict=True), color=colour, lw=1.1, label=f"{_label(result):g}")
-    left.set_yscale("log")
+    plotting.log_scale(left)
     left.set_xlabel("epoch")
     left.set_ylabel("validation force MAE (kcal/mol/Å)")
     if left.lines:
