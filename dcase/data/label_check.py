@@ -30,6 +30,7 @@ frames of a relaxation are far from the median, too, but one after the other."""
 
 # A frame's energy must be off by this times Z_LIMIT, eV/atom, whatever the spread.
 _ENERGY_FLOOR = 5e-3
+_STRAIN = 3.0  # times the energy that forces explain, up to which they do
 _SAME_ENERGY = 1e-3  # eV/atom, within which two calculations of one frame agree
 # The largest force of a frame must exceed the median one by a factor of 10, and need not exceed it
 # by more than 1000: relaxations have a wide spread.
@@ -121,7 +122,7 @@ def check_labels(
     force_z = None if force is None else force_scores(force)
     findings = [
         *(Finding("units", (), doubt) for doubt in unit_doubts(dataset)),
-        *_energy_outliers(energy, energy_z, label),
+        *_energy_outliers(dataset, energy, energy_z, label),
         *_force_outliers(dataset, force, force_z, max_force, label),
         *_overlaps(dataset, label),
         *_net_forces(dataset, label),
@@ -168,7 +169,7 @@ def good_frames(dataset: AtomicDataset) -> np.ndarray:
         good[_outlying(force, force_scores(force))] = False
     energy, score, _ = _energies(dataset)
     if energy is not None and score is not None:
-        good[_outlying(np.abs(energy), np.abs(score))] = False
+        good[_energy_frames(dataset, energy, score)] = False
     return good
 
 
@@ -224,16 +225,33 @@ def _outlying(size: np.ndarray, score: np.ndarray) -> np.ndarray:
     return order[:0]
 
 
+def _energy_frames(dataset: AtomicDataset, energy: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Frames whose energy is an outlier that their forces do not explain, the farthest first.
+
+    A strained frame has a high energy and large forces: near a minimum the one goes with the square
+    of the other. A calculation that went to another state has only the energy.
+    """
+    frames = _outlying(np.abs(energy), np.abs(score))
+    if dataset.forces is None or not len(frames):
+        return frames
+    starts = dataset.ptr[:-1]
+    square = np.add.reduceat((dataset.forces**2).sum(axis=1), starts) / dataset.n_atoms
+    above = energy - np.quantile(energy, 0.05)
+    ratio = np.median(above / np.maximum(square, _SMALLEST_FORCE**2))
+    explained = (above > 0) & (above < _STRAIN * ratio * square)
+    return frames[~explained[frames]]
+
+
 def _spread(values: np.ndarray) -> float:
     return float(np.median(np.abs(values - np.median(values))))
 
 
 def _energy_outliers(
-    energy: np.ndarray | None, score: np.ndarray | None, label: _Names
+    dataset: AtomicDataset, energy: np.ndarray | None, score: np.ndarray | None, label: _Names
 ) -> Iterator[Finding]:
     if energy is None or score is None:
         return
-    frames = _outlying(np.abs(energy), np.abs(score))
+    frames = _energy_frames(dataset, energy, score)
     if len(frames):
         values = [f"{energy[f]:+.3g}" for f in frames]
         yield Finding(

@@ -151,7 +151,10 @@ def _pairs(dataset: AtomicDataset, frame: int) -> tuple[np.ndarray, np.ndarray, 
 
     atoms = dataset.frame(frame)
     if atoms.pbc.any() or len(atoms) > 200:
-        first, second, distance = neighbour_list("ijd", atoms, 6.0)
+        # Some twenty neighbours, and not thousands where a cell is in another unit.
+        space = abs(atoms.cell.volume) / len(atoms)
+        cutoff = min(6.0, 1.7 * space ** (1 / 3)) if atoms.pbc.all() and space > 0 else 6.0
+        first, second, distance = neighbour_list("ijd", atoms, cutoff)
         return distance, first, second
     x = atoms.positions
     distance = np.linalg.norm(x[:, None] - x, axis=-1)

@@ -83,6 +83,25 @@ def test_an_energy_of_another_state_is_named_and_does_not_move_the_offset(ethano
     assert now == pytest.approx(base, abs=0.01)  # 0.15 eV if the frame counted
 
 
+def test_a_strained_frame_is_no_outlier_of_energy(ethanol):
+    # Springs to the mean positions: the energy goes with the square of the forces.
+    mean = ethanol.positions.reshape(200, 9, 3).mean(axis=0)
+    rng = np.random.default_rng(2)
+    shift = 0.05 * rng.standard_normal((200, 9, 3))
+    shift[7] *= 6.0
+    springs = replace(
+        ethanol,
+        positions=(mean + shift).reshape(-1, 3),
+        energies=20.0 * (shift**2).sum(axis=(1, 2)) - 300.0,
+        forces=(-40.0 * shift).reshape(-1, 3),
+    )
+    assert "energy" not in kinds(springs)
+    energies = springs.energies.copy()
+    energies[8] = energies[7]  # as high, and no forces that say so
+    found = check_labels(replace(springs, energies=energies))
+    assert [one.frames for one in found.findings if one.kind == "energy"] == [(8,)]
+
+
 def test_compositions_of_all_sizes_have_energies_of_their_own():
     rng = np.random.default_rng(1)
     frames = [Atoms("C" * c + "H" * h, 2.0 * np.arange(3.0 * (c + h)).reshape(-1, 3))
@@ -106,6 +125,13 @@ def test_relaxations_begin_far_from_where_they_end(copper):
     forces[::2] *= -1
     relaxed = replace(copper, energies=energies, forces=forces)
     assert check_labels(relaxed).outliers().size == 0
+    # Far from the median, but one after the other.
+    ladder = replace(copper, energies=40 * 0.6 ** np.arange(30), forces=None)
+    assert np.abs(check_labels(ladder).energy_z).max() > 100
+    assert check_labels(ladder).outliers().size == 0
+    energies = ladder.energies.copy()
+    energies[0] *= 2.0
+    assert check_labels(replace(ladder, energies=energies)).outliers().tolist() == [0]
 
 
 def test_forces_of_held_atoms_do_not_count(ethanol):
@@ -154,6 +180,16 @@ def test_atoms_on_top_of_each_other(ethanol, cell):
     found = check_labels(dataset, names=[70, 71]).findings[0]
     assert found.kind == "overlap"
     assert "frame 71 (H4-H5 at 0.1) A" in found.text
+
+
+def test_near_is_measured_by_both_radii():
+    for symbols, distance, near in (("HC", 0.45, True), ("CH", 0.45, True), ("HH", 0.45, False),
+                                    ("HC", 0.6, False), ("HH", 0.29, True)):  # fmt: skip
+        atoms = Atoms(symbols, [[0, 0, 0], [0, 0, distance]])
+        assert bool(list(close_pairs(AtomicDataset.from_frames([atoms])))) == near
+        atoms.set_cell([9, 9, 9])
+        atoms.pbc = True
+        assert bool(list(close_pairs(AtomicDataset.from_frames([atoms])))) == near
 
 
 def test_frames_that_occur_twice(ethanol):
@@ -248,6 +284,8 @@ def test_robust_z_is_that_of_a_normal_distribution():
     x = np.random.default_rng(0).standard_normal(20_000)
     assert np.std(robust_z(3.0 + 5.0 * x)) == pytest.approx(1.0, abs=0.02)
     assert not robust_z(np.ones(5)).any()
+    spoilt = robust_z(np.append(x, 1e9))
+    np.testing.assert_allclose(spoilt[:-1], robust_z(x), atol=1e-3)
 
 
 # --------------------------------------------------------------------- on the way to a training
