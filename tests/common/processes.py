@@ -13,6 +13,13 @@ from collections.abc import Callable
 
 # Seconds until what hangs is given up; nothing that works takes a tenth of it.
 GUARD = 600.0
+# Imported once, before the fork: each process would take up to a second for what it needs of them.
+PRELOADED = [
+    "dcase.potentials.fitting.fit_potential", "dcase.potentials.ensemble", "lightning_fabric",
+    "dcase.md_runs.simulate", "dcase.md_runs.replicas", "dcase.md_runs.active.loop",
+    "dcase.pinn.run", "dcase.pinn.pdebench.generate", "dcase.dae.run", "dcase.plotting",
+    "ase.build", "ase.io", "scipy.interpolate", "matplotlib.figure", "dateutil.parser",
+]  # fmt: skip
 
 
 def start(target: Callable[..., None], *args) -> multiprocessing.Process:
@@ -21,9 +28,7 @@ def start(target: Callable[..., None], *args) -> multiprocessing.Process:
     ``target`` must be found by name in its module, and gets one thread of torch.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["dcase.potentials.fitting.fit_potential", "dcase.md_runs.simulate", "lightning_fabric"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_one_thread, args=(target, *args))
     process.start()
     return process

@@ -470,26 +470,26 @@ for attempt in (
 """
 
 
-def test_hdf5_files_on_a_full_disk(tmp_path, potentials):
+@pytest.mark.parametrize("limit", [pytest.param(20_000, marks=pytest.mark.slow), 70_000])
+def test_hdf5_files_on_a_full_disk(tmp_path, potentials, limit):
     """One line each and a process that ends as it should; HDF5 itself crashes then."""
     settings = replace(SETTINGS, steps=60, traj_every=1)
     for kind, run in RUNS.items():
         run(water(potentials[0]), settings, tmp_path / kind)
         before = content(tmp_path)
-    for limit in (20_000, 70_000):
-        arguments = [str(tmp_path / "md"), str(tmp_path / "md replicas"), str(limit)]
-        done = subprocess.run(
-            [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        lines = done.stdout.splitlines()
-        assert len(lines) == 2
-        assert all(line.startswith("cannot write") and "File too large" in line for line in lines)
-        after = content(tmp_path)
-        assert {n: v for n, v in after.items() if n in before and not n.endswith(".json")} == {
-            n: v for n, v in before.items() if not n.endswith(".json")
-        }
+    arguments = [str(tmp_path / "md"), str(tmp_path / "md replicas"), str(limit)]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("cannot write") and "File too large" in line for line in lines)
+    after = content(tmp_path)
+    assert {n: v for n, v in after.items() if n in before and not n.endswith(".json")} == {
+        n: v for n, v in before.items() if not n.endswith(".json")
+    }
     run_replicas(water(potentials[0]), replace(settings, steps=70), 2, tmp_path / "md replicas",
                  resume=True)  # fmt: skip
     assert write_replica_report(tmp_path / "md replicas", "finished")["steps"] == 70

@@ -9,13 +9,19 @@ from __future__ import annotations
 import signal
 
 import pytest
-from processes import die_at_write, finish, start
-from run_kinds import KINDS, nothing
+from processes import finish, start
+from run_kinds import KINDS, begin_and_die, no_pictures, nothing
 
 from dcase.errors import RunError
 from dcase.runs import LOCK, RECORD, read_record
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    with no_pictures():
+        yield
 
 
 def content(folder):
@@ -63,6 +69,22 @@ def stop_in(number):
     return step
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of each kind that was stopped, made once: what is refused leaves it as it is."""
+    made = {}
+
+    def of(kind):
+        if kind.name not in made:
+            out = made[kind.name] = tmp_path_factory.mktemp("stopped") / "out"
+            out.mkdir()
+            with pytest.raises(KeyboardInterrupt):
+                kind.begin(out, None, stop_in(3))
+        return made[kind.name]
+
+    return of
+
+
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
 def kind(request):
     need(request.param)
@@ -80,17 +102,14 @@ CHANGES = [(kind, change) for kind in KINDS.values() for change in kind.changes]
 
 @pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[f"{k.name}-{c}" for k, c in CHANGES])
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_a_run_is_not_gone_on_with_as_another(finished, tmp_path, kind, change, state):
+def test_a_run_is_not_gone_on_with_as_another(finished, stopped, kind, change, state):
     need(kind)
     if state == "finished":
         if not kind.asks:
             pytest.skip("its record goes when it is finished; the file itself is compared")
         out, _ = finished(kind)
     else:
-        out = tmp_path / "out"
-        out.mkdir()
-        with pytest.raises(KeyboardInterrupt):
-            kind.begin(out, None, stop_in(3))
+        out = stopped(kind)
     before = content(out)
     with pytest.raises(RunError) as refused:
         kind.begin(out, change, nothing, **resuming(kind))
@@ -212,23 +231,19 @@ def test_the_record_says_what_it_is(kind, finished):
     assert record["status"] == "finished"
 
 
-def work(name, out, number, options):
-    die_at_write(number)
-    KINDS[name].begin(out, None, nothing, **options)
-
-
 # Of the first writes (record, first checkpoint), and one well inside of the run.
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 12])
+@pytest.mark.parametrize(
+    "number", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 7)), 12]
+)
 def test_a_kill_within_a_write_loses_nothing(resumable, finished, tmp_path, number):
     out = tmp_path / "out"
     out.mkdir()
-    killed = finish(start(work, resumable.name, out, number, {})) == -signal.SIGKILL
+    killed = finish(start(begin_and_die, resumable.name, out, number)) == -signal.SIGKILL
     if not killed:
         pytest.skip("it makes fewer writes")
     options = resuming(resumable)
     if not resumable.place(out).record.exists():
         options = {}  # nothing was written yet: the same command begins
-    code = finish(start(work, resumable.name, out, 0, options))
-    assert code == 0
+    resumable.begin(out, None, nothing, **options)
     assert resumable.result(out) == finished(resumable)[1]
     assert not [p for p in out.rglob(".*") if p.name != RECORD]

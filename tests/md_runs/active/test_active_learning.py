@@ -226,6 +226,7 @@ def work(out, test, resume, die_at):
     learn(out, test=read_atoms(test), resume=resume)
 
 
+@pytest.mark.slow  # kills at the first writes: tests/runs
 def test_kill_at_random_writes(whole, tmp_path):
     result, *_ = whole
     out, rng = tmp_path / "killed", np.random.default_rng(0)

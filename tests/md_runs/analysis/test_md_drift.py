@@ -87,8 +87,15 @@ KNOWN = {
 }
 
 
+# One of each kind; the others are slow.
+OFTEN = ("independent", "few", "tau 9.5", "wander under oscillation")
+
+
 @pytest.mark.physics
-@pytest.mark.parametrize("process", KNOWN)
+@pytest.mark.parametrize(
+    "process",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in KNOWN],
+)
 def test_stated_slope_error_is_calibrated(process):
     """Over many series the slope scatters by the stated error: 1 sigma means 68 %, 2 mean 95 %."""
     rng = np.random.default_rng(7)
@@ -229,7 +236,9 @@ def test_lengths_must_agree():
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize(("phi", "n"), [(0.0, 100), (0.9, 2000), (0.97, 4000)])
+@pytest.mark.parametrize(
+    ("phi", "n"), [(0.0, 100), (0.9, 2000), pytest.param(0.97, 4000, marks=pytest.mark.slow)]
+)
 def test_error_of_a_mean_is_calibrated(phi, n):
     rng = np.random.default_rng(2)
     series = [ar1(rng, n, phi) + 2.0 * oscillation(rng, n, 0.8) for _ in range(500)]

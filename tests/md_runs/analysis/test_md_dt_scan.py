@@ -25,7 +25,7 @@ def ratios(scan):
     ("name", "morse"),
     [
         ("H2O", True),
-        ("CH4", False),
+        pytest.param("CH4", False, marks=pytest.mark.slow),
         pytest.param("CH3CH2OH", True, marks=pytest.mark.slow),
         pytest.param("CH3CH2OH", False, marks=pytest.mark.slow),
     ],

@@ -173,6 +173,10 @@ def assert_same(found, wanted, atol=1e-11):
 # --- the trajectory ----------------------------------------------------------------------------
 
 
+# A tape is of the same operations, played again.
+RUNNERS = [pytest.param(EagerRunner, marks=pytest.mark.slow), TapeRunner]
+
+
 @functools.cache
 def trajectory_of_aspirin():
     return ase_trajectory(aspirin(kelvin=800.0, skin=0.2), 200)
@@ -188,7 +192,7 @@ def knots_option(knots):
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("runner", [EagerRunner, TapeRunner])
+@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("every_pair", [True, False])
 def test_a_molecule_follows_ase(runner, every_pair, monkeypatch):
     if not every_pair:
@@ -204,7 +208,7 @@ def test_a_molecule_follows_ase(runner, every_pair, monkeypatch):
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("runner", [EagerRunner, TapeRunner])
+@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize(
     ("architecture", "knots"),
     [
