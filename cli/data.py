@@ -129,6 +129,13 @@ def fetch(molecule: str, source: str, data_dir: str | None) -> None:
 )
 @positive("--friction", default=0.05, help="Langevin friction, 1/fs.")
 @count("--walkers", default=5, help="Independent trajectories that share the frames.")
+@click.option(
+    "--charge",
+    type=int,
+    default=None,
+    help="Total charge; default: that of the structure file or SMILES, else 0.",
+)
+@count("--multiplicity", help="2S + 1; default: that of the source, else the lowest.")
 @seed_option("Of the trajectories.")
 @out_file("The .npz to write; default: <source>_gfn2xtb.npz.")
 @overwrite_option("Start anew; the default goes on where it stopped.")
@@ -141,6 +148,8 @@ def generate(
     equilibrate: float,
     friction: float,
     walkers: int,
+    charge: int | None,
+    multiplicity: int | None,
     seed: int,
     out: str | None,
     overwrite: bool,
@@ -168,6 +177,8 @@ def generate(
         friction=friction,
         walkers=walkers,
         seed=seed,
+        charge=charge,
+        multiplicity=multiplicity,
         out=out,
         resume=not overwrite,
         progress=True,

@@ -86,6 +86,7 @@ def evaluate(
     factor that gives the standard deviation the right size, and the negative log-likelihood.
     """
     from dcase.potentials.calculator import DTYPES
+    from dcase.potentials.electrons import electrons_line, trained_electrons
     from dcase.potentials.ensemble import Ensemble, load_model
     from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
     from dcase.potentials.fitting.trained_frames import trained_on
@@ -133,6 +134,11 @@ def evaluate(
             f"the potential was trained on {seen} of the {len(dataset)} frames: its errors on "
             "frames that it has not seen are larger"
         )
+    metrics["electrons"] = dataset.electrons()
+    metrics["model_electrons"] = trained_electrons(potential)
+    if line := electrons_line(potential, dataset):
+        metrics["warnings"] = [line]
+        click.secho(f"WARNING: {line}", fg="yellow", bold=True, err=True)
     name = Path(model).name + (f" and {len(others)} more" if others else "")
     rmse = {k.replace("rmse", "mae"): v for k, v in metrics.items() if "rmse" in k}
     console.print(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dcase.cli.options import (
     Number,
@@ -29,7 +30,7 @@ from dcase.cli.options import (
     threads_option,
     use_threads,
 )
-from dcase.errors import DataError, DcaseError, OptionError
+from dcase.errors import DcaseError, OptionError
 from dcase.md_runs.choices import CONSTRAINTS
 from dcase.md_runs.settings import ENSEMBLES, ON_UNCERTAIN, MDSettings
 
@@ -88,7 +89,12 @@ _DEFAULT = MDSettings()
         help="Hold these bonds at their lengths in the structure (RATTLE): twice the time step "
         "then conserves energy about as well.",
     ),
-    click.option("--keep-momenta", is_flag=True, help=_HELP["keep_momenta"]),
+    click.option(
+        "--keep-momenta",
+        is_flag=True,
+        help="Start from the momenta of the structure instead of drawing them; sets --equilibrate "
+        "to 0.",
+    ),
     seed_option("Of everything random.", _DEFAULT.seed),
     click.option("--force-timestep", is_flag=True, help=_HELP["force_timestep"]),
 )
@@ -179,6 +185,9 @@ def md(
     """
     refuse_both(resume, overwrite)
     use_threads(threads)
+    asked = click.get_current_context().get_parameter_source("equilibrate")
+    if rest["keep_momenta"] and asked is ParameterSource.DEFAULT:
+        rest["equilibrate"] = 0  # momenta that are kept are not equilibrated
     settings = MDSettings(
         temperature_K=temperature,
         timestep_fs=timestep,
@@ -231,6 +240,7 @@ def simulate(
     from dcase.cli.structures import load_structure
     from dcase.data.frames import UNKNOWN, read_frames
     from dcase.md_runs.analysis.dt_scan import dt_scan
+    from dcase.md_runs.analysis.matching import matched_frames
     from dcase.md_runs.loop.uncertainty import is_ensemble
     from dcase.md_runs.report.report import write_report
     from dcase.md_runs.report.summary import print_summary
@@ -244,14 +254,14 @@ def simulate(
     atoms, where = load_structure(structure, calc.potential)
     positions = None
     if reference:
-        frames = read_frames(reference)
-        same = frames.numbers.reshape(len(frames), -1) if len(set(frames.n_atoms)) == 1 else None
-        if same is None or same.shape[1] != len(atoms) or (same != atoms.numbers).any():
-            raise DataError(
-                f"--reference {reference}: its frames are not {atoms.get_chemical_formula()} with "
-                f"the atoms in the order of {where}"
+        positions, reordered = matched_frames(read_frames(reference), atoms, reference)
+        if reordered:
+            console.print(
+                f"--reference {reference}: atoms put in the order of {where} by their bonds",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
-        positions = frames.positions.reshape(len(frames), -1, 3)
     atoms.calc = calc
     # A structure that the potential refuses is refused here, before there is a folder.
     atoms.get_potential_energy()

@@ -47,5 +47,9 @@ class PaperVariantWarning(UserWarning):
     """A published implementation is used to the letter, with what is wrong with it."""
 
 
+class ElectronsWarning(UserWarning):
+    """A potential is used on another total charge or spin than it was trained on."""
+
+
 class KernelWarning(UserWarning):
     """There is no compiled form to be had here, or no place to keep it; the line says why."""

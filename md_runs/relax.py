@@ -23,11 +23,13 @@ from dcase.data.held import (
     restraints,
     working_constraints,
 )
+from dcase.data.state import MODEL_KEY, bare, for_extxyz
 from dcase.errors import OptionError, RunError, SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.frequency import check_harmonic, harmonic_frequencies
 from dcase.md_runs.files.identity import run_identity
 from dcase.md_runs.files.provenance import describe_calculator
+from dcase.potentials.electrons import electrons_line
 from dcase.runs import Place, Run, claim
 from dcase.versions import versions
 
@@ -130,7 +132,10 @@ def relax(
     if vibrations:
         check_harmonic(atoms)
     options = {"fmax": fmax, "optimizer": optimizer.lower(), "cell": cell, "vibrations": vibrations}
-    search = _Search(atoms, options, steps, progress)  # looks at the first forces
+    clean = bare(atoms)
+    clean.calc = atoms.calc
+    clean.info[MODEL_KEY] = str(describe_calculator(atoms.calc)["model"])
+    search = _Search(clean, options, steps, progress)  # looks at the first forces
     if notify is not None and atoms.constraints:
         notify(f"constraints: {describe_constraints(atoms)}")
     if out is None:
@@ -266,15 +271,17 @@ class _Search:
 
 
 def _write(folder: Path, result: RelaxResult, search: _Search, options: dict[str, Any]) -> None:
+    line = electrons_line(getattr(search.calc, "potential", None), result.atoms)
     with atomic_path(folder / "relaxation.extxyz") as path:
-        write(path, search.images, format="extxyz")
+        write(path, [for_extxyz(one) for one in search.images], format="extxyz")
     with atomic_path(folder / "relaxed.extxyz") as path:
-        write(path, result.atoms, format="extxyz")
+        write(path, for_extxyz(result.atoms), format="extxyz")
     write_json(
         folder / "relax.json",
         {
             **result.to_dict(),
             **describe_calculator(search.calc),
+            "warnings": [line] if line else [],
             "options": options,
             "versions": versions(),
         },

@@ -42,7 +42,8 @@ class MDSettings:
             they reach the disk at most once a second.
         constrain: ``bonds-to-hydrogen`` or ``all-bonds`` keep their lengths of the starting
             structure (RATTLE), so that a longer time step is stable; ``none`` holds nothing.
-        keep_momenta: Start from the momenta of the structure instead of drawing them.
+        keep_momenta: Start from the momenta of the structure instead of drawing them; not together
+            with an equilibration, which would change them.
         bond_stretch_A: Stop when a covalent bond of the start is longer by this much, Angstrom;
             None does not look. Only bonds between non-metals are watched.
         max_temperature_K: Stop above this; None is ten times ``temperature_K`` plus 1000 K.

@@ -22,8 +22,9 @@ from ase.calculators.calculator import (
 )
 
 from dcase.derivatives import stress_voigt
-from dcase.errors import DcaseError, OptionError, PaperVariantWarning
+from dcase.errors import DcaseError, ElectronsWarning, OptionError, PaperVariantWarning
 from dcase.potentials.create import potential_caveats
+from dcase.potentials.electrons import electrons_line
 from dcase.potentials.elements import unknown_elements
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.fitting.evaluation import choose_device
@@ -140,6 +141,7 @@ class DCCalculator(Calculator):
         self.potential: Any = potential.with_dtype(DTYPES[self.dtype]).to(self.device).eval()
         self.potential.requires_grad_(False)
         self._list: NeighbourList | None = None
+        self._told_electrons = False
         self.deployed = self._deploy()
         if isinstance(potential, Ensemble):
             self.implemented_properties = [*type(self).implemented_properties, *SPREAD]  # type: ignore[misc]
@@ -315,6 +317,9 @@ class DCCalculator(Calculator):
         if known is not None and known.covers(atoms):
             return known
         self._check_elements(atoms)
+        if not self._told_electrons and (line := electrons_line(self.potential, atoms)):
+            self._told_electrons = True
+            warnings.warn(line, ElectronsWarning, stacklevel=2)
         return NeighbourList(atoms, self.potential.cutoff, self.skin, self.device)
 
     def _plain(self, atoms: Atoms, neighbours: NeighbourList, stress: bool) -> dict[str, Any]:

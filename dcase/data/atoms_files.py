@@ -114,7 +114,7 @@ def read_atoms(
             more = f", and {len(useless) - 1} more" if len(useless) > 1 else ""
             notify(f"{path}: {label} not used ({why}{more})")
 
-    structures = AtomicDataset.from_frames(frames)
+    structures = AtomicDataset.from_frames(frames, labels=[k for k in explicit.values() if k])
     energy, forces, stress = (found[label] for label in LABELS)
     return AtomicDataset(
         numbers=structures.numbers,
@@ -131,6 +131,7 @@ def read_atoms(
         fixed=structures.fixed,
         free_axes=structures.free_axes,
         tags=structures.tags,
+        states=structures.states,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dcase.data.held import constraints_of, free_axes, partly_held, wholly_held
+from dcase.data.state import FrameState, electrons_of
 from dcase.errors import DataError
 
 
@@ -66,6 +67,8 @@ class AtomicDataset:
             of forces along held directions are left out likewise. None: ``fixed`` says all.
         tags: ASE's tags (OC20 and OC22: 0 below the surface, 1 surface, 2 adsorbate), int64, shape
             [n_atoms_total], or None.
+        states: What else the frames carry (charge, spin, ``info``, masses, momenta, constraints,
+            the user's own arrays), one for each frame, or None if none carries anything.
         atom_references: Published energies of the free atoms by atomic number, eV (or the unit of
             the property), or None.
     """
@@ -82,6 +85,7 @@ class AtomicDataset:
     fixed: np.ndarray | None = None
     free_axes: np.ndarray | None = None
     tags: np.ndarray | None = None
+    states: tuple[FrameState, ...] | None = None
     atom_references: dict[int, float] | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +107,8 @@ class AtomicDataset:
             raise DataError(f"{self._where()}: frames and atoms do not match up (empty frame?)")
         if n_atoms and (self.numbers.min() < 1 or self.numbers.max() > 118):
             raise DataError(f"{self._where()}: atomic numbers must lie between 1 and 118")
+        if self.states is not None and len(self.states) != n_frames:
+            raise DataError(f"{self._where()}: {len(self.states)} states for {n_frames} frames")
         for key, shape in expected.items():
             value = getattr(self, key)
             if value is None:
@@ -175,7 +181,18 @@ class AtomicDataset:
 
     def without_fixed(self) -> AtomicDataset:
         """The same without the marks of atoms held in place: their forces count like any others."""
-        return replace(self, fixed=None, free_axes=None)
+        states = self.states
+        if states is not None:
+            states = tuple(FrameState(one.info, one.arrays) for one in states)
+        return replace(self, fixed=None, free_axes=None, states=states)
+
+    def electrons(self) -> dict[str, Any]:
+        """Total charges and spins of the frames, see :func:`dcase.data.state.electrons_of`.
+
+        Raises:
+            DataError: If a frame contradicts itself about its charge.
+        """
+        return electrons_of(self.numbers, self.ptr, self.states)
 
     def frame(self, index: int) -> ase.Atoms:
         """Frame ``index`` as ASE atoms, its labels in a SinglePointCalculator.
@@ -194,6 +211,8 @@ class AtomicDataset:
         )
         if (axes := self.directions) is not None:
             atoms.set_constraint(constraints_of(axes[atoms_of]))
+        if self.states is not None:
+            self.states[index].put_on(atoms)
         labels: dict[str, Any] = {}
         if self.energies is not None:
             labels["energy"] = float(self.energies[index])
@@ -234,6 +253,7 @@ class AtomicDataset:
             fixed=pick(self.fixed, atoms),
             free_axes=pick(self.free_axes, atoms),
             tags=pick(self.tags, atoms),
+            states=None if self.states is None else tuple(self.states[k] for k in indices),
         )
 
     @staticmethod
@@ -284,16 +304,23 @@ class AtomicDataset:
         )
 
     @staticmethod
-    def from_frames(frames: Iterable[ase.Atoms], info: DatasetInfo | None = None) -> AtomicDataset:
-        """ASE frames: structures, tags, and what constraints hold (:mod:`dcase.data.held`).
+    def from_frames(
+        frames: Iterable[ase.Atoms],
+        info: DatasetInfo | None = None,
+        *,
+        labels: Sequence[str] = (),
+    ) -> AtomicDataset:
+        """ASE frames: structures, tags, what constraints hold, and their state (see ``states``).
 
-        For labels see :mod:`dcase.data.atoms_files`.
+        Keys of ``info`` and ``arrays`` that name labels are left out (``state.is_label``), and so
+        are ``labels``. For labels see :mod:`dcase.data.atoms_files`.
         """
         frames = list(frames)
         if not frames:
             raise DataError("no frames given")
         periodic = any(atoms.pbc.any() for atoms in frames)
         fixed, axes = _held(frames)
+        states = tuple(FrameState.of(a, without=("tags",), labels=labels) for a in frames)
         tagged = any(atoms.has("tags") for atoms in frames)
         return AtomicDataset(
             numbers=np.concatenate([a.numbers for a in frames]).astype(np.int64),
@@ -307,6 +334,7 @@ class AtomicDataset:
             tags=np.concatenate([a.get_tags() for a in frames]).astype(np.int64)
             if tagged
             else None,
+            states=states if any(states) else None,
         )
 
     @staticmethod
@@ -349,6 +377,9 @@ class AtomicDataset:
                 "free_axes", lambda part: np.tile(np.eye(3), (len(part.numbers), 1, 1))
             ),
             tags=joined("tags", lambda part: np.zeros(len(part.numbers), dtype=np.int64)),
+            states=tuple(s for part in parts for s in part.states or [FrameState()] * len(part))
+            if any(part.states is not None for part in parts)
+            else None,
         )
 
     def fingerprint(self) -> str:
@@ -373,6 +404,9 @@ class AtomicDataset:
             value = getattr(self, name)
             if value is not None:
                 digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+        for number, state in enumerate(self.states or ()):
+            if identity := state.identity():
+                digest.update(f"{number} {identity}".encode())
         return digest.hexdigest()
 
 

@@ -33,6 +33,7 @@ from dcase.data.generate_state import (
     state_path,
     write_result,
 )
+from dcase.data.state import stated_charge, unpaired_electrons
 from dcase.data.xtb import bonds, start_structure, xtb_calculator
 from dcase.errors import DataError, OptionError
 from dcase.files import check_writable, remove_leftovers
@@ -64,6 +65,8 @@ def generate(
     friction: float = 0.05,
     walkers: int = 5,
     seed: int = 0,
+    charge: int | None = None,
+    multiplicity: int | None = None,
     out: str | os.PathLike[str],
     resume: bool = True,
     progress: bool | Progress = False,
@@ -75,7 +78,8 @@ def generate(
     runs, the folder ``<out>.part`` keeps all that is needed to go on exactly after a kill.
 
     Keys of the file: ``R`` (A, float32), ``z``, ``E`` (kcal/mol, float64), ``F`` (kcal/mol/A,
-    float32), ``walker``, ``name``, ``theory``, ``metadata`` (JSON); nothing is pickled.
+    float32), ``walker``, ``name``, ``theory``, ``metadata`` (JSON), of ions and
+    radicals also ``charge`` and ``multiplicity``; nothing is pickled.
 
     Args:
         source: Molecule name, structure file, SMILES, or atoms.
@@ -88,6 +92,9 @@ def generate(
         friction: Langevin friction, 1/fs. It changes how fast frames decorrelate, not the ensemble.
         walkers: Independent trajectories, one after another, that share the frames.
         seed: Seed of everything random; walker w draws from ``SeedSequence([seed, w])``.
+        charge: Total charge, e; None: that of the source (initial charges, ``info["charge"]``, the
+            formal charges of a SMILES), else 0.
+        multiplicity: 2S + 1; None: that of the source, else the lowest.
         out: The npz to write.
         resume: Go on with the run in ``<out>.part``, or return at once if ``out`` is finished and
             has these settings. False starts anew and replaces both.
@@ -111,7 +118,8 @@ def generate(
         raise OptionError(f"seed must not be negative, got {seed}")
     check_writable(out, [state_path(out)], stream=False)
     xtb_calculator()  # say at once that tblite is missing
-    name, atoms, structure_hash = start_structure(source, seed)
+    name, atoms, structure_hash = start_structure(source, seed, charge, multiplicity)
+    electrons = {"charge": stated_charge(atoms), "unpaired_electrons": unpaired_electrons(atoms)}
     settings: dict[str, Any] = {
         "source": name,
         "structure": structure_hash,
@@ -125,6 +133,7 @@ def generate(
         "walkers": min(walkers, n_frames),
         "seed": seed,
     }
+    settings |= {name: value for name, value in electrons.items() if value}
     check_memory(n_frames * (6 * len(atoms) + 1) * 8, f"{n_frames} frames of {len(atoms)} atoms")
     place = place_of(out)
     # A kill between the result and the end leaves the folder of a finished run; it goes below.
@@ -265,7 +274,7 @@ class _Sampler:
 
         ``energies`` collects the potential energy of every step, in eV.
         """
-        atoms.calc = xtb_calculator()
+        atoms.calc = xtb_calculator(atoms=atoms)
         try:
             dynamics = Langevin(
                 atoms,
@@ -340,7 +349,7 @@ class _Sampler:
         # Centred, because float32 resolves coordinates near the origin best.
         rounded = (atoms.positions - atoms.get_center_of_mass()).astype(np.float32)
         frame.positions = rounded.astype(np.float64)
-        frame.calc = xtb_calculator(LABEL_ACCURACY)
+        frame.calc = xtb_calculator(LABEL_ACCURACY, frame)
         try:
             energy = float(frame.get_potential_energy()) / KCAL_PER_MOL
             forces = (frame.get_forces() / KCAL_PER_MOL).astype(np.float32)

@@ -212,6 +212,11 @@ def write_result(
         "versions": {package: _version(package) for package in ("dcase", "tblite", "ase", "numpy")},
         **report,
     }
+    electrons: dict[str, Any] = {}
+    if settings.get("charge"):
+        electrons["charge"] = np.array(settings["charge"])
+    if settings.get("unpaired_electrons"):
+        electrons["multiplicity"] = np.array(settings["unpaired_electrons"] + 1)
     with atomic_path(out) as path, open(path, "wb") as handle:
         np.savez_compressed(
             handle,
@@ -223,6 +228,7 @@ def write_result(
             name=np.array(name),
             theory=np.array(XTB_THEORY),
             metadata=np.array(json.dumps(metadata)),
+            **electrons,
         )
 
 

@@ -26,6 +26,7 @@ from dcase.data.molecules import (
     Molecule,
     find_molecule,
 )
+from dcase.data.state import FrameState
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable
 from dcase.units import ENERGY_UNITS, LENGTH_UNITS, Units, unit_name
@@ -96,6 +97,7 @@ def read_npz(
             )
         said = _text(file, "name")
         lattice = _array(path, file, "lattice") if "lattice" in keys else None
+        electrons = _electrons(path, file)
     numbers, positions, energies, forces = arrays
     molecule = _guess(said, path.stem, numbers)
     dataset = AtomicDataset.from_arrays(
@@ -112,6 +114,8 @@ def read_npz(
             sha256=file_sha256(path),
         ),
     )
+    if electrons:
+        dataset = replace(dataset, states=(FrameState(electrons),) * len(dataset))
     if lattice is None or not lattice.any():
         return dataset
     if lattice.shape != (3, 3) or not np.isfinite(lattice).all():
@@ -123,6 +127,17 @@ def read_npz(
         cells=np.tile(cell, (len(dataset), 1, 1)),
         pbc=np.ones((len(dataset), 3), dtype=bool),
     )
+
+
+def _electrons(path: Path, file: Any) -> dict[str, float]:
+    """Charge and multiplicity of all frames, as ``dcase data generate`` writes them."""
+    found = {}
+    for name in ("charge", "multiplicity"):
+        if name in file.files:
+            value = _array(path, file, name)
+            if value.size == 1 and value.dtype.kind in "iuf":
+                found[name] = value.item()
+    return found
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

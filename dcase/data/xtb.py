@@ -14,6 +14,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from ase.optimize import BFGS
 
 from dcase.data.molecules import find_molecule, structure
+from dcase.data.state import bare, hand_over, unpaired_electrons
 from dcase.errors import DataError, MissingExtraError
 
 BOND_SCALE = 1.3
@@ -30,14 +31,17 @@ def tblite_installed() -> bool:
     return True
 
 
-def xtb_calculator(accuracy: float = 1.0) -> Any:
+def xtb_calculator(accuracy: float = 1.0, atoms: ase.Atoms | None = None) -> Any:
     """A fresh GFN2-xTB calculator for ASE.
 
     Args:
         accuracy: tblite's accuracy: smaller is tighter (1 leaves 2e-4 eV/A of noise in forces,
             0.01 about 2e-6).
+        atoms: Whose charge and spin it is told (:mod:`dcase.data.state`); None: the initial charges
+            and magnetic moments of whatever it is asked for.
 
     Raises:
+        DataError: If charge and spin are impossible together.
         MissingExtraError: If tblite is not installed.
     """
     try:
@@ -46,7 +50,8 @@ def xtb_calculator(accuracy: float = 1.0) -> Any:
         raise MissingExtraError(
             "GFN2-xTB needs the package tblite: pip install 'dcase[xtb]'"
         ) from error
-    return TBLite(method="GFN2-xTB", accuracy=accuracy, verbosity=0)
+    calculator = TBLite(method="GFN2-xTB", accuracy=accuracy, verbosity=0)
+    return calculator if atoms is None else hand_over(atoms, calculator)
 
 
 def bonds(atoms: ase.Atoms) -> frozenset[tuple[int, int]]:
@@ -57,7 +62,7 @@ def bonds(atoms: ase.Atoms) -> frozenset[tuple[int, int]]:
 
 def relax(atoms: ase.Atoms, fmax: float, steps: int = 500, accuracy: float = 0.1) -> float:
     """Relax ``atoms`` in place with GFN2-xTB (fmax in eV/A); returns the energy in eV."""
-    atoms.calc = xtb_calculator(accuracy)
+    atoms.calc = xtb_calculator(accuracy, atoms)
     BFGS(atoms, logfile=None).run(fmax=fmax, steps=steps)
     energy = float(atoms.get_potential_energy())
     atoms.calc = None
@@ -160,7 +165,10 @@ def write_structures(folder: str | os.PathLike[str]) -> None:
 
 
 def start_structure(
-    source: str | os.PathLike[str] | ase.Atoms, seed: int
+    source: str | os.PathLike[str] | ase.Atoms,
+    seed: int,
+    charge: int | None = None,
+    multiplicity: int | None = None,
 ) -> tuple[str, ase.Atoms, str]:
     """A name, a GFN2-xTB-relaxed structure, and a checksum, for whatever the user gave.
 
@@ -168,19 +176,22 @@ def start_structure(
         source: A molecule name, a structure file that ASE reads, a SMILES string, or atoms;
             tried in this order.
         seed: Seed of the conformer search of a SMILES.
+        charge: Total charge, e; None: what the source says.
+        multiplicity: 2S + 1; None: what the source says.
 
     Returns:
         Name, structure, and the SHA-256 of the coordinates that were given ("" where the name
         says it all).
 
     Raises:
-        DataError: If it is none of these, is periodic, or falls apart when relaxed.
+        DataError: If it is none of these, is periodic, falls apart when relaxed, or says another
+            charge or an impossible multiplicity.
         MissingExtraError: If tblite or rdkit is missing.
     """
     if isinstance(source, ase.Atoms):
-        name, atoms = source.get_chemical_formula(), source.copy()
+        name, atoms = source.get_chemical_formula(), bare(source)
     elif (molecule := find_molecule(str(source))) is not None:
-        return molecule.name, structure(molecule.name), ""
+        return molecule.name, _with_electrons(structure(molecule.name), charge, multiplicity), ""
     elif Path(source).is_file():
         name = Path(source).stem
         try:
@@ -188,14 +199,15 @@ def start_structure(
         except Exception as error:  # ASE's readers raise whatever their parsing stumbles on
             raise DataError(f"{source}: ASE cannot read a structure from it ({error})") from error
         assert isinstance(read, ase.Atoms)
-        atoms = read
+        atoms = bare(read)
     elif isinstance(source, os.PathLike) or str(source).endswith((".xyz", ".extxyz", ".pdb")):
         raise DataError(f"no such file: {source}")
     else:
         atoms = relaxed_structure(str(source), n_conformers=5, fmax=0.05, seed=seed)
-        return str(source), atoms, ""
+        return str(source), _with_electrons(atoms, charge, multiplicity), ""
     if atoms.pbc.any():
         raise DataError(f"{name} is periodic; only molecules can be sampled (set pbc to false)")
+    atoms = _with_electrons(atoms, charge, multiplicity)
     checksum = hashlib.sha256(atoms.positions.tobytes()).hexdigest()
     atoms.calc = None
     atoms.set_constraint()
@@ -204,3 +216,14 @@ def start_structure(
     if bonds(atoms) != expected:
         raise DataError(f"{name} changes its bonds when GFN2-xTB relaxes it; check the structure")
     return name, atoms, checksum
+
+
+def _with_electrons(atoms: ase.Atoms, charge: int | None, multiplicity: int | None) -> ase.Atoms:
+    """The atoms with this charge and multiplicity, once they are possible."""
+    if charge is not None:
+        atoms.info["charge"] = charge
+    if multiplicity is not None:
+        atoms.info["multiplicity"] = multiplicity
+        atoms.info.pop("spin", None)
+    unpaired_electrons(atoms)
+    return atoms

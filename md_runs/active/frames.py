@@ -13,6 +13,7 @@ from ase.io import read, write
 from dcase.data.atoms_files import read_atoms
 from dcase.data.dataset import AtomicDataset, DatasetInfo
 from dcase.data.selection import Fingerprint, fingerprint
+from dcase.data.state import CONSTRAINTS_KEY, FrameState, bare, for_extxyz
 from dcase.errors import DataError
 from dcase.files import atomic_path
 
@@ -20,14 +21,16 @@ from dcase.files import atomic_path
 def write_frames(path: Path, frames: Sequence[Atoms]) -> None:
     """Write an extxyz file atomically."""
     with atomic_path(path) as temporary:
-        write(temporary, list(frames), format="extxyz")
+        write(temporary, [for_extxyz(frame) for frame in frames], format="extxyz")
 
 
 def read_structures(path: Path) -> list[Atoms]:
-    """Frames of an extxyz file without calculators."""
+    """Frames of an extxyz file with all their state, without calculators."""
     frames = joined([path])
     for frame in frames:
         frame.calc = None
+        FrameState.of(frame).put_on(frame)  # constraints that extxyz has no column for
+        frame.info.pop(CONSTRAINTS_KEY, None)
     return frames
 
 
@@ -65,7 +68,7 @@ def rattled(structure: Atoms, count: int, amplitude_A: float, seed: int) -> list
     deviation of a coordinate), and those between grow evenly.
 
     Args:
-        structure: Its calculator, momenta and constraints are not copied.
+        structure: Its calculator, momenta and labels are not copied; all its state is.
         count: Frames wanted.
         amplitude_A: A.
         seed: Of the displacements.
@@ -73,10 +76,8 @@ def rattled(structure: Atoms, count: int, amplitude_A: float, seed: int) -> list
     rng = np.random.default_rng(seed)
     frames = []
     for number in range(count):
-        frame = structure.copy()
-        frame.calc = None
+        frame = bare(structure)
         frame.arrays.pop("momenta", None)
-        frame.info = {}
         share = number / (count - 1) if count > 1 else 0.0
         frame.positions += share * amplitude_A * rng.standard_normal(frame.positions.shape)
         frames.append(frame)

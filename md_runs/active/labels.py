@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from dcase.data.state import hand_over, stated_charge, unpaired_electrons
 from dcase.errors import DataError, OptionError
 from dcase.files import write_json
 
@@ -138,7 +139,7 @@ def label_frames(
         label = _stored(path, frame)
         if label is None:
             label = _compute(frame, labeller)
-            write_json(path, {"positions": frame.positions, **label})
+            write_json(path, {"positions": frame.positions, **_electrons(frame), **label})
         trouble = label.get("failed") or _beyond(label["forces"], max_force_eV_A)
         if trouble:
             notes.append(f"frame {number} left out: {trouble}")
@@ -164,10 +165,12 @@ def _compute(frame: Atoms, labeller: Labeller) -> dict[str, Any]:
     """Energy (eV) and forces (eV/A), or why there are none."""
     atoms = frame.copy()
     try:
-        atoms.calc = labeller.factory()
+        atoms.calc = hand_over(atoms, labeller.factory(), "the frame to label")
         # The method's own, whatever restraints or holds the atoms
         energy = float(atoms.get_potential_energy(apply_constraint=False))
         forces = np.asarray(atoms.get_forces(apply_constraint=False), dtype=np.float64)
+    except DataError:  # charge and spin that cannot be
+        raise
     except Exception as error:  # an SCF that does not converge has as many names as programs
         return {"failed": _reason(error)}
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
@@ -180,9 +183,19 @@ def _stored(path: Path, frame: Atoms) -> dict[str, Any] | None:
     try:
         label = json.loads(path.read_text(encoding="utf-8"))
         same = np.array_equal(np.asarray(label["positions"]), frame.positions)
+        same = same and {k: label[k] for k in _SPIN if k in label} == _electrons(frame)
         return label if same and ("failed" in label or "forces" in label) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+_SPIN = ("charge", "unpaired_electrons")
+
+
+def _electrons(frame: Atoms) -> dict[str, Any]:
+    """What is said of the charge and spin of a frame; empty where nothing is."""
+    said = (stated_charge(frame), unpaired_electrons(frame))
+    return {name: value for name, value in zip(_SPIN, said, strict=True) if value}
 
 
 def _beyond(forces: Any, limit: float) -> str:

@@ -228,7 +228,9 @@ def _frames(out: Path, walker: int) -> list[Sample]:
             continue
         atoms.calc = None
         atoms.arrays.pop("momenta", None)
-        atoms.info = {"walker": walker, "step": step, "uncertainty_eV_A": spread[step]}
+        for name in ("time_fs", "temperature_K"):
+            del atoms.info[name]
+        atoms.info.update(walker=walker, step=step, uncertainty_eV_A=spread[step])
         samples.append(Sample(atoms, spread[step], walker, step))
     return samples
 

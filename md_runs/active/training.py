@@ -87,6 +87,7 @@ def train_ensemble(
         raise KeyboardInterrupt
     ensemble = Ensemble([load_potential(job.out) for job in tasks])
     ensemble.metadata["dataset"] = {**dataset.info.to_dict(), "frames": len(dataset)}
+    ensemble.metadata["electrons"] = dataset.electrons()
     ensemble.metadata["active_learning"] = {
         "round": round_number,
         "labels": len(dataset),

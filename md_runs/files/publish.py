@@ -9,8 +9,10 @@ import numpy as np
 from ase import Atoms
 from ase.io import write
 
+from dcase.data.state import for_extxyz, with_results
 from dcase.files import atomic_path
 from dcase.md_runs.files.journal import read_rows, row_blocks
+from dcase.md_runs.files.provenance import describe_calculator
 from dcase.md_runs.files.run_folder import (
     SUMMED,
     Checkpoint,
@@ -74,14 +76,16 @@ def publish(
 
 
 def write_final(folder: RunFolder, atoms: Atoms, step: int, timestep_fs: float) -> None:
-    """Write ``final.extxyz`` atomically: positions, momenta, and energy and forces if computed."""
-    final = atoms.copy()
-    final.calc = atoms.calc
+    """Write ``final.extxyz`` atomically: positions, momenta, all state of the start.
+
+    With a calculator also its energy and forces, which constraints do not change; labels that the
+    start had are gone.
+    """
+    model = "" if atoms.calc is None else str(describe_calculator(atoms.calc)["model"])
+    final = with_results(atoms, atoms.calc, model)
     final.info.update(step=step, time_fs=step * timestep_fs)
-    if final.calc is not None:
-        final.get_forces()  # the last checkpoint may have reset the calculator
     with atomic_path(folder.final) as temporary:
-        write(temporary, final, format="extxyz")
+        write(temporary, for_extxyz(final), format="extxyz")
 
 
 def recover(out: str | Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ase import Atoms
 from ase.io.jsonio import decode, encode
 
 from dcase.archives import check_archive
+from dcase.data.state import bare
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.files.journal import sums_of
 from dcase.md_runs.files.run_folder import damaged_checkpoint, read_facts
@@ -181,8 +182,8 @@ class ReplicaCheckpoint:
 
 
 def _as_text(atoms: Atoms) -> str:
-    """A structure as JSON, without momenta; without what its ``info`` has that is no JSON."""
-    plain = atoms.copy()
+    """A structure as JSON, without momenta, labels, and what of ``info`` is no JSON."""
+    plain = bare(atoms)
     plain.arrays.pop("momenta", None)
     for name in list(plain.info):
         try:

@@ -21,6 +21,7 @@ import numpy as np
 from ase import Atoms
 
 from dcase.archives import check_archive
+from dcase.data.state import FrameState
 from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.files.journal import sums_of
@@ -302,18 +303,22 @@ def structure_arrays(atoms: Atoms) -> dict[str, np.ndarray]:
         "start_masses": atoms.get_masses(),
         "start_cell": np.array(atoms.cell),
         "start_pbc": atoms.pbc,
+        "start_state": np.array(FrameState.of(atoms, without=("momenta",)).to_text()),
     }
 
 
 def structure_from(stored: Any) -> Atoms:
     """Inverse of :func:`structure_arrays`."""
-    return Atoms(
+    atoms = Atoms(
         numbers=stored["start_numbers"],
         positions=stored["start_positions"],
         masses=stored["start_masses"],
         cell=stored["start_cell"],
         pbc=stored["start_pbc"],
     )
+    if "start_state" in stored:  # a dcase before 0.3 kept no more
+        FrameState.from_text(str(stored["start_state"])).put_on(atoms)
+    return atoms
 
 
 def damaged_checkpoint(path: Path, error: Exception) -> SimulationError:

@@ -7,6 +7,8 @@
     /particles/atoms/mass             [u]
     /particles/atoms/box              dimension, boundary, edges (with periodic boundaries)
     /observables/<name>               one value per frame: energies [eV], temperature [K]
+    /dcase/state                      what else the structure carries, as JSON (charge, constraints,
+                                      info, tags, ...: dcase.data.state)
     /dcase/series/<name>              the dense energy series, its own steps and times; of an
                                       ensemble's run also its uncertainty [eV Angstrom-1]
 
@@ -34,6 +36,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from dcase import hdf5
 from dcase._version import __version__
 from dcase.data.held import restraint_energies, restraints
+from dcase.data.state import FrameState
 from dcase.errors import SimulationError
 from dcase.md_runs.files.journal import row_blocks
 from dcase.md_runs.files.run_folder import FRAME, SERIES, UNCERTAINTY, series_columns
@@ -145,6 +148,9 @@ def write_trajectory(
         ours = file.create_group("dcase")
         for name, value in (attributes or {}).items():
             ours.attrs[name] = value
+        state = FrameState.of(template, without=("masses", "momenta"))
+        if state:
+            ours["state"] = state.to_text()
         dense = ours.create_group("series")
         _write_series(dense, series, timestep_fs)
 
@@ -188,7 +194,10 @@ def rows_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]:
-    """Frames of a trajectory as ASE atoms with velocities and energies.
+    """Frames of a trajectory as ASE atoms with velocities, energies, and the state of the start.
+
+    That is its charge and spin, isotopes, tags, constraints, arrays and ``info``
+    (:class:`dcase.data.state.FrameState`).
 
     Args:
         path: ``trajectory.h5``, or the folder of a run.
@@ -215,10 +224,13 @@ def read_trajectory(path: str | Path, index: slice | None = None) -> list[Atoms]
         if RESTRAINT in file["observables"]:
             energies = energies - np.asarray(file[f"observables/{RESTRAINT}/value"])[where]
         temperatures = np.asarray(file["observables/temperature/value"])[where]
+        text = file["dcase/state"][()].decode() if "dcase/state" in file else ""
+        state = FrameState.from_text(text) if text else FrameState()
     images = []
     for k in range(len(steps)):
         atoms = Atoms(numbers, positions[k], masses=masses, cell=cell, pbc=boundary)
         atoms.set_velocities(velocities[k] / FS)
+        state.put_on(atoms)  # after the velocities, which constraints would change
         atoms.info.update(
             step=int(steps[k]), time_fs=float(times[k]), temperature_K=float(temperatures[k])
         )

@@ -27,6 +27,7 @@ from dcase.md_runs.loop.result import FAILED, FINISHED, INTERRUPTED, STOPPED, MD
 from dcase.md_runs.loop.resume_point import ResumePoint
 from dcase.md_runs.loop.uncertainty import is_ensemble
 from dcase.md_runs.settings import MDSettings
+from dcase.potentials.electrons import electrons_line
 from dcase.runs import Run
 from dcase.versions import versions
 
@@ -91,6 +92,11 @@ class Simulation(MovingAtoms):
             raise OptionError(
                 f"the constraints leave {atoms.get_chemical_formula()} nothing to move: hold less"
             )
+        if settings.keep_momenta and settings.equilibrate and settings.temperature_K > 0:
+            raise OptionError(
+                f"keep_momenta and {settings.equilibrate} steps of equilibration exclude each "
+                "other: the thermostat would change the momenta; use equilibrate 0"
+            )
         if self.held is not None and self.n_dof < 1 and not settings.keep_momenta:
             raise OptionError(
                 f"constrain={settings.constrain} leaves {atoms.get_chemical_formula()} nothing to "
@@ -145,6 +151,7 @@ class Simulation(MovingAtoms):
             self.log.line(f"constraints: {describe_constraints(self.given)}")
         if warning:
             self.warn(warning)
+        self.warn_of_start()
         self.rows.open(0, 0)
         if not settings.keep_momenta:
             draw_momenta(atoms, settings.temperature_K, self.rng)
@@ -317,6 +324,18 @@ class Simulation(MovingAtoms):
             ahead = self.settings.equilibrate
             self.progress(self.step + ahead, self.settings.steps + ahead)
 
+    def warn_of_start(self) -> None:
+        """Momenta that are missing; a charge that the potential does not know."""
+        if self.settings.keep_momenta and not self.given.has("momenta"):
+            self.warn(
+                "keep_momenta: the structure holds no momenta, so every atom starts at rest"
+                + _like_momenta(self.given)
+            )
+        # The calculator has said it; here it goes into the report.
+        if line := electrons_line(getattr(self.atoms.calc, "potential", None), self.atoms):
+            self.run_facts["warnings"].append(line)
+            self.folder.write_run(self.run_facts)
+
     def warn(self, text: str) -> None:
         """Tell the user, the log and the report."""
         self.run_facts["warnings"].append(text)
@@ -363,3 +382,11 @@ class Simulation(MovingAtoms):
     def close(self) -> None:
         """Close the journals."""
         self.rows.close()
+
+
+def _like_momenta(atoms: Atoms) -> str:
+    """Arrays that look like velocities under another name, in words."""
+    names = [n for n in atoms.arrays if str(n).lower().startswith(("vel", "moment"))]
+    if not names:
+        return ""
+    return f" (its array {names[0]!r} is none of ASE's: use momenta, or atoms.set_velocities)"

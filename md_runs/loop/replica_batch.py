@@ -26,6 +26,7 @@ from dcase.md_runs.loop.result import FAILED, FINISHED, INTERRUPTED, STOPPED
 from dcase.md_runs.loop.resume_point import energy_tolerance
 from dcase.md_runs.loop.watch import BlowUpWatch, bond_lengths
 from dcase.md_runs.settings import MDSettings
+from dcase.potentials.electrons import electrons_line
 from dcase.runs import Run
 from dcase.units import FS, KB
 from dcase.versions import versions
@@ -142,6 +143,7 @@ class ReplicaBatch:
             copy = self.atoms.copy()
             draw_momenta(copy, settings.temperature_K, rng)
             self.p[r] = copy.get_momenta()
+        line = electrons_line(getattr(self.atoms.calc, "potential", None), self.atoms)
         self.facts = {
             "format": SUMMED,
             "status": "running",
@@ -151,7 +153,7 @@ class ReplicaBatch:
             "numbers": self.atoms.numbers.tolist(),
             "n_dof": self.n_dof,
             "shortest_period_fs": period,
-            "warnings": [warning] if warning else [],
+            "warnings": [*([warning] if warning else []), *([line] if line else [])],
             "versions": versions(),
             **describe_calculator(self.atoms.calc),
         }

@@ -20,6 +20,7 @@ from ase.io import write
 
 from dcase.data.held import free_axes
 from dcase.data.selection import Shortlist
+from dcase.data.state import bare, for_extxyz
 from dcase.errors import OptionError
 from dcase.files import atomic_path
 from dcase.md_runs.settings import MDSettings
@@ -168,7 +169,8 @@ class UncertaintyWatch:
     def write(self, path: Path, timestep_fs: float) -> None:
         """Write the frames worth labelling, most uncertain first; no file if there are none.
 
-        ``info`` holds ``step``, ``time_fs`` and ``uncertainty_eV_A``.
+        They carry the state of the start (charge, constraints, ``info``, ...), no labels, and in
+        ``info`` their ``step``, ``time_fs`` and ``uncertainty_eV_A``.
 
         Raises:
             DcaseError: If the file cannot be written.
@@ -177,18 +179,15 @@ class UncertaintyWatch:
             path.unlink(missing_ok=True)
             return
         frames = []
+        template = bare(self.template)
+        template.arrays.pop("momenta", None)
         kept = self.selected
         for score, step, positions in zip(kept.scores, kept.tags, kept.positions, strict=True):
-            frame = self.template.copy()
-            frame.calc = None
-            frame.set_constraint()
+            frame = template.copy()
             frame.positions = positions
-            frame.arrays.pop("momenta", None)
-            frame.info = {
-                "step": int(step),
-                "time_fs": float(step * timestep_fs),
-                "uncertainty_eV_A": float(score),
-            }
-            frames.append(frame)
+            frame.info.update(
+                step=int(step), time_fs=float(step * timestep_fs), uncertainty_eV_A=float(score)
+            )
+            frames.append(for_extxyz(frame))
         with atomic_path(path) as temporary:
             write(temporary, frames, format="extxyz")

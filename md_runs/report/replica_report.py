@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dcase import hdf5
+from dcase.data.state import for_extxyz
 from dcase.errors import SimulationError
 from dcase.files import atomic_path, write_json
 from dcase.md_runs.analysis.drift import analyse, plus_minus
@@ -87,7 +88,7 @@ def write_replica_report(out: str | Path, status: str) -> dict[str, Any]:
     save(_figure(times, potential + kinetic, n_atoms, report), folder.root / "drift.png")
     _write_data(folder, times, potential, kinetic, frames, dt, (count, n_atoms))
     with atomic_path(folder.root / "final.extxyz") as path:
-        write(path, _final(saved, facts), format="extxyz")
+        write(path, [for_extxyz(one) for one in _final(saved, facts)], format="extxyz")
     return report
 
 

@@ -86,6 +86,7 @@ def metadata_of(
     """What a checkpoint says of where it comes from."""
     return {
         "dataset": {**dataset.info.to_dict(), "frames": len(dataset)},
+        "electrons": dataset.electrons(),
         "split": {
             "n_train": len(splits.train),
             "n_val": len(splits.val),
