@@ -6,6 +6,7 @@ import ase.io
 import pytest
 import torch
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from cli_inputs import save_some
 
 from dcase.data.md17 import embedded_file
@@ -64,6 +65,27 @@ def test_evaluate_says_where_the_levels_of_theory_differ(dcase, model):
     done = dcase("evaluate", model, "md17_ethanol.npz")
     assert done.code == 0
     assert done.err.startswith("WARNING: the potential was trained on GFN2-xTB, the data are PBE")
+
+
+def test_evaluate_says_where_the_charge_is_another(dcase, empty_folder):
+    potential = create_potential(elements="HO", size="tiny", seed=0)
+    potential.metadata["electrons"] = {"charges": [0.0], "unpaired": [], "stated": False}
+    potential.save("neutral.pt")
+    water = molecule("H2O")
+    water.calc = SinglePointCalculator(water, energy=0.0, forces=0 * water.positions)
+    ase.io.write("neutral.extxyz", water)
+    water.info["charge"] = 1
+    ase.io.write("cation.extxyz", water)
+    done = dcase("evaluate", "neutral.pt", "cation.extxyz", "--json", "e.json")
+    assert done.code == 0, done.err
+    (line,) = [one for one in done.err.splitlines() if "total charge" in one]
+    assert "trained on total charge 0 (none was given), the data has 1" in line
+    content = json.loads((empty_folder / "e.json").read_text())
+    assert content["electrons"]["charges"] == [1.0]
+    assert content["model_electrons"]["charges"] == [0.0]
+    assert len(content["warnings"]) == 1
+    done = dcase("evaluate", "neutral.pt", "neutral.extxyz")
+    assert "total charge" not in done.err
 
 
 def test_evaluate_compares_what_is_there(dcase, model, empty_folder):

@@ -5,6 +5,7 @@ import json
 import ase.io
 import numpy as np
 import pytest
+from ase import units
 
 from dcase.cli import md as md_command
 from dcase.data.md17 import embedded_file
@@ -99,7 +100,51 @@ def test_reference_frames_give_h_of_r(dcase, short, empty_folder):
     reference = embedded_file(get_molecule("ethanol"))
     done = dcase(*short, "--reference", reference, "--out", "m")
     assert done.code == 0, done.err
-    assert report_of(empty_folder / "m")["h_of_r"]["reference_frames"] == 1000
+    report = report_of(empty_folder / "m")
+    assert report["h_of_r"]["reference_frames"] == 1000
+    assert "put in the order" not in done.err
+
+
+def test_reference_frames_in_another_order_are_matched_by_their_bonds(dcase, short, empty_folder):
+    """Hydrogens in other places: elements agree line by line, bonds do not."""
+    atoms, order = structure("ethanol"), [0, 1, 2, 8, 7, 6, 5, 4, 3]
+    assert (atoms.numbers[order] == atoms.numbers).all()
+    ase.io.write("shuffled.extxyz", [atoms[order], atoms[order]])
+    ase.io.write("same.extxyz", [atoms, atoms])
+    found = {}
+    for name in ("shuffled", "same"):
+        done = dcase(*short, "--temperature", "50", "--reference", f"{name}.extxyz", "--out", name)
+        assert done.code == 0, done.err
+        assert ("atoms put in the order of" in done.err) == (name == "shuffled")
+        found[name] = report_of(empty_folder / name)
+        assert not found[name]["stability"]["collapsed"]
+    assert found["shuffled"]["h_of_r"] == found["same"]["h_of_r"]
+    deviations = [one["stability"]["largest_deviation_A"] for one in found.values()]
+    assert deviations[0] == pytest.approx(deviations[1], abs=0.02)  # a methyl's may be swapped
+
+
+def test_keep_momenta_keeps_them_without_a_word_of_equilibration(dcase, model, empty_folder):
+    atoms = structure("ethanol")
+    velocities = np.tile([0.002, 0, 0], (9, 1))
+    velocities[8] += [0, 0.02, 0]  # A/fs: one hydrogen kicked, the whole moving
+    atoms.set_velocities(velocities / units.fs)
+    ase.io.write("kicked.extxyz", atoms)
+    kept = ["md", "--model", model, "--keep-momenta", "--steps", "3", "--device", "cpu"]
+    done = dcase(*kept, "--structure", "kicked.extxyz", "--out", "kicked")
+    assert done.code == 0, done.err
+    series = read_series(empty_folder / "kicked")
+    assert series["kinetic_energy"][0] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-6)
+    expected = 0.002 * atoms.get_masses().sum()
+    assert series["com_momentum"][0] == pytest.approx(
+        np.hypot(expected, 0.02 * atoms.get_masses()[8]), rel=1e-6
+    )
+    done = dcase(*kept, "--structure", "kicked.extxyz", "--equilibrate", "5", "--out", "not")
+    assert done.code == 1
+    assert "keep_momenta and 5 steps of equilibration exclude each other" in done.err
+    assert not (empty_folder / "not").exists()
+    done = dcase(*kept, "--structure", "ethanol", "--out", "cold")
+    assert done.code == 0, done.err
+    assert "the structure holds no momenta" in done.err
 
 
 def test_dt_scan_is_in_the_report(dcase, short, empty_folder, short_scan):
