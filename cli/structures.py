@@ -13,6 +13,7 @@ import numpy as np
 from dcase.data.dataset import AtomicDataset
 from dcase.data.frames import Reading, check_applies, read_frames
 from dcase.data.molecules import find_molecule, structure
+from dcase.data.state import bare
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable
 from dcase.potentials.potential import Potential
@@ -52,7 +53,7 @@ def load_structure(given: str | None, potential: Potential) -> tuple[ase.Atoms, 
         finite = np.isfinite(atoms.positions).all(axis=1)
         if not finite.all():
             raise DataError(f"{path}: the position of atom {int(np.argmin(finite))} is not finite")
-        return atoms, str(path)
+        return bare(atoms), str(path)  # what a calculation said of it before is not wanted
     if find_molecule(given) is not None:
         return structure(given), f"{given} (shipped geometry)"
     raise DataError(f"{given}: no such file, and no molecule of that name")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import ase
+import numpy as np
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.state import FrameState, electrons_of, joined_electrons, other_electrons
@@ -35,9 +36,6 @@ def electrons_line(potential: Any, what: ase.Atoms | AtomicDataset) -> str:
         return ""
     if isinstance(what, AtomicDataset):
         return other_electrons(trained, what.electrons(), "the data")
-    used = electrons_of(what.numbers, _ends(what), [FrameState(what.info, what.arrays)])
+    ends = np.array([0, len(what)])
+    used = electrons_of(what.numbers, ends, [FrameState(what.info, what.arrays)])
     return other_electrons(trained, used)
-
-
-def _ends(atoms: ase.Atoms) -> Any:
-    return [0, len(atoms)]

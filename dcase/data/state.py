@@ -396,9 +396,9 @@ def other_electrons(
             f"was trained on {_listing(trained['unpaired'])} unpaired electrons, {what} has "
             f"{_listing(spins)}"
         )
-    return f"the potential {'; it '.join(said)}: energies and forces are of another system" * bool(
-        said
-    )
+    if not said:
+        return ""
+    return f"the potential {'; it '.join(said)}: energies and forces are of another system"
 
 
 def _listing(values: Iterable[float]) -> str:

@@ -245,6 +245,17 @@ def test_a_bare_copy_has_no_label_and_the_original_keeps_its_own():
     assert_same_state(bare(atoms), atoms)
 
 
+def test_a_structure_of_ours_is_loaded_with_all_its_constraints(tmp_path):
+    from dcase.cli.structures import load_structure
+    from dcase.potentials.create import create_potential
+
+    ase.io.write(tmp_path / "a.extxyz", for_extxyz(labelled(hydroxide())))
+    potential = create_potential(elements="HO", size="tiny", seed=0)
+    atoms, _ = load_structure(str(tmp_path / "a.extxyz"), potential)
+    assert_same_state(atoms, hydroxide())
+    assert atoms.calc is None
+
+
 def test_labels_named_by_the_user_are_no_state_either(tmp_path):
     atoms = hydroxide()
     atoms.info["e_dft"] = -4.0
