@@ -12,9 +12,15 @@ from typing import Any
 import click
 
 from dcase._version import __version__
-from dcase.errors import DcaseError, ElectronsWarning, KernelWarning, PaperVariantWarning
+from dcase.errors import (
+    ApartWarning,
+    DcaseError,
+    ElectronsWarning,
+    KernelWarning,
+    PaperVariantWarning,
+)
 
-_OURS = (ElectronsWarning, KernelWarning, PaperVariantWarning)
+_OURS = (ApartWarning, ElectronsWarning, KernelWarning, PaperVariantWarning)
 
 # name -> (module, attribute, one line for --help); imported when the command runs, so that
 # ``dcase --help`` does not wait for torch.

@@ -16,6 +16,7 @@ from dcase.data.molecules import find_molecule, structure
 from dcase.data.state import bare
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable
+from dcase.potentials.graphs.graph import half_neighbour_list
 from dcase.potentials.potential import Potential
 
 
@@ -28,8 +29,8 @@ def load_structure(given: str | None, potential: Potential) -> tuple[ase.Atoms, 
         potential: Asked for that molecule.
 
     Raises:
-        DataError: If there is no such file or molecule, it cannot be read, or its positions are not
-            numbers.
+        DataError: If there is no such file or molecule, it cannot be read, its positions are not
+            numbers, or most of its atoms are out of reach of all others.
     """
     if given is None:
         trained_on = molecule_of(potential)
@@ -53,10 +54,24 @@ def load_structure(given: str | None, potential: Potential) -> tuple[ase.Atoms, 
         finite = np.isfinite(atoms.positions).all(axis=1)
         if not finite.all():
             raise DataError(f"{path}: the position of atom {int(np.argmin(finite))} is not finite")
+        _refuse_mostly_alone(atoms, str(path), potential)
         return bare(atoms), str(path)  # what a calculation said of it before is not wanted
     if find_molecule(given) is not None:
         return structure(given), f"{given} (shipped geometry)"
     raise DataError(f"{given}: no such file, and no molecule of that name")
+
+
+def _refuse_mostly_alone(atoms: ase.Atoms, where: str, potential: Potential | None) -> None:
+    """An atom may be alone; that most are is a sign of another unit of length."""
+    if potential is None or len(atoms) == 1:
+        return
+    system = (atoms.positions, potential.cutoff, atoms.cell.array, atoms.pbc)
+    count = len(atoms) - len(np.unique(half_neighbour_list(*system)[0]))
+    if 2 * count > len(atoms):
+        raise DataError(
+            f"{where}: {count} of {len(atoms)} atoms have no neighbour within the cutoff of "
+            f"{potential.cutoff:g} A; are the positions in Angstrom?"
+        )
 
 
 def molecule_of(potential: Potential) -> str | None:

@@ -51,5 +51,9 @@ class ElectronsWarning(UserWarning):
     """A potential is used on another total charge or spin than it was trained on."""
 
 
+class ApartWarning(UserWarning):
+    """Most atoms are out of reach of all others; the lengths may be in another unit."""
+
+
 class KernelWarning(UserWarning):
     """There is no compiled form to be had here, or no place to keep it; the line says why."""

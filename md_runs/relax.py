@@ -106,7 +106,7 @@ def relax(
         fmax: Largest force allowed, eV/A.
         steps: Optimizer steps at most.
         optimizer: ``lbfgs``, ``bfgs`` or ``fire``.
-        cell: Relax the cell too (exponential cell filter); needs a stress.
+        cell: Relax the cell in its periodic directions too (exponential filter); needs a stress.
         vibrations: Compute harmonic wavenumbers at the end (6N force calls).
         out: Folder for ``relaxed.extxyz``, ``relaxation.extxyz`` (every step) and ``relax.json``.
         overwrite: Replace an earlier result in ``out``.
@@ -125,8 +125,8 @@ def relax(
         raise OptionError(f"steps must be >= 0, not {steps}")
     if atoms.calc is None:
         raise OptionError("the structure has no calculator: set atoms.calc before relax")
-    if cell and not np.all(atoms.pbc):
-        raise OptionError("relaxing the cell needs periodic boundaries in all three directions")
+    if cell:
+        _cell_mask(atoms)
     if cell and "stress" not in getattr(atoms.calc, "implemented_properties", ()):
         raise OptionError("relaxing the cell needs a stress, which this potential does not have")
     if vibrations:
@@ -184,7 +184,9 @@ class _Search:
         self.work.set_constraint(working_constraints(self.work, exact=self.exact))
         self.own = atoms.copy().constraints
         self.options, self.steps, self.progress = options, steps, progress
-        self.target: Any = FrechetCellFilter(self.work) if options["cell"] else self.work
+        self.target: Any = self.work
+        if options["cell"]:
+            self.target = FrechetCellFilter(self.work, mask=_cell_mask(self.work))
         self.energy, self.force = _energy(self.work), _largest(self.target)
         if not (math.isfinite(self.energy) and math.isfinite(self.force)):
             raise SimulationError(
@@ -286,6 +288,35 @@ def _write(folder: Path, result: RelaxResult, search: _Search, options: dict[str
             "versions": versions(),
         },
     )
+
+
+def _cell_mask(atoms: Atoms) -> np.ndarray | None:
+    """Which components of the strain the cell relaxes in, bool, shape [3, 3]; None: all.
+
+    Those between periodic directions: the energy of a slab does not depend on its vacuum.
+
+    Raises:
+        OptionError: If nothing is periodic, the cell lacks a vector, or the periodic vectors are
+            not along or at right angles to the axes x, y and z.
+    """
+    if not atoms.pbc.any():
+        raise OptionError("relaxing the cell needs periodic boundaries in some direction")
+    if atoms.cell.rank < 3:
+        raise OptionError(
+            "relaxing the cell needs three lattice vectors: give the direction that is not "
+            "periodic one, as with atoms.center(vacuum=10, axis=2)"
+        )
+    if atoms.pbc.all():
+        return None
+    vectors = atoms.cell.array[atoms.pbc]
+    projector = np.linalg.pinv(vectors) @ vectors
+    along = np.diag(projector) > 0.5
+    if not np.allclose(projector, np.diag(along), rtol=0, atol=1e-6):
+        raise OptionError(
+            "relaxing the cell of a slab or wire needs its periodic vectors in the plane of two "
+            "of the axes x, y, z, or along one: turn the structure"
+        )
+    return np.logical_and.outer(along, along)
 
 
 def _energy(atoms: Atoms) -> float:

@@ -28,7 +28,12 @@ from dcase.potentials.electrons import electrons_line
 from dcase.potentials.elements import unknown_elements
 from dcase.potentials.ensemble import Ensemble, load_model, model_from_document
 from dcase.potentials.fitting.evaluation import choose_device
-from dcase.potentials.graphs.graph import AtomicGraph, build_graph
+from dcase.potentials.graphs.graph import (
+    COINCIDENT_A,
+    AtomicGraph,
+    build_graph,
+    coincident_atoms,
+)
 from dcase.potentials.kernels.deployed import Deployed, deploy
 from dcase.potentials.potential import Potential, find_checkpoint
 from dcase.runs import fingerprint
@@ -49,8 +54,12 @@ class DCCalculator(Calculator):
 
     Forces are ``-dE/dx`` exactly, by autograd or written out. Results: ``energy`` and
     ``free_energy`` (equal; eV), ``energies`` (eV, shape [n_atoms]), ``forces`` (eV/A, shape
-    [n_atoms, 3]) and, for systems that are periodic in three directions, ``stress`` (eV/A^3, Voigt
-    xx, yy, zz, yz, xz, xy).
+    [n_atoms, 3]) and, where the cell has three vectors, ``stress`` (eV/A^3, Voigt xx, yy, zz, yz,
+    xz, xy): dE/d strain over the volume of the cell as ASE counts it, vacuum included, whichever
+    directions are periodic.
+
+    An atom that is out of reach of all others has an energy, its element's offset and what the
+    network gives an atom alone, and no force; so that far fragments are the sum of their parts.
 
     Of an ensemble these are the means over its members, and there are the standard deviations over
     them besides: ``energy_std`` (eV) and ``forces_std`` (eV/A, shape [n_atoms, 3]).
@@ -69,7 +78,7 @@ class DCCalculator(Calculator):
         skin: A; neighbours are searched to cutoff + skin and the list is reused until an atom has
             moved by half of it; of a small molecule all pairs are listed once. Results do not
             depend on it.
-        allow_isolated: Evaluate atoms without any neighbour inside the cutoff instead of raising.
+        allow_isolated: False: raise where an atom has no neighbour inside the cutoff.
         use_cache: As in ASE.
         optimize: Use the compiled form of the potential (:mod:`dcase.potentials.kernels.deployed`).
             None: where there is one that is the same function up to rounding (on the CPU). True:
@@ -104,7 +113,7 @@ class DCCalculator(Calculator):
         device: str | torch.device | None = None,
         dtype: str = "float32",
         skin: float = 0.5,
-        allow_isolated: bool = False,
+        allow_isolated: bool = True,
         use_cache: bool = True,
         optimize: bool | None = None,
     ):
@@ -164,11 +173,12 @@ class DCCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Compute everything cheap at once, and the stress when the system is 3D periodic.
+        """Compute everything cheap at once, and the stress if it is asked for or 3D periodic.
 
         Raises:
-            DCCalculatorError: For unknown elements, NaN positions, isolated atoms, no atoms.
-            PropertyNotImplementedError: For the stress of a system that is not 3D periodic.
+            DCCalculatorError: For unknown elements, NaN positions, atoms in the same place, no
+                atoms, and isolated atoms if they are not allowed.
+            PropertyNotImplementedError: For the stress without three lattice vectors.
         """
         with self._lock:
             self._calculate(atoms, properties)
@@ -180,11 +190,9 @@ class DCCalculator(Calculator):
             self.atoms = atoms.copy()
         atoms = self.atoms
         assert atoms is not None
-        stress = bool(atoms.pbc.all())
-        if not stress and "stress" in (properties or []):
-            raise PropertyNotImplementedError(
-                "the stress needs a system that is periodic in all three directions"
-            )
+        stress = bool(atoms.pbc.all()) or "stress" in (properties or [])
+        if "stress" in (properties or []) and _has_no_volume(atoms):
+            raise PropertyNotImplementedError(_NO_VOLUME)
         with torch.inference_mode(False):  # its tensors could not be differentiated
             neighbours = self.neighbour_list(atoms)
             result = self._compiled(atoms, neighbours, stress) or self._plain(
@@ -221,12 +229,10 @@ class DCCalculator(Calculator):
     ) -> Any:
         """As ASE, of these atoms also where other threads ask for others at the same time.
 
-        The stress of a system that is not 3D periodic says why there is none.
+        Where there is no stress, it says why.
         """
-        if name == "stress" and atoms is not None and not atoms.pbc.all():
-            raise PropertyNotImplementedError(
-                "the stress needs a system that is periodic in all three directions"
-            )
+        if name == "stress" and atoms is not None and _has_no_volume(atoms):
+            raise PropertyNotImplementedError(_NO_VOLUME)
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
 
@@ -325,6 +331,12 @@ class DCCalculator(Calculator):
     def _plain(self, atoms: Atoms, neighbours: NeighbourList, stress: bool) -> dict[str, Any]:
         """Results by name, by PyTorch and autograd."""
         graph = neighbours.graph(atoms)
+        if stress and graph.cells is None:  # nothing is periodic, but there is a volume
+            cells = graph.positions.new_tensor(atoms.cell.array).reshape(1, 3, 3)
+            graph = replace(graph, cells=cells)
+        r = graph.vectors()
+        if bool(((r * r).sum(dim=1) < COINCIDENT_A**2).any()):
+            self._refuse_coincident(atoms, neighbours)
         if not self.allow_isolated:
             # Counted from the pairs inside the cutoff, not inside the skin.
             counts = torch.bincount(graph.pairs.flatten(), minlength=len(atoms))
@@ -339,6 +351,8 @@ class DCCalculator(Calculator):
         if self.deployed is None:
             return {}
         found = self.deployed(atoms.numbers, atoms.positions, neighbours.pairs, neighbours.offsets)
+        if found.closest < COINCIDENT_A:
+            self._refuse_coincident(atoms, neighbours)
         if not self.allow_isolated:
             self._check_isolated(atoms, found.neighbours)
         result: dict[str, Any] = {
@@ -355,13 +369,17 @@ class DCCalculator(Calculator):
             result["forces_std"] = found.forces.std(axis=0, ddof=1)
         return result
 
+    def _refuse_coincident(self, atoms: Atoms, neighbours: NeighbourList) -> None:
+        which = coincident_atoms(atoms.positions, neighbours.pairs, neighbours.offsets)
+        raise DCCalculatorError(f"{which}: no force can be told there")
+
     def _check_isolated(self, atoms: Atoms, neighbours: np.ndarray) -> None:
         if len(atoms) > 1 and not neighbours.all():
             lonely = int(np.argmin(neighbours))
             raise DCCalculatorError(
                 f"atom {lonely} ({atoms.symbols[lonely]}) has no neighbour within the cutoff "
                 f"of {self.potential.cutoff} A: did the system fly apart, or are the positions "
-                "not in Angstrom? (allow_isolated=True evaluates it all the same)"
+                "not in Angstrom? (allow_isolated=True, the default, evaluates it all the same)"
             )
 
     def _check_elements(self, atoms: Atoms) -> None:
@@ -420,6 +438,16 @@ class NeighbourList:
             pairs=wide.pairs[:, inside],
             shifts=None if wide.shifts is None else wide.shifts[inside],
         )
+
+
+_NO_VOLUME = (
+    "the stress is dE/d strain over the volume of the cell, which needs three lattice vectors: "
+    "give the directions that are not periodic a vector, as with atoms.center(vacuum=10, axis=2)"
+)
+
+
+def _has_no_volume(atoms: Atoms) -> bool:
+    return atoms.cell.rank < 3  # as ASE's own calculators and filters ask
 
 
 def _copy(potential: Potential | Ensemble) -> Potential | Ensemble:

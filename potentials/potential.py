@@ -179,7 +179,7 @@ class Potential(ExactBuffers):
 
         Args:
             graph: One or more systems; pairs must cover :attr:`cutoff`.
-            stress: Also compute the stress (all systems periodic).
+            stress: Also compute the stress (all systems with a cell of three vectors).
             forces: Compute forces; they take three times as long as the energies.
 
         Returns:
@@ -211,7 +211,7 @@ class Potential(ExactBuffers):
             strained = positions
             if stress:
                 if cells is None:
-                    raise ValueError("the stress needs a periodic system")
+                    raise ValueError("the stress needs cells")
                 strained, cells, strain = apply_strain(positions, cells, graph.system)
                 inputs.append(strain)
             per_atom = self.atom_energies(replace(graph, positions=strained, cells=cells)).double()

@@ -16,7 +16,7 @@ from ase.db import connect
 from ase.io.formats import UnknownFileTypeError, string2index
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.dataset import AtomicDataset, DatasetInfo, spans_its_periodic_directions
 from dcase.data.npz import file_sha256
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable, reason
@@ -83,7 +83,7 @@ def read_atoms(
         if units.length_A != 1.0:
             atoms.set_cell(atoms.cell.array * units.length_A)
             atoms.positions *= units.length_A
-        if atoms.pbc.any() and abs(atoms.cell.volume) < 1e-6:
+        if not spans_its_periodic_directions(atoms.cell.array, atoms.pbc):
             raise DataError(f"{path}: frame {number} is periodic, but its cell has no volume")
 
     found: dict[str, list[Any] | None] = {}

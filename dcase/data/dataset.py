@@ -410,6 +410,22 @@ class AtomicDataset:
         return digest.hexdigest()
 
 
+def spans_its_periodic_directions(cell: np.ndarray, pbc: np.ndarray) -> bool:
+    """Whether the vectors of periodic directions are there, and not all in one plane.
+
+    Args:
+        cell: Lattice vectors as rows, A, shape [3, 3]; that of another direction may be zero.
+        pbc: Periodic directions, bool, shape [3].
+    """
+    vectors = cell[np.asarray(pbc, dtype=bool)]
+    if len(vectors) == 0:
+        return True
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.isfinite(lengths).all() and lengths.min() > 1e-6):
+        return False
+    return bool(np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() > 1e-9)
+
+
 _Blank = Callable[[AtomicDataset], np.ndarray]
 
 

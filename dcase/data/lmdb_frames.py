@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.dataset import AtomicDataset, DatasetInfo, spans_its_periodic_directions
 from dcase.data.lmdb_pages import LmdbPages
 from dcase.data.restricted_pickle import load_fields
 from dcase.errors import DataError
@@ -182,7 +182,7 @@ def _frame(fields: dict[str, Any], where: str, need: Sequence[str]) -> _Frame:
         raise DataError(f"{where}: has no pos; it holds {_names(fields)}")
     cell, told = array(["cell"], (3, 3)), array(["pbc"], (3,))
     pbc = np.full(3, cell is not None) if told is None else told != 0
-    if pbc.any() and (cell is None or not abs(np.linalg.det(cell)) > 1e-6):
+    if not spans_its_periodic_directions(np.zeros((3, 3)) if cell is None else cell, pbc):
         raise DataError(f"{where}: is periodic, but its cell has no volume")
     energy, forces = array(_ENERGY, (1,)), array(_FORCES, (n_atoms, 3))
     for label, value, names in (("energy", energy, _ENERGY), ("forces", forces, _FORCES)):

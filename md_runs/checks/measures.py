@@ -17,7 +17,6 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from dcase.data.dataset import AtomicDataset
 from dcase.md_runs.checks.subject import (
     Predicted,
-    Skip,
     Subject,
     copy_potential,
     displaced,
@@ -201,10 +200,7 @@ def batch(subject: Subject) -> tuple[float, str]:
         subject.molecule[[a for a in range(len(subject.molecule)) if a != k]]
         for k in reversed(range(len(subject.molecule)))
     ]
-    frames += [s for s in smaller if len(s) > 0 and not _isolated(subject, s)][:1]
-    frames = [f for f in frames if not _isolated(subject, f)]
-    if len(frames) < 2:
-        raise Skip("every frame made of this structure has an isolated atom")
+    frames += [s for s in smaller if len(s) > 0][:1]
     dataset = AtomicDataset.from_frames(frames)
     batches = FrameBatches(dataset, subject.potential.cutoff, LabelScale(), subject.device)
     order = list(reversed(range(len(frames))))
@@ -217,11 +213,6 @@ def batch(subject: Subject) -> tuple[float, str]:
         worst = max(worst, subject.error(single, energy, forces[start:stop]))
         start = stop
     return worst, f"{len(frames)} systems of {len(set(map(len, frames)))} sizes"
-
-
-def _isolated(subject: Subject, atoms: Atoms) -> bool:
-    pairs = subject.graph(atoms).pairs
-    return len(atoms) > 1 and len(torch.unique(pairs)) < len(atoms)
 
 
 def fragments(subject: Subject) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcase.data.dataset import AtomicDataset
 from dcase.errors import DataError
-from dcase.potentials.graphs.graph import AtomicGraph, half_neighbour_list
+from dcase.potentials.graphs.graph import AtomicGraph, coincident_atoms, half_neighbour_list
 from dcase.potentials.graphs.rotations import random_rotations
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale, offset_energies
@@ -80,9 +80,12 @@ class FrameBatches:
             ``dataset``.
         quantity: What the dataset's ``energies`` are: decides what the offsets come to.
 
+    Attributes:
+        apart: What to say where most atoms (of frames of more than one) have no neighbour within
+            the cutoff: the file is likely in other units. Else "".
+
     Raises:
-        DataError: If an atom of a frame has no neighbour within the cutoff (in frames of more than
-            one atom): nothing can be learned about it, and the file is likely in other units.
+        DataError: If atoms of a frame are in the same place.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class FrameBatches:
     ):
         self.frames = torch.arange(len(dataset)) if frames is None else torch.tensor(frames)
         pairs, shifts, ptr = [], [], [0]
+        lonely: list[tuple[int, int]] = []  # frame and atom
         periodic = dataset.pbc is not None and bool(dataset.pbc.any())
         for f in range(len(dataset)):
             atoms = slice(int(dataset.ptr[f]), int(dataset.ptr[f + 1]))
@@ -104,20 +108,28 @@ class FrameBatches:
                 cell, pbc = dataset.cells[f], dataset.pbc[f]
             p, s = half_neighbour_list(dataset.positions[atoms], cutoff, cell, pbc)
             n = atoms.stop - atoms.start
-            if n > 1 and len(np.unique(p)) < n:
-                lonely = int(np.setdiff1d(np.arange(n), p)[0])
+            if n > 1:
+                number, alone = int(self.frames[f]), np.ones(n, dtype=bool)
+                alone[p] = False
+                lonely += [(number, int(a)) for a in np.flatnonzero(alone)]
+            offsets = None if s is None else s @ np.asarray(cell, dtype=np.float64)
+            if which := coincident_atoms(dataset.positions[atoms], p, offsets):
                 raise DataError(
-                    f"frame {int(self.frames[f])}: atom {lonely} has no neighbour within "
-                    f"{cutoff} A; are the positions in Angstrom?"
+                    f"frame {int(self.frames[f])}: {which}; leave the frame out, or mend it"
                 )
             pairs.append(p.astype(np.int32))  # half the memory of large datasets
             # Small whole numbers: as float64 they would be more than half of what is kept of pairs.
-            if s is not None and np.abs(s).max(initial=0.0) > np.iinfo(np.int16).max:
-                raise DataError(
-                    f"frame {int(self.frames[f])}: atoms lie thousands of cells apart; wrap them"
-                )
-            shifts.append(np.zeros((p.shape[1], 3), np.int16) if s is None else s.astype(np.int16))
+            far = s is not None and np.abs(s).max(initial=0.0) > np.iinfo(np.int16).max
+            kept = np.zeros((p.shape[1], 3)) if s is None else s
+            shifts.append(kept.astype(np.int32 if far else np.int16))
             ptr.append(ptr[-1] + p.shape[1])
+        crowds = int(dataset.n_atoms[dataset.n_atoms > 1].sum())
+        self.apart = ""
+        if 2 * len(lonely) > crowds:
+            self.apart = (
+                f"{len(lonely)} of {crowds} atoms have no neighbour within {cutoff:g} A (the first "
+                f"is atom {lonely[0][1]} of frame {lonely[0][0]}); are the positions in Angstrom?"
+            )
 
         def tensor(value: np.ndarray | None, factor: float = 1.0) -> Tensor | None:
             if value is None:

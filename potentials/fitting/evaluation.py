@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.held import partly_held
-from dcase.errors import DataError
+from dcase.errors import ApartWarning, DataError
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
@@ -91,6 +92,8 @@ def evaluate_potential(
     if not quantity.is_energy:
         dataset = replace(dataset, forces=None)
     frames = FrameBatches(dataset, potential.cutoff, LabelScale(), potential.device)
+    if frames.apart:
+        warnings.warn(frames.apart, ApartWarning, stacklevel=2)
     energies, forces = [], []
     potential.eval()
     for batch in frames.in_order(batch_size):

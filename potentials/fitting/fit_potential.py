@@ -267,6 +267,8 @@ def _trainer(
         return FrameBatches(frames, *place, indices, quantity)
 
     data = batches(splits.train)
+    if data.apart:
+        raise DataError(data.apart)
     validation = batches(splits.val) if len(splits.val) else None
     _initialize(potential, data, recipe)
     problem = EnergyForces(

@@ -12,11 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 from torch import Tensor
 
-from dcase.errors import DataError
+from dcase.potentials.graphs.boxes import enclosing_cell, heights, mostly_empty, tree_pairs
 
 # Up to this many atoms all pairs are enumerated and filtered; beyond it a cell list is faster.
 _ALL_PAIRS_LIMIT = 200
@@ -128,7 +127,7 @@ def half_neighbour_list(
         molecules). The order is fixed by the geometry alone.
 
     Raises:
-        DataError: If the cell has no volume.
+        DataError: If the vectors of periodic directions are zero, parallel or in one plane.
     """
     n_atoms = len(positions)
     periodic = pbc is not None and bool(np.any(pbc))
@@ -136,30 +135,23 @@ def half_neighbour_list(
         i, j = np.triu_indices(n_atoms, k=1)
         close = ((positions[j] - positions[i]) ** 2).sum(1) < cutoff * cutoff
         return np.stack([i[close], j[close]]).astype(np.int64), None
-    if not periodic:
-        # A box that holds everything: matscipy needs some cell.
-        low = positions.min(0) - 1.0
-        extent = positions.max(0) + 1.0 - low
-        cell = np.diag(extent)
-        order = _spatial_order(positions - low, cell, cutoff)
-        i, j = neighbour_list(
-            "ij",
+    directions = np.asarray(pbc if periodic else np.zeros(3), dtype=bool)
+    full, origin = enclosing_cell(positions, cell, directions)
+    if mostly_empty(full, cutoff, n_atoms):
+        order = None
+        i, j, shifts = tree_pairs(positions, cutoff, full, origin, directions)
+    else:
+        order = _spatial_order(positions - origin, full, cutoff)
+        i, j, shifts = neighbour_list(
+            "ijS",
             positions=positions if order is None else positions[order],
             cutoff=cutoff,
-            cell=cell,
-            cell_origin=low,
-            pbc=np.zeros(3, dtype=bool),
+            cell=full,
+            cell_origin=origin,
+            pbc=directions,
         )
+    if not periodic:
         return _numbered(i, j, np.flatnonzero(i < j), order), None
-    full = _full_cell(cell, pbc)
-    order = _spatial_order(positions, full, cutoff)
-    i, j, shifts = neighbour_list(
-        "ijS",
-        positions=positions if order is None else positions[order],
-        cutoff=cutoff,
-        cell=full,
-        pbc=pbc,
-    )
     # (i, j, S) and (j, i, -S) are the same pair; an atom's own images come as +S and -S.
     half = i < j
     own = np.flatnonzero(i == j)
@@ -186,24 +178,35 @@ def _spatial_order(positions: np.ndarray, cell: np.ndarray, cutoff: float) -> np
         return None
     scaled = positions @ np.linalg.inv(cell)
     scaled -= np.floor(scaled)
-    # Distances between opposite faces; at most 1000 boxes a direction, lest their number overflow.
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    counts = np.clip(heights / cutoff, 1, 1000).astype(np.int64)
+    # At most 1000 boxes a direction, lest their number overflow.
+    counts = np.clip(heights(cell) / cutoff, 1, 1000).astype(np.int64)
     boxes = np.minimum((scaled * counts).astype(np.int64), counts - 1)
     return np.argsort(np.ravel_multi_index(tuple(boxes.T), tuple(counts)), kind="stable")
 
 
-def _full_cell(cell: np.ndarray | None, pbc: np.ndarray | None) -> np.ndarray:
-    """``cell`` with vectors put in for directions that are not periodic and have none."""
-    vectors = np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=np.float64)
-    periodic = np.asarray(pbc, dtype=bool)
-    usable = bool(np.isfinite(vectors).all() and vectors[periodic].any(axis=1).all())
-    full = np.asarray(complete_cell(vectors)) if usable else vectors
-    if not usable or abs(np.linalg.det(full)) < 1e-9:
-        raise DataError(
-            "a periodic system needs a cell with a volume: set the cell, or switch pbc off"
-        )
-    return full
+COINCIDENT_A = 1e-6
+"""Atoms closer than this are in the same place: there is no direction to push them apart in."""
+
+
+def coincident_atoms(
+    positions: np.ndarray, pairs: np.ndarray, offsets: np.ndarray | None = None
+) -> str:
+    """Which atoms are in the same place, as in "atoms 4 and 5 are in the same place"; "" if none.
+
+    Args:
+        positions: A, shape [n_atoms, 3].
+        pairs: Half list, shape [2, n_pairs].
+        offsets: ``shifts @ cell`` in A, shape [n_pairs, 3], or None for a molecule.
+    """
+    r = positions[pairs[1]] - positions[pairs[0]]
+    if offsets is not None:
+        r = r + offsets
+    squares = np.einsum("pc,pc->p", r, r)
+    if not squares.min(initial=np.inf) < COINCIDENT_A**2:
+        return ""
+    i, j = sorted(map(int, pairs[:, np.argmin(squares)]))
+    what = f"atoms {i} and {j} are" if i != j else f"atom {i} and an image of it are"
+    return f"{what} in the same place"
 
 
 def build_graph(

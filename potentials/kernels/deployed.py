@@ -38,12 +38,14 @@ class MemberPredictions:
         forces: eV/A, float64, shape [k, n_atoms, 3].
         virial: dE/d strain in eV, float64, shape [k, 3, 3].
         neighbours: Of each atom within the cutoff, int64, shape [n_atoms].
+        closest: Shortest distance of a pair, A; infinite without pairs.
     """
 
     energies: np.ndarray
     forces: np.ndarray
     virial: np.ndarray
     neighbours: np.ndarray
+    closest: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ class Deployed:
             forces.append(found.forces * scale)
             virials.append(found.virial * scale)
         return MemberPredictions(
-            np.stack(energies), np.stack(forces), np.stack(virials), found.neighbours
+            np.stack(energies),
+            np.stack(forces),
+            np.stack(virials),
+            found.neighbours,
+            float(found.closest[0]),
         )
 
     def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:

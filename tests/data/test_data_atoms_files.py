@@ -4,10 +4,11 @@ import ase
 import ase.io
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.db import connect
 
 from dcase.data.atoms_files import read_atoms
 from dcase.errors import DataError, OptionError
@@ -222,6 +223,28 @@ def test_cells_without_volume(tmp_path):
     ase.io.write(tmp_path / "a.traj", atoms)
     with pytest.raises(DataError, match="periodic, but its cell has no volume"):
         read_atoms(tmp_path / "a.traj")
+
+
+@pytest.mark.parametrize("ending", ["extxyz", "traj", "db"])
+def test_a_slab_without_a_third_vector(tmp_path, ending):
+    frames = []
+    for seed in range(3):
+        atoms = fcc111("Cu", (2, 2, 3))
+        atoms.pbc = (True, True, False)
+        atoms.info.clear()
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(seed), forces=atoms.positions)
+        frames.append(atoms)
+        if ending == "db":
+            with connect(tmp_path / "a.db") as database:
+                database.write(atoms)
+    if ending != "db":
+        ase.io.write(tmp_path / f"a.{ending}", frames)
+    dataset = read_atoms(tmp_path / f"a.{ending}")
+    assert not dataset.cells[:, 2].any()
+    np.testing.assert_allclose(dataset.cells[:, :2], [frames[0].cell.array[:2]] * 3)
+    assert (dataset.pbc == [True, True, False]).all()
+    assert dataset.energies.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_index(tmp_path):

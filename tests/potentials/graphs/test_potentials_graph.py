@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -141,11 +142,30 @@ def test_potentials_batches_scale_labels_exactly():
     assert np.array_equal(batch.forces.numpy(), dataset.forces[9:] * 2.0)
 
 
-def test_potentials_batches_refuse_an_isolated_atom():
-    far = ethanol()
+def test_potentials_batches_say_where_most_atoms_are_alone():
+    def apart(*frames):
+        return FrameBatches(AtomicDataset.from_frames(frames), 4.0, LabelScale()).apart
+
+    far, spread, atom = ethanol(), ethanol(), Atoms("H")
     far.positions[4] += 50.0
-    with pytest.raises(DataError, match="frame 1: atom 4 has no neighbour within 4.0 A"):
-        FrameBatches(AtomicDataset.from_frames([ethanol(), far]), 4.0, LabelScale())
+    spread.positions *= 100.0
+    assert apart(ethanol(), far) == ""
+    assert apart(atom, atom, far) == ""  # an atom has nobody to be apart from
+    assert apart(ethanol(), far, spread, spread) == (
+        "19 of 36 atoms have no neighbour within 4 A (the first is atom 4 of frame 1); are the "
+        "positions in Angstrom?"
+    )
+
+
+def test_potentials_batches_name_atoms_in_the_same_place():
+    twice = ethanol()
+    twice.positions[5] = twice.positions[4]
+    with pytest.raises(DataError, match="frame 1: atoms 4 and 5 are in the same place"):
+        FrameBatches(AtomicDataset.from_frames([ethanol(), twice]), 4.0, LabelScale())
+    cell = crystal()
+    cell.positions[7] = cell.positions[2] + cell.cell.array[1]  # through the boundary
+    with pytest.raises(DataError, match="frame 0: atoms 2 and 7 are in the same place"):
+        FrameBatches(AtomicDataset.from_frames([cell]), 4.0, LabelScale())
 
 
 @pytest.mark.physics
@@ -190,3 +210,76 @@ def test_potentials_pyg_data_has_both_directions():
     d = graph.distances()
     torch.testing.assert_close(r.norm(dim=1), torch.cat([d, d]))
     assert data.z.tolist() == Atoms(atoms).numbers.tolist()
+
+
+_SPARSE = {
+    "cubic": np.diag([900.0, 800.0, 1000.0]),
+    "left-handed": np.array([[0.0, 700.0, 40.0], [800.0, 0.0, 30.0], [20.0, 60.0, 900.0]]),
+    "skewed": np.array([[900.0, 0.0, 0.0], [895.0, 90.0, 0.0], [0.0, 0.0, 1000.0]]),
+    "tiny in one direction": np.array([[2.3, 0.3, 0.0], [0.0, 2000.0, 0.0], [0.0, 100.0, 2000.0]]),
+}
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 1, 0), (0, 1, 0), (1, 0, 1)], ids=str)
+@pytest.mark.parametrize("cell", list(_SPARSE))
+def test_potentials_half_list_in_a_cell_that_is_mostly_empty(cell, pbc, monkeypatch):
+    vectors, pbc = _SPARSE[cell], np.array(pbc, dtype=bool)
+    monkeypatch.setattr("dcase.potentials.graphs.boxes.BOXES", 0)
+    rng = np.random.default_rng(1)
+    clusters = [
+        rng.uniform(-3, 3, (6, 3)) + rng.integers(-2, 3, 3) * pbc @ vectors + rng.integers(0, 2, 3)
+        for _ in range(3)
+    ]
+    positions = np.concatenate(clusters)
+    cutoff = 3.9
+    pairs, shifts = half_neighbour_list(positions, cutoff, vectors, pbc)
+    found = [(int(i), int(j), *map(int, s)) for (i, j), s in zip(pairs.T, shifts, strict=True)]
+    assert len(found) == len(set(found)) > 40
+    # By the search in boxes, of atoms that are not far from each other.
+    near = positions - np.round(positions @ np.linalg.inv(vectors) * pbc) @ vectors
+    monkeypatch.setattr("dcase.potentials.graphs.boxes.BOXES", 10**9)
+    expected, _ = half_neighbour_list(
+        near, cutoff, vectors / 20 if pbc.sum() == 0 else vectors, pbc
+    )
+    graph = build_graph(np.ones(18, dtype=int), positions, cutoff, vectors, pbc)
+    assert pairs.shape == expected.shape
+    assert sorted(map(tuple, np.sort(pairs.T, axis=1).tolist())) == sorted(
+        map(tuple, np.sort(expected.T, axis=1).tolist())
+    )
+    assert float(graph.distances().max()) < cutoff
+
+
+@pytest.mark.parametrize("apart", [1e4, 1e5, 1e7])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_potentials_memory_of_the_search_does_not_grow_with_empty_space(apart, periodic):
+    molecule = np.random.default_rng(2).uniform(-3, 3, (30, 3))
+    places = np.arange(11)[:, None] * np.array([apart, 0.7 * apart, 0.3 * apart])
+    positions = (places[:, None] + molecule).reshape(-1, 3)
+    own, _ = half_neighbour_list(molecule, 4.0)
+    cell, pbc = (np.eye(3) * 40 * apart, np.ones(3, bool)) if periodic else (None, None)
+    tracemalloc.start()
+    pairs, _ = half_neighbour_list(positions, 4.0, cell, pbc)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+    expected = np.concatenate([own + 30 * k for k in range(11)], axis=1)
+    assert set(map(tuple, np.sort(pairs, axis=0).T.tolist())) == set(
+        map(tuple, expected.T.tolist())
+    )
+
+
+@pytest.mark.parametrize("up", [-1000.0, -30.0, 55.0, 4000.0])
+def test_potentials_a_slab_far_outside_its_cell_keeps_its_pairs(up):
+    slab = fcc111("Cu", (2, 2, 3), a=3.6, vacuum=6.0)
+    slab.pbc = (True, True, False)
+    found = [
+        half_neighbour_list(slab.positions + np.array([0, 0, z]), 4.0, slab.cell.array, slab.pbc)
+        for z in (0.0, up)
+    ]
+    (expected, shifts), (moved, moved_shifts) = (
+        (pairs[:, order], shifts[order])
+        for pairs, shifts in found
+        for order in [np.lexsort((*shifts.T, *pairs))]
+    )
+    assert np.array_equal(expected, moved)
+    assert np.array_equal(shifts, moved_shifts)
