@@ -13,6 +13,7 @@ from ase.calculators.morse import MorsePotential
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
 from md_models import PairSprings, spring_molecule
+from md_validation import assert_canonical, samples
 
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.analysis.drift import analyse
@@ -131,51 +132,34 @@ def test_langevin_conserves_nothing_and_says_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.physics
 @pytest.mark.parametrize("ensemble", ["langevin", "bussi", "nose-hoover"])
-def test_kinetic_energy_distribution(ensemble):
-    """The full distribution of K is the gamma distribution of n_dof degrees of freedom."""
-    import physical_validation as pv
-
+def test_ensembles_are_canonical(ensemble):
+    """Kinetic energies of n_dof degrees of freedom, and potential ones of two temperatures."""
     from dcase.md_runs.loop.mechanics import draw_momenta, still
 
-    atoms = spring_molecule("CH4", depth=0.8)
-    settings = MDSettings(ensemble=ensemble, timestep_fs=0.4, friction_per_fs=0.05, taut_fs=30.0)
-    rng = np.random.default_rng(11)
-    draw_momenta(atoms, 300.0, rng)
-    still(atoms, ensemble)
-    dynamics = make_dynamics(atoms, settings, rng)
-    kinetic = []
-    for k in range(80_000):
-        dynamics.step()
-        if k > 4000 and k % 20 == 0:
-            kinetic.append(atoms.get_kinetic_energy())
-    removed = 3 * len(atoms) - degrees_of_freedom(atoms, ensemble)
-    data = pv.data.SimulationData(
-        units=pv.data.UnitData(
-            kb=KB,
-            energy_str="eV",
-            energy_conversion=96.485,
-            length_str="A",
-            length_conversion=0.1,
-            volume_str="A^3",
-            volume_conversion=1e-3,
-            temperature_str="K",
-            temperature_conversion=1.0,
-            pressure_str="eV/A^3",
-            pressure_conversion=1.602e6,
-            time_str="fs",
-            time_conversion=1e-3,
-        ),
-        ensemble=pv.data.EnsembleData("NVT", natoms=len(atoms), volume=1.0, temperature=300.0),
-        system=pv.data.SystemData(
-            natoms=len(atoms),
-            nconstraints=0,
-            ndof_reduction_tra=min(removed, 3),
-            ndof_reduction_rot=max(removed - 3, 0),
-        ),
-        observables=pv.data.ObservableData(kinetic_energy=np.array(kinetic)),
-        dt=20 * settings.timestep_fs,
-    )
-    assert pv.kinetic_energy.distribution(data, strict=True, verbosity=0) > 1e-3
+    found = []
+    for kelvin in (300.0, 400.0):
+        atoms = spring_molecule("CH4", depth=0.8)
+        settings = MDSettings(
+            ensemble=ensemble, timestep_fs=0.4, friction_per_fs=0.05, taut_fs=30.0,
+            temperature_K=kelvin,
+        )  # fmt: skip
+        rng = np.random.default_rng(11)
+        draw_momenta(atoms, kelvin, rng)
+        still(atoms, ensemble)
+        dynamics = make_dynamics(atoms, settings, rng)
+        energies = []
+        for k in range(60_000):
+            dynamics.step()
+            if k > 4000 and k % 20 == 0:
+                energies.append((atoms.get_kinetic_energy(), atoms.get_potential_energy()))
+        removed = 3 * len(atoms) - degrees_of_freedom(atoms, ensemble)
+        found.append(
+            samples(
+                *np.transpose(energies), n_atoms=len(atoms), removed=removed,
+                temperature_K=kelvin, every_fs=20 * settings.timestep_fs,
+            )
+        )  # fmt: skip
+    assert_canonical(*found)
 
 
 def test_same_seed_same_run_and_global_random_numbers_are_left_alone(tmp_path):

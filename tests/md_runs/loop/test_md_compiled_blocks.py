@@ -10,9 +10,11 @@ from ase.constraints import FixAtoms
 from ase.md.bussi import Bussi
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
+from md_validation import assert_canonical, samples
 from potential_models import crystal, ethanol, lively
 
 from dcase import DCCalculator
+from dcase.data.molecules import structure
 from dcase.errors import OptionError
 from dcase.md_runs.files.trajectory import read_series
 from dcase.md_runs.loop import compiled_blocks as blocks
@@ -25,7 +27,7 @@ from dcase.md_runs.simulate import run_md
 from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.kernels.schnet import available
-from dcase.units import FS
+from dcase.units import FS, KB
 
 pytestmark = pytest.mark.skipif(
     not available(torch.float64), reason="no C compiler works here: there is no compiled loop"
@@ -117,6 +119,48 @@ def test_langevin_dynamics_is_that_of_ase_to_the_last_bit(make):
     assert compiled.searches == 1 if make is ethanol else compiled.searches > 3
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@pytest.mark.physics
+def test_free_atoms_forget_their_velocities_and_are_canonical():
+    """Langevin in the compiled loop: <v(0) v(t)> / <v^2> = exp(-gamma t), K of 3N kT/2."""
+    n, friction, kelvin = 343, 0.02, 500.0
+    apart = 20.0 * np.array(list(np.ndindex(7, 7, 7)))  # none in another's reach
+    atoms = Atoms(f"C{n}", apart)
+    atoms = simulated(atoms, kelvin=kelvin)
+    compiled = loop(atoms, langevin(atoms))
+    momenta = [atoms.get_momenta()]
+    x, forces = atoms.positions, np.zeros((n, 3))
+    for _ in range(40):
+        block = compiled.advance(x, momenta[-1], forces, 40)
+        assert len(block) == 40
+        assert not block.forces.any()
+        x = block.positions[-1]
+        momenta.append(block.momenta[-1])
+    p = np.array(momenta) / np.sqrt(12.011 * KB * kelvin)  # of variance 1
+    for lag in (1, 2, 4):
+        kept = np.mean(p[lag:] * p[:-lag])
+        assert kept == pytest.approx(np.exp(-friction * 0.5 * 40 * lag), abs=0.025)
+    assert np.mean(p**2) == pytest.approx(1.0, abs=0.03)
+    assert np.mean(p**4) == pytest.approx(3.0, abs=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+def test_langevin_in_the_compiled_loop_is_canonical(tmp_path):
+    """Of a molecule with a trained potential, at two temperatures."""
+    found = []
+    for kelvin in (300.0, 360.0):
+        atoms = structure("aspirin")
+        atoms.calc = DCCalculator("aspirin_irelu.pt")
+        settings = MDSettings(
+            ensemble="langevin", temperature_K=kelvin, steps=60_000, equilibrate=4000,
+            friction_per_fs=0.05, log_every=20, traj_every=10_000, checkpoint_every=2000,
+        )  # fmt: skip
+        rows = read_series(run_md(atoms, settings, tmp_path / str(kelvin)).out)
+        energies = rows["kinetic_energy"], rows["potential_energy"]
+        found.append(samples(*energies, n_atoms=21, temperature_K=kelvin, every_fs=10.0))
+    assert_canonical(*found)
 
 
 def test_random_numbers_are_those_of_the_steps_done():

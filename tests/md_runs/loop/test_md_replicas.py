@@ -14,11 +14,13 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
+from md_validation import assert_canonical, samples
 
 from dcase import DCCalculator
 from dcase.data.molecules import structure
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.analysis.drift import analyse
+from dcase.md_runs.files.journal import read_rows
 from dcase.md_runs.files.replica_folder import ReplicaFolder
 from dcase.md_runs.loop.batch_forces import BatchForces
 from dcase.md_runs.loop.replica_batch import ReplicaBatch
@@ -336,6 +338,43 @@ def test_the_equilibration_of_replicas_has_its_temperature_and_forgets_at_its_fr
     assert np.mean(kinetic) == pytest.approx(0.5 * n * heat, rel=0.03)
     assert np.mean(stretched) == pytest.approx(0.5 * n * heat, rel=0.05)
     assert np.var(kinetic) == pytest.approx(0.5 * n * heat**2, rel=0.25)
+
+
+@pytest.mark.physics
+def test_the_equilibration_of_replicas_is_canonical(aspirin, tmp_path, monkeypatch):
+    """On springs, at two temperatures; every 25 fs half of the velocities is forgotten 3 times."""
+    monkeypatch.setattr("dcase.md_runs.loop.replica_batch.BatchForces", Springs)
+    found = []
+    for kelvin in (300.0, 330.0):
+        settings = MDSettings(
+            steps=1, equilibrate=400, temperature_K=kelvin, friction_per_fs=0.08, seed=3,
+            bond_stretch_A=None,
+        )  # fmt: skip
+        batch = ReplicaBatch(aspirin, settings, 60, ReplicaFolder(tmp_path), None)
+        batch.evaluate(batch.alive)
+        kinetic, potential = [], []
+        for step in range(1000):
+            batch.langevin()
+            if step >= 200 and step % 50 == 0:
+                kinetic.append(batch.kinetic(batch.alive))
+                potential.append(batch.e.copy())
+        energies = np.concatenate(kinetic), np.concatenate(potential)
+        found.append(samples(*energies, n_atoms=21, temperature_K=kelvin))
+    assert_canonical(*found, independent=True)
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+def test_replicas_begin_with_the_temperature_of_what_moves(aspirin, tmp_path):
+    """With the potential: K of 3N - 6 degrees of freedom, its mean and its spread over replicas."""
+    settings = MDSettings(steps=200, equilibrate=400, friction_per_fs=0.05, log_every=200)
+    run_replicas(aspirin, settings, 100, tmp_path)
+    rows = read_rows(ReplicaFolder(tmp_path).series, 201)
+    first = rows[0, 101:]
+    heat = KB * 300.0
+    assert first.mean() == pytest.approx(0.5 * 57 * heat, rel=0.06)
+    assert first.var() == pytest.approx(0.5 * 57 * heat**2, rel=0.45)
+    assert rows[-1, 101:].mean() == pytest.approx(0.5 * 57 * heat, rel=0.06)
 
 
 @pytest.mark.physics
