@@ -90,6 +90,18 @@ def _odd(model: str, error: Exception) -> str:
     return f"{model}: what it says of itself is not what dcase writes ({what})"
 
 
+def _electrons(found: dict[str, Any] | None) -> str:
+    """Charges and spins of the training frames, where these say them."""
+    if not found or not (found["stated"] or found["unpaired"]):
+        return ""
+    spins = ", ".join(f"{s}" for s in found["unpaired"])
+    return (
+        "total charge "
+        + ", ".join(f"{c:g}" for c in found["charges"])
+        + (f"; {spins} unpaired electrons" if spins else "")
+    )
+
+
 def _rows(content: dict[str, Any]) -> dict[str, str]:
     """Names and values of the table."""
     scale, quantity = content["label_scale"], content["quantity"]
@@ -106,6 +118,7 @@ def _rows(content: dict[str, Any]) -> dict[str, str]:
         "cutoff": f"{content['cutoff_angstrom']} A",
         "predicts": f"{quantity['name']} ({unit}), {_READOUTS[quantity['readout']]}",
         "level of theory": "not recorded" if level == UNKNOWN else level,
+        "trained on": _electrons(content.get("electrons")),
         "label scale": f"C = {scale['constant']:.6g} {unit} ({scale['rescale']}), offset "
         f"{scale['offset']}: "
         + ", ".join(

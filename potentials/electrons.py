@@ -2,7 +2,7 @@
 
 A network sees elements and positions only: energies and forces it gives of an ion are those of
 whatever it was trained on. Checkpoints record the charges and spins of their frames
-(``metadata["electrons"]``); those of a dcase before 0.3 do not, and say nothing.
+(``metadata["electrons"]``); those of an older dcase do not, and nothing is said.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def structure_from(stored: Any) -> Atoms:
         cell=stored["start_cell"],
         pbc=stored["start_pbc"],
     )
-    if "start_state" in stored:  # a dcase before 0.3 kept no more
+    if "start_state" in stored:  # an older dcase kept no more
         FrameState.from_text(str(stored["start_state"])).put_on(atoms)
     return atoms
 

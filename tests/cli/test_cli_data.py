@@ -2,8 +2,10 @@
 
 import json
 
+import ase.io
 import numpy as np
 import pytest
+from ase.build import molecule as structure_of
 from cli_inputs import save_some
 
 from dcase.data import md17
@@ -72,6 +74,30 @@ def test_generate(dcase, empty_folder):
     assert changed.code == 1
     assert "temperature_K = 300" in changed.message
     assert dcase(*few, "--walkers", "1", "--temperature", "400", "--overwrite").code == 0
+
+
+@pytest.mark.skipif(not tblite_installed(), reason="needs tblite")
+def test_generate_an_ion(dcase, empty_folder):
+    from dcase.data.npz import read_npz
+
+    ion = structure_of("OH")
+    ion.set_initial_magnetic_moments(None)
+    ion.info["spin"] = 0
+    ase.io.write("oh.extxyz", ion)
+    few = ["data", "generate", "oh.extxyz", "--frames", "1", "--equilibrate", "2"]
+    few += ["--interval", "1", "--walkers", "1", "--out"]
+    done = dcase(*few, "ion.npz", "--charge", "-1")
+    assert done.code == 0, done.err
+    found = read_npz("ion.npz")
+    assert found.electrons()["charges"] == [-1.0]
+    done = dcase(*few, "radical.npz", "--charge", "0")
+    assert done.code == 1
+    assert 'info["spin"] = 0 is impossible for its 9 electrons' in done.message
+    done = dcase(*few, "radical.npz", "--multiplicity", "2")
+    assert done.code == 0, done.err
+    radical = read_npz("radical.npz")
+    assert radical.electrons()["unpaired"] == [1]
+    assert radical.energies[0] - found.energies[0] > 1.0  # the electron is bound
 
 
 @pytest.mark.parametrize(

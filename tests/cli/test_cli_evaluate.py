@@ -86,6 +86,11 @@ def test_evaluate_says_where_the_charge_is_another(dcase, empty_folder):
     assert len(content["warnings"]) == 1
     done = dcase("evaluate", "neutral.pt", "neutral.extxyz")
     assert "total charge" not in done.err
+    assert "total charge" not in dcase("info", "neutral.pt").out
+    potential.metadata["electrons"] = {"charges": [1.0], "unpaired": [1], "stated": True}
+    potential.save("cation.pt")
+    assert "total charge 1; 1 unpaired electrons" in dcase("info", "cation.pt").out
+    assert "total charge" not in dcase("evaluate", "cation.pt", "cation.extxyz").err
 
 
 def test_evaluate_compares_what_is_there(dcase, model, empty_folder):

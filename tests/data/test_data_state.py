@@ -216,8 +216,8 @@ def test_an_ion_is_another_dataset_than_the_molecule():
 
 @pytest.mark.parametrize(
     "name",
-    ["REF_energy", "REF_forces", "dft_energy", "forces", "virials", "MACE_stress", "TotEnergy",
-     "free_energy", "atomic_energies", "dipole", "magmoms", "charges"],
+    ["REF_energy", "REF_forces", "REF_gap", "dft_energy", "forces", "virials", "MACE_stress",
+     "TotEnergy", "free_energy", "atomic_energies", "dipole", "magmoms", "charges"],
 )  # fmt: skip
 def test_keys_of_labels_are_known(name):
     assert is_label(name)
@@ -275,7 +275,7 @@ def test_results_are_the_calculators_whatever_constraints_do():
     atoms.calc = EMT()
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
     atoms.info["REF_energy"] = 99.0
-    atoms.set_constraint([FixAtoms([0]), Hookean(1, 2, 1.0, 5.0)])
+    atoms.set_constraint([FixAtoms([0]), Hookean(1, 2, 5.0, 1.0)])
     frame = with_results(atoms, atoms.calc, "emt")
     assert frame.calc.results["energy"] == pytest.approx(energy, abs=1e-12)
     assert np.allclose(frame.calc.results["forces"], forces, atol=1e-12, rtol=0)
