@@ -273,7 +273,7 @@ def test_forces_of_many_are_those_of_one(periodic, options):
 
 def test_forces_of_what_is_not_a_number_and_of_atoms_flown_apart():
     atoms = molecule("H2O")
-    calc = DCCalculator(other(filter_knots=32), dtype="float64")
+    calc = DCCalculator(other(filter_knots=32), dtype="float64", allow_isolated=False)
     batch = BatchForces(calc, atoms.numbers, atoms.cell.array, atoms.pbc)
     positions = np.repeat(atoms.positions[None], 3, axis=0)
     positions[0, 1, 0], positions[1, 2] = np.nan, 100.0
