@@ -106,7 +106,9 @@ def _refuse(atoms: Atoms, settings: MDSettings, replicas: int) -> None:
     if settings.ensemble != NVE.name:
         raise OptionError(f"replicas run NVE; {settings.ensemble} is for a single copy")
     if settings.constrain != "none" or atoms.constraints:
-        raise OptionError("replicas cannot hold bonds or atoms: simulate a single copy")
+        raise OptionError(
+            "replicas cannot hold bonds or atoms, nor restrain them: simulate a single copy"
+        )
     if settings.max_uncertainty_eV_A is not None:
         raise OptionError("--max-uncertainty is for a single copy, not for replicas")
     if settings.keep_momenta:

@@ -45,7 +45,7 @@ def structure_fingerprints(atoms: Atoms, *, momenta: bool = False) -> dict[str, 
         "periodic boundaries": atoms.pbc,
         "charges": atoms.get_initial_charges(),
         "magnetic moments": atoms.get_initial_magnetic_moments(),
-        "constraints": [_plain(constraint.todict()) for constraint in atoms.constraints],
+        "constraints": [_plain(_told(constraint)) for constraint in atoms.constraints],
     }
     if momenta:
         parts["momenta"] = atoms.get_momenta()
@@ -65,6 +65,13 @@ def calculator_fingerprint(calculator: Any) -> str:
     parameters = dict(getattr(calculator, "parameters", None) or {})
     plain = {str(key): _plain(value) for key, value in parameters.items() if key not in PLACES}
     return fingerprint(f"{kind.__module__}.{kind.__qualname__}", plain)
+
+
+def _told(constraint: Any) -> dict[str, Any]:
+    """What a constraint says of itself, or where it says nothing, its attributes."""
+    say = getattr(constraint, "todict", None)
+    told = say() if callable(say) else None
+    return told or {"name": type(constraint).__qualname__, "kwargs": vars(constraint)}
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.constraints import (
     ExternalForce,
     FixAtoms,
@@ -31,7 +33,7 @@ from ase.vibrations import Vibrations
 from md_models import spring_molecule
 
 from dcase.data.held import free_axes, projectors, restraint_energy
-from dcase.errors import OptionError
+from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.analysis.dt_scan import dt_scan, start_state
 from dcase.md_runs.analysis.frequency import (
     INVERSE_CM,
@@ -202,6 +204,52 @@ def test_restraints_belong_to_the_conserved_energy(tmp_path):
         stored = frame.get_potential_energy(apply_constraint=False)
         assert stored == pytest.approx(raw, abs=1e-9)
         assert observed["potential_energy"][k] == pytest.approx(raw + pulls[k], abs=1e-9)
+
+
+class Well:
+    """A restraint of one's own, as ASE's documentation has it: k/2 (z - z0)^2 for one atom."""
+
+    def __init__(self, index, z, k):
+        self.index, self.z, self.k = index, z, k
+
+    def adjust_positions(self, atoms, new):
+        pass
+
+    def adjust_momenta(self, atoms, momenta):
+        pass
+
+    def get_removed_dof(self, atoms):
+        return 0
+
+    def adjust_forces(self, atoms, forces):
+        forces[self.index, 2] -= self.k * (atoms.positions[self.index, 2] - self.z)
+
+    def adjust_potential_energy(self, atoms):
+        return 0.5 * self.k * (atoms.positions[self.index, 2] - self.z) ** 2
+
+
+@pytest.mark.physics
+def test_a_restraint_of_ones_own(tmp_path):
+    """One free atom in a well: the closed form of its swing, its energy, and its mode."""
+    atoms = Atoms("Ar", [[0.0, 0.0, 0.5]])
+    atoms.calc = LennardJones()
+    atoms.set_constraint(Well(0, 0.0, 2.0))
+    atoms.set_momenta(np.zeros((1, 3)))
+    omega = np.sqrt(2.0 / atoms.get_masses()[0])
+    assert highest_frequency(atoms) == pytest.approx(omega * FS, rel=1e-6)
+    settings = MDSettings(
+        steps=100, timestep_fs=1.0, equilibrate=0, keep_momenta=True, log_every=1, traj_every=100
+    )
+    result = run_md(atoms, settings, tmp_path)
+    assert result.finished
+    swing = 0.5 * np.cos(omega * 100.0 * FS)
+    assert result.atoms.positions[0, 2] == pytest.approx(swing, abs=1e-4)
+    assert result.series()["total_energy"] == pytest.approx(0.25, abs=1e-4)
+    moved = atoms.copy()
+    moved.calc = atoms.calc
+    moved.constraints[0].k = 2.1
+    with pytest.raises(SimulationError, match="constraints"):
+        run_md(moved, replace(settings, steps=200), tmp_path, resume=True)
 
 
 def _restrained(frame, atoms):
