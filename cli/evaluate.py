@@ -127,6 +127,8 @@ def evaluate(
     theories = (potential.level_of_theory, dataset.info.level_of_theory)
     if theories[0] != theories[1] and UNKNOWN not in theories:
         notices(f"the potential was trained on {theories[0]}, the data are {theories[1]}")
+    if left_out := _left_out(outcome.metrics):
+        notices(f"errors of forces leave out {left_out}; --no-free-atoms counts all")
     seen = trained_on(potential, dataset)
     metrics["frames_trained_on"] = seen
     if seen:
@@ -162,3 +164,11 @@ def evaluate(
             from dcase.cli.calibration_figures import write_reliability_figure
 
             click.echo(f"reliability: {write_reliability_figure(uncertain, Path(plot))}")
+
+
+def _left_out(metrics: dict[str, Any]) -> str:
+    """Which forces are in no error, in words, or ""."""
+    whole, part = metrics.get("n_fixed_atoms", 0), metrics.get("n_partly_fixed_atoms", 0)
+    said = [f"{whole} atoms held in place"] if whole else []
+    said += [f"the held directions of {part} atoms"] if part else []
+    return " and ".join(said)

@@ -11,7 +11,7 @@ import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from dcase.data.held import constraints_of, free_axes, partly_held, wholly_held
+from dcase.data.held import constraints_of, free_axes, marks
 from dcase.data.state import FrameState, electrons_of
 from dcase.errors import DataError
 
@@ -440,5 +440,4 @@ def _held(frames: Sequence[ase.Atoms]) -> tuple[np.ndarray | None, np.ndarray | 
             for atoms, one in zip(frames, found, strict=True)
         ]
     )
-    fixed = wholly_held(axes)
-    return fixed if fixed.any() else None, axes if partly_held(axes).any() else None
+    return marks(axes)

@@ -128,6 +128,18 @@ def partly_held(axes: np.ndarray) -> np.ndarray:
     return (count > 0) & (count < 3)
 
 
+def marks(axes: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Directions as a dataset keeps them: ``fixed`` and ``free_axes``, None where they say nothing.
+
+    Args:
+        axes: As of :func:`free_axes`, of any number of frames.
+    """
+    if axes is None:
+        return None, None
+    fixed = wholly_held(axes)
+    return fixed if fixed.any() else None, axes if partly_held(axes).any() else None
+
+
 def constraints_of(axes: np.ndarray) -> list[Any]:
     """ASE's constraints that leave just these directions: few of them, at most one an atom.
 

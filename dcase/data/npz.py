@@ -18,6 +18,7 @@ from ase.symbols import Symbols
 
 from dcase.archives import damage
 from dcase.data.dataset import AtomicDataset, DatasetInfo
+from dcase.data.held import marks
 from dcase.data.molecules import (
     MD17_THEORY,
     MOLECULES,
@@ -58,7 +59,9 @@ def read_npz(
 
     Energies are kcal/mol and lengths A unless sGDML's keys ``e_unit`` and ``r_unit``, or the
     caller, say otherwise. sGDML's ``lattice`` (lattice vectors as columns) makes the
-    frames periodic, its ``theory`` is kept. Pickled objects are never loaded, so a hostile file
+    frames periodic, its ``theory`` is kept. ``fixed`` (1: held) [N] or [n, N], or with a last axis
+    of x, y, z, marks held atoms, and ``free_axes`` [N, 3, 3] or [n, N, 3, 3] free directions as
+    :func:`dcase.data.held.free_axes` has them. Pickled objects are never loaded, so a hostile file
     cannot run code.
 
     Args:
@@ -98,6 +101,7 @@ def read_npz(
         said = _text(file, "name")
         lattice = _array(path, file, "lattice") if "lattice" in keys else None
         electrons = _electrons(path, file)
+        fixed, axes = marks(_axes(path, file, *arrays[1].shape[:2]))
     numbers, positions, energies, forces = arrays
     molecule = _guess(said, path.stem, numbers)
     dataset = AtomicDataset.from_arrays(
@@ -116,6 +120,7 @@ def read_npz(
     )
     if electrons:
         dataset = replace(dataset, states=(FrameState(electrons),) * len(dataset))
+    dataset = replace(dataset, fixed=fixed, free_axes=axes)
     if lattice is None or not lattice.any():
         return dataset
     if lattice.shape != (3, 3) or not np.isfinite(lattice).all():
@@ -138,6 +143,30 @@ def _electrons(path: Path, file: Any) -> dict[str, float]:
             if value.size == 1 and value.dtype.kind in "iuf":
                 found[name] = value.item()
     return found
+
+
+def _axes(path: Path, file: Any, n_frames: int, n_atoms: int) -> np.ndarray | None:
+    """Free directions of the atoms of all frames, [n_frames * n_atoms, 3, 3], where the file says.
+
+    Raises:
+        DataError: If they are not of these atoms, or not orthonormal.
+    """
+    key = next((key for key in ("free_axes", "fixed") if key in file.files), None)
+    if key is None:
+        return None
+    axes = _array(path, file, key, kinds="biuf")
+    if key == "fixed":
+        if axes.shape in ((n_atoms,), (n_frames, n_atoms)) and axes.shape != (n_atoms, 3):
+            axes = np.stack([axes] * 3, axis=-1)
+        if axes.shape[-1:] == (3,):
+            axes = np.stack([(axes == 0) * unit for unit in np.eye(3)], axis=-2)
+    if axes.shape not in ((n_atoms, 3, 3), (n_frames, n_atoms, 3, 3)):
+        raise DataError(f"{path}: {key!r} does not fit {n_frames} frames of {n_atoms} atoms")
+    axes = axes.astype(np.float64)
+    some = np.asarray(axes.any(axis=-1))
+    if not np.allclose(axes @ np.swapaxes(axes, -1, -2), np.eye(3) * some[..., None]):
+        raise DataError(f"{path}: {key!r} must hold orthonormal rows, or rows of zeros")
+    return np.broadcast_to(axes, (n_frames, n_atoms, 3, 3)).reshape(-1, 3, 3).copy()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -175,7 +204,7 @@ def _opened(path: Path) -> Iterator[Any]:
         yield stack.enter_context(file)
 
 
-def _array(path: Path, file: Any, key: str) -> np.ndarray:
+def _array(path: Path, file: Any, key: str, kinds: str = "iuf") -> np.ndarray:
     """One numeric array of the file."""
     if key not in file.files:
         raise DataError(f"{path} has no key {key!r}, only {_listed(file.files)}")
@@ -192,7 +221,7 @@ def _array(path: Path, file: Any, key: str) -> np.ndarray:
         raise DataError(
             f"{path}: {key!r} is damaged or cut short; fetch or make the file again"
         ) from error
-    if value.dtype.kind not in "iuf":
+    if value.dtype.kind not in kinds:
         raise DataError(f"{path}: {key!r} holds {value.dtype}, not real numbers")
     return value
 

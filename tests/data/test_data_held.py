@@ -31,7 +31,9 @@ from dcase.data.held import (
     restraint_energy,
     working_constraints,
 )
+from dcase.data.npz import read_npz
 from dcase.data.splits import Splits
+from dcase.errors import DataError
 from dcase.potentials import create_potential
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.baseline import fit_baseline
@@ -337,3 +339,53 @@ def numerical_force(atoms, a, k, d=1e-4):
         moved.calc = EMT()
         energies.append(moved.get_potential_energy())
     return -(energies[0] - energies[1]) / (2 * d)
+
+
+# ----------------------------------------------------------------------------------- .npz
+
+
+def npz(path, **more):
+    rng = np.random.default_rng(0)
+    np.savez(
+        path, z=[7, 1, 1, 1], R=rng.normal(size=(2, 4, 3)) * 3, E=[1.0, 2.0],
+        F=rng.normal(size=(2, 4, 3)), **more,
+    )  # fmt: skip
+    return read_npz(path)
+
+
+def test_npz_files_say_which_atoms_and_components_are_held(tmp_path):
+    path = tmp_path / "a.npz"
+    assert npz(path).directions is None
+    assert npz(path, fixed=[0, 0, 0, 0]).directions is None
+    whole = npz(path, fixed=np.array([True, False, False, True]))
+    assert whole.fixed.tolist() == [True, False, False, True] * 2
+    assert whole.free_axes is None
+    each = npz(path, fixed=[[1, 0, 0, 0], [0, 0, 1, 0]])
+    assert each.fixed.tolist() == [True, *[False] * 5, True, False]
+    mask = np.zeros((4, 3), bool)
+    mask[0], mask[2, 1] = True, True
+    parts = npz(path, fixed=mask)
+    assert parts.fixed.tolist() == [True, False, False, False] * 2
+    np.testing.assert_array_equal(parts.directions.any(axis=2), np.tile(~mask, (2, 1)))
+    assert parts.frame(0).get_number_of_degrees_of_freedom() == 8
+    tilted = free_axes(ammonia(FixedPlane([1], (1, 1, 0)), FixAtoms([2])))
+    again = npz(path, free_axes=tilted)
+    np.testing.assert_allclose(again.directions, np.tile(tilted, (2, 1, 1)))
+    assert again.fixed.sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"fixed": np.zeros(5)}, "'fixed' does not fit 2 frames of 4 atoms"),
+        ({"fixed": np.zeros((4, 2))}, "'fixed' does not fit"),
+        ({"free_axes": np.tile(np.eye(3), (3, 1, 1))}, "'free_axes' does not fit"),
+        ({"free_axes": 2 * np.tile(np.eye(3), (4, 1, 1))}, "must hold orthonormal rows"),
+        ({"free_axes": np.ones((4, 3))}, "'free_axes' does not fit"),
+        ({"fixed": np.array(["a"] * 4)}, "'fixed' holds"),
+    ],
+)
+def test_npz_marks_that_fit_nothing_are_one_line(tmp_path, held, words):
+    with pytest.raises(DataError, match=words) as error:
+        npz(tmp_path / "a.npz", **held)
+    assert "\n" not in str(error.value)
