@@ -128,7 +128,7 @@ def evaluate(
     if theories[0] != theories[1] and UNKNOWN not in theories:
         notices(f"the potential was trained on {theories[0]}, the data are {theories[1]}")
     if left_out := _left_out(outcome.metrics):
-        notices(f"errors of forces leave out {left_out}; --no-free-atoms counts all")
+        notices.note(f"errors of forces leave out {left_out}; --no-free-atoms counts all")
     seen = trained_on(potential, dataset)
     metrics["frames_trained_on"] = seen
     if seen:

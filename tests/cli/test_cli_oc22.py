@@ -124,6 +124,7 @@ def test_evaluate_on_a_shard(dcase, folder):
         done = dcase(*evaluate, *options)
         assert done.code == 0, done.err
         assert "WARNING" not in done.err  # the level of theory is the same
+        assert ("atoms held in place; --no-free" in done.err) == ("--no-free-atoms" not in options)
         return json.loads(Path("errors.json").read_text())
 
     found, tested = errors(), report()["test"]
