@@ -12,7 +12,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from dcase.data.held import constraints_of, free_axes, marks
-from dcase.data.state import FrameState, electrons_of
+from dcase.data.state import CONSTRAINTS_KEY, FrameState, bare, electrons_of
 from dcase.errors import DataError
 
 
@@ -431,7 +431,7 @@ _Blank = Callable[[AtomicDataset], np.ndarray]
 
 def _held(frames: Sequence[ase.Atoms]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """``fixed`` and ``free_axes`` of frames; None where none says anything."""
-    found = [free_axes(atoms) for atoms in frames]
+    found = [free_axes(bare(a) if CONSTRAINTS_KEY in a.info else a) for a in frames]
     if all(axes is None for axes in found):
         return None, None
     axes = np.concatenate(

@@ -186,7 +186,7 @@ def for_extxyz(atoms: ase.Atoms) -> ase.Atoms:
         return atoms
     copy = atoms.copy()
     copy.calc = atoms.calc
-    copy.info[CONSTRAINTS_KEY] = encode([one.todict() for one in constraints])
+    copy.info[CONSTRAINTS_KEY] = encode(list(_constraints(atoms)))
     return copy
 
 

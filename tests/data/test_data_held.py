@@ -33,6 +33,7 @@ from dcase.data.held import (
 )
 from dcase.data.npz import read_npz
 from dcase.data.splits import Splits
+from dcase.data.state import for_extxyz
 from dcase.errors import DataError
 from dcase.potentials import create_potential
 from dcase.potentials.ensemble import Ensemble
@@ -339,6 +340,14 @@ def numerical_force(atoms, a, k, d=1e-4):
         moved.calc = EMT()
         energies.append(moved.get_potential_energy())
     return -(energies[0] - energies[1]) / (2 * d)
+
+
+def test_extxyz_files_of_our_own_keep_tilted_directions(tmp_path):
+    atoms = ammonia(FixAtoms([0]), FixedPlane([1], (1, 2, 0.5)), FixedLine([2], (1, 1, 1)))
+    ase.io.write(tmp_path / "a.extxyz", for_extxyz(atoms))
+    found = read_atoms(tmp_path / "a.extxyz")
+    for axes in (found.directions, free_axes(found.frame(0))):
+        np.testing.assert_allclose(projectors(axes), projectors(free_axes(atoms)), atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------- .npz
