@@ -56,6 +56,7 @@ def without(command, *options):
     return kept
 
 
+@pytest.mark.pictures
 def test_the_whole_loop(dcase, command, empty_folder):
     done = dcase(*command)
     assert done.code == 0, done.err

@@ -15,6 +15,8 @@ from dcase.potentials.fitting.calibration import calibrate
 from dcase.potentials.fitting.ensemble_evaluation import Uncertainty, evaluate_ensemble
 from dcase.potentials.potential import load_potential
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(autouse=True)
 def members(empty_folder):

@@ -58,6 +58,7 @@ def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.pictures
 def test_train_evaluate_plot(dcase, train, swing, empty_folder):
     done = train("--epochs", "1", "--seed", "3", "--out", "d", *FAST)
     assert done.code == 0, done.err
@@ -187,6 +188,7 @@ def test_default_folder_names_the_run(train, empty_folder, no_pictures):
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_runs_are_compared(dcase, train, swing, empty_folder, no_pictures):
     for method in ("none", "manifold"):
         assert train("--epochs", "1", "--method", method, "--out", method, *FAST).code == 0
@@ -242,6 +244,7 @@ def test_other_mistakes(dcase, swing, empty_folder):
     assert dcase("reproduce", "dae-table1", "--k", "a").code == 2
 
 
+@pytest.mark.pictures
 def test_table1_in_small_keeps_its_runs(dcase, swing, empty_folder):
     command = [
         "reproduce", "dae-table1", "--k", "20", "--n-train", "20", "--seeds", "2", "--methods",
@@ -283,6 +286,7 @@ def small(command, swing, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_ctrl_c_in_an_experiment_and_the_same_command_again(
     dcase, swing, empty_folder, ctrl_c_after
 ):

@@ -119,6 +119,7 @@ def test_generate_refuses(dcase, empty_folder, arguments, reason):
 # ------------------------------------------------------------------------------- quickstart
 
 
+@pytest.mark.pictures
 def test_quickstart_makes_everything(dcase, empty_folder, short_scan):
     done = dcase("quickstart", "--molecule", "ethanol", "--train-seconds", "3", "--steps", "20")
     folder = empty_folder / "quickstart"

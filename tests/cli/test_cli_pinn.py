@@ -18,6 +18,7 @@ def waves(dcase):
     return "f.hdf5"
 
 
+@pytest.mark.pictures
 def test_train_evaluate_plot_list(dcase, waves, empty_folder):
     done = dcase(
         "pinn", "train", "advection", "--file", waves, "--sample", "-1", "--activation", "isilu",

@@ -4,6 +4,8 @@ import pytest
 
 from dcase import plotting
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.mark.parametrize("axis", ["x", "y"])
 @pytest.mark.parametrize(

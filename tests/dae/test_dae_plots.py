@@ -11,6 +11,8 @@ from dcase.dae.settings import default_settings
 from dcase.dae.systems import system_named
 from dcase.errors import OptionError
 
+pytestmark = pytest.mark.pictures
+
 SETTINGS = default_settings("pendulum").changed(n_train=20, n_validation=10, n_test=20)
 
 

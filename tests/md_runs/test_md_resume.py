@@ -65,7 +65,8 @@ def assert_same(first, second):
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+# NVE is killed in tests/runs.
+@pytest.mark.parametrize("ensemble", [pytest.param("nve", marks=pytest.mark.slow), "langevin"])
 def test_kill_at_random_writes(tmp_path, monkeypatch, ensemble):
     """Kill -9 in the first run and in each resumed one; then the last one is let through."""
     steps = 900
@@ -111,7 +112,15 @@ def argon():
     return atoms
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "langevin", "bussi", "nose-hoover"])
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        pytest.param("nve", marks=pytest.mark.slow),
+        "langevin",
+        pytest.param("bussi", marks=pytest.mark.slow),
+        "nose-hoover",
+    ],
+)
 def test_extended_run_equals_a_long_one_with_a_calculator_that_remembers(tmp_path, ensemble):
     settings = MDSettings(
         ensemble=ensemble,

@@ -28,6 +28,8 @@ from dcase.pinn.sample import Sample
 from dcase.plotting import png
 from dcase.training.logs import MetricsLog, read_metrics
 
+pytestmark = pytest.mark.pictures
+
 
 def centres(n):
     return (np.arange(n) + 0.5) / n

@@ -649,6 +649,7 @@ def curve(strategy, errors, labels=(10, 20, 30)):
     }
 
 
+@pytest.mark.pictures
 def test_curves_of_several_runs_are_drawn_with_their_mean():
     runs = [curve("uncertainty", (90, 50, 30)), curve("uncertainty", (70, 40, 20))]
     runs.append(curve("random", (80, 60, 50)))

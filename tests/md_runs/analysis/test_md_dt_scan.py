@@ -54,6 +54,7 @@ def test_an_energy_with_jumps_is_flagged():
 
 
 @pytest.mark.physics
+@pytest.mark.slow
 def test_a_truncated_lennard_jones_is_flagged_and_a_smooth_one_is_not():
     line = np.array([[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0], [3.7, 3.8, 0.2], [1.9, 1.9, 3.2]])
     settings = MDSettings(timestep_fs=10.0, temperature_K=25.0, equilibrate=150)

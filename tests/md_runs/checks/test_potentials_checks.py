@@ -44,7 +44,7 @@ def _by_design(architecture):
 
 # A whole suite takes up to tens of seconds. For `make test` one network has it all; the others do
 # without what costs most and takes the same forces as the rest. `make test-slow` does everything.
-_COSTLY = {"forces, every component", "dt^2 law", "time reversal"}
+_COSTLY = {"forces, every component", "stress", "dt^2 law", "time reversal"}
 _CASES = [
     pytest.param(
         name,
@@ -56,9 +56,9 @@ _CASES = [
 ]
 
 
-def _without_the_costly(monkeypatch):
-    cheap = [c for c in checks._CHECKS if c.name not in _COSTLY]
-    assert len(cheap) == len(checks._CHECKS) - len(_COSTLY)
+def _without_the_costly(monkeypatch, costly=_COSTLY):
+    cheap = [c for c in checks._CHECKS if c.name not in costly]
+    assert len(cheap) == len(checks._CHECKS) - len(costly)
     monkeypatch.setattr(checks, "_CHECKS", cheap)
 
 
@@ -73,7 +73,7 @@ def test_potentials_conform_in_float64(architecture, activation):
 @pytest.mark.parametrize(
     ("architecture", "activation"),
     [
-        ("schnet", "silu"),
+        pytest.param("schnet", "silu", marks=pytest.mark.slow),
         *((n, "irelu") for n in ARCHITECTURES if n != "schnet"),
     ],
 )
@@ -111,7 +111,7 @@ def test_potentials_conform_in_float32(architecture):
 )
 def test_potentials_conform_on_a_crystal(architecture, tmp_path, monkeypatch):
     if architecture != "schnet":
-        _without_the_costly(monkeypatch)
+        _without_the_costly(monkeypatch, _COSTLY - {"stress"})
     path = tmp_path / "model.pt"
     lively(architecture, activation="silu").save(path)
     results = checks.run_checks(path, crystal())
@@ -358,7 +358,7 @@ def test_potentials_checks_leave_the_potential_alone():
     potential = lively()
     before = {k: v.clone() for k, v in potential.state_dict().items()}
     state = torch.get_rng_state()
-    checks.run_checks(potential, small())
+    checks.run_checks(potential, smallest())
     assert potential.dtype == torch.float32
     assert all(p.requires_grad for p in potential.parameters())
     assert all(torch.equal(v, before[k]) for k, v in potential.state_dict().items())

@@ -246,7 +246,11 @@ class WholeSprings(PairSprings):
 
 @pytest.mark.physics
 @pytest.mark.parametrize(
-    ("kind", "ensemble"), [("bonds-to-hydrogen", "nve"), ("all-bonds", "langevin")]
+    ("kind", "ensemble"),
+    [
+        pytest.param("bonds-to-hydrogen", "nve", marks=pytest.mark.slow),
+        ("all-bonds", "langevin"),
+    ],
 )
 def test_a_molecule_cut_by_the_boundary_moves_as_in_the_middle(tmp_path, kind, ensemble):
     from dcase.md_runs.files.trajectory import read_positions

@@ -217,6 +217,7 @@ def test_blocks_in_threads_are_the_steps_of_all_together(aspirin, tmp_path, monk
         np.testing.assert_allclose(blocks[name], values, atol=1e-6, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.pictures
 def test_report_of_replicas(aspirin, tmp_path, capsys):
     settings = MDSettings(**{**SHORT, "steps": 60, "log_every": 1})
     status = run_replicas(aspirin, settings, 4, tmp_path / "r")

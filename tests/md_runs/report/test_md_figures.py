@@ -20,6 +20,8 @@ from dcase.md_runs.report.figures import (
 )
 from dcase.plotting import png, save
 
+pytestmark = pytest.mark.pictures
+
 
 def labels(figure):
     return [text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel()) if text]

@@ -124,6 +124,7 @@ def test_a_later_report_drops_pictures_that_do_not_belong_to_it(full):
 
 
 @pytest.mark.physics
+@pytest.mark.slow  # tests/md_runs/analysis/test_md_dt_scan.py
 def test_a_force_that_is_no_gradient_is_flagged(tmp_path):
     atoms = spring_molecule("CH4", curl=0.02)
     settings = MDSettings(steps=800, equilibrate=100)

@@ -16,6 +16,8 @@ from dcase.potentials.experiments.published import MOLECULES, published, schnet_
 from dcase.potentials.experiments.runs import Frames, perform, plan, trivial_errors
 from dcase.units import KCAL_PER_MOL
 
+pytestmark = pytest.mark.pictures
+
 TINY = Protocol(size="tiny", train=24, epochs=2)
 
 

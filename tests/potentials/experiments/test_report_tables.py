@@ -33,6 +33,8 @@ from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.networks.registry import create_potential
 from dcase.units import ENERGY_UNITS, KCAL_PER_MOL
 
+pytestmark = pytest.mark.pictures
+
 TINY = """
 [model]
 size = "tiny"

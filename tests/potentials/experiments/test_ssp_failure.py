@@ -31,6 +31,8 @@ from dcase.potentials.experiments.ssp_failure import (
     run_ssp_failure,
 )
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.fixture(scope="module")
 def aspirin():

@@ -12,6 +12,8 @@ from dcase.potentials.fitting.evaluation import evaluate_potential
 from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.fitting.recipe import load_recipe
 
+pytestmark = pytest.mark.pictures
+
 
 def water(n=20, seed=3):
     shape = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
