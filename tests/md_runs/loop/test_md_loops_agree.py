@@ -81,6 +81,8 @@ def possible(case: Case) -> bool:
     """Whether such a run is not refused."""
     if case.form == "replicas":
         return (case.ensemble, case.hold, case.start) == ("nve", "none", "drawn")
+    if case.start == "kept" and case.equilibrate:
+        return False
     return case.ensemble != "nose-hoover" or case.hold == "none"
 
 
