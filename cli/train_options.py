@@ -25,6 +25,7 @@ from dcase.cli.options import (
     threads_option,
 )
 from dcase.errors import OptionError
+from dcase.potentials.fitting.lone_atoms import e0s_text
 from dcase.potentials.fitting.recipe import (
     DataChoice,
     LabelChoice,
@@ -210,6 +211,14 @@ def training_options(
         section(
             "Labels and loss",
             dataclass_options(LabelChoice, texts=_LABEL_TEXTS),
+            click.option(
+                "--e0s",
+                default=None,
+                metavar="H=-13.6,...|FILE|isolated",
+                help="Energies of isolated atoms in eV, which the potential then has exactly: "
+                "given, from a file, or from frames of one atom in the data (used by themselves "
+                "if there is one of every element). Instead of --offset.",
+            ),
             dataclass_options(DataChoice, texts=_DATA_TEXTS),
             dataclass_options(LossChoice, texts=_LOSS_TEXTS),
         ),
@@ -236,6 +245,7 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
 
     Raises:
         OptionError: If there is no such recipe, or a value is impossible.
+        DcaseError: If the file of energies of isolated atoms cannot be read.
     """
     values: dict[str, Any] = {
         "model.architecture": chosen["model"],
@@ -249,6 +259,10 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
     for table, cls in _SETTINGS.items():
         settings: Any = cls
         values.update({f"{table}.{f.name}": chosen[f.name] for f in fields(settings)})
+    if chosen.get("e0s") is not None:
+        if chosen["offset"] is not None:
+            raise OptionError("--e0s and --offset exclude each other")
+        values["labels.offset"] = e0s_text(chosen["e0s"])
     for architecture in ARCHITECTURES.values():
         for key in architecture.hyper_parameters():
             if key not in COMMON:

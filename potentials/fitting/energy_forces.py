@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcase.errors import OptionError
 from dcase.potentials.fitting.batches import LabelledGraph
+from dcase.potentials.fitting.lone_atoms import LoneAtoms
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity
 
@@ -21,6 +22,7 @@ class EnergyForces:
         per_atom: Divide each energy residual by the number of atoms.
         forces: Whether forces are needed at all (energy-only training is much cheaper).
         quantity: What is learned; its residuals are the term of its key.
+        alone: Atoms whose energies the network is held to 0 for; None: to nothing.
         kernel: Energies and forces of the model's network with a compiled gradient, where it has
             such: ``(species, graph, forces=True) -> [n_atoms], [n_atoms, 3]``.
 
@@ -36,6 +38,7 @@ class EnergyForces:
         forces: bool = True,
         quantity: Quantity = ENERGY,
         kernel: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        alone: LoneAtoms | None = None,
     ):
         if forces and not quantity.is_energy:
             raise OptionError(f"{quantity} has no forces: it is no energy")
@@ -43,6 +46,7 @@ class EnergyForces:
         self.forces = forces
         self.quantity = quantity
         self.kernel = kernel
+        self.alone = alone
         factor, unit = (constant * 1e3, "meV") if quantity.unit == "eV" else (
             constant, quantity.unit
         )  # fmt: skip
@@ -61,18 +65,21 @@ class EnergyForces:
         assert isinstance(model, Potential)
         residuals: dict[str, Tensor] = {}
         with_forces = self.forces and batch.forces is not None
+        graph = batch.graph if self.alone is None else self.alone.joined(batch.graph)
         if self.kernel is not None:
-            species = model.species(batch.graph.numbers)
-            atoms, forces = self.kernel(species, batch.graph, forces=with_forces)
-            energies = self.quantity.read_out(atoms, batch.graph)
+            species = model.species(graph.numbers)
+            atoms, forces = self.kernel(species, graph, forces=with_forces)
+            energies = self.quantity.read_out(atoms, graph)
         elif with_forces:
             with torch.enable_grad():
-                energies, forces = model.energies_and_forces(batch.graph, create_graph=training)
+                energies, forces = model.energies_and_forces(graph, create_graph=training)
         else:
-            energies = model.energies(batch.graph)
+            energies = model.energies(graph)
+        if self.alone is not None:
+            energies = self.alone.subtract(energies, batch.graph)
         if with_forces:
             assert batch.forces is not None
-            error = (forces - batch.forces).to(model.dtype)
+            error = (forces[: batch.graph.n_atoms] - batch.forces).to(model.dtype)
             residuals["forces"] = batch.free_components(error)
         if batch.energies is not None:
             error = energies - batch.energies

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
@@ -29,12 +30,13 @@ from dcase.potentials.fitting.fit_report import (
     report_of,
     write_training_figure,
 )
+from dcase.potentials.fitting.lone_atoms import LoneAtoms, choose_e0s, settle
 from dcase.potentials.fitting.recipe import FREE, Recipe
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
-from dcase.rescaling import fit_label_scale, fit_offsets
+from dcase.rescaling import fit_label_scale, fit_offsets, offset_energies
 from dcase.runs import Identity, Place, claim
 from dcase.training.processes import Processes
 from dcase.training.trainer import Progress, Trainer, TrainResult
@@ -126,9 +128,9 @@ def fit_potential(
     check_writable(out, [place.folder / "state.pt"], stream=False)
     whole = dataset
     dataset, quantity, terms = _labels(dataset, recipe)
-    potential = _new_potential(dataset.subset(splits.train), dataset.elements, recipe, quantity).to(
-        device
-    )
+    e0s = choose_e0s(recipe.labels.offset, dataset) if quantity.is_energy else None
+    train = dataset.subset(splits.train)
+    potential = _new_potential(train, dataset.elements, recipe, quantity, e0s).to(device)
     chosen = recipe.identity()
     chosen["model"]["hyper_parameters"] = potential.hyper_parameters  # all of them
     identity = Identity(
@@ -156,12 +158,18 @@ def fit_potential(
             on_start(potential, trainer)
         result = trainer.fit(resume=resume)
         potential.eval()
-        if recipe.loss.energy_weight == 0 and result.status != "interrupted":
+        if e0s is not None:
+            settle(potential)
+        elif recipe.loss.energy_weight == 0 and result.status != "interrupted":
             _fit_constant(potential, dataset.subset(splits.train), dataset.elements)
         report = report_of(
             potential, dataset, splits, recipe, result, processes=trainer.world, started=started
         )
         potential.metadata = metadata_of(dataset, splits, recipe, result, report)
+        if e0s is not None:
+            potential.metadata["isolated_atoms_eV"] = {
+                chemical_symbols[z]: e for z, e in e0s.items()
+            }
         figure = None
         if run is not None:
             if result.status != "interrupted":
@@ -210,10 +218,18 @@ def _labels(
 
 
 def _new_potential(
-    train: AtomicDataset, elements: list[int], recipe: Recipe, quantity: Quantity
+    train: AtomicDataset,
+    elements: list[int],
+    recipe: Recipe,
+    quantity: Quantity,
+    e0s: dict[int, float] | None,
 ) -> Potential:
     """The untrained potential with the label scale of the training frames."""
     offset = recipe.labels.offset
+    if e0s is not None:
+        offset = "none"
+        if train.energies is not None:
+            train = replace(train, energies=train.energies - offset_energies(train, e0s))
     if train.energies is None or not quantity.linear:
         offset = "none"
     scale = fit_label_scale(
@@ -223,6 +239,8 @@ def _new_potential(
         elements=elements,
         weights=None if offset == "none" else quantity.atom_weights(train),
     )
+    if e0s is not None:
+        scale = replace(scale, offsets=e0s, offset="isolated atoms")
     model = recipe.model
     potential = create_potential(
         model.architecture,
@@ -276,6 +294,7 @@ def _trainer(
         per_atom=recipe.labels.energy_per_atom,
         forces="forces" in terms and terms["forces"].weight > 0,
         quantity=quantity,
+        alone=LoneAtoms(tuple(potential.elements)) if scale.offset == "isolated atoms" else None,
         kernel=training_kernel(potential) if recipe.acceleration.compiled else None,
     )
     terms = {name: term for name, term in terms.items() if name != "forces" or problem.forces}

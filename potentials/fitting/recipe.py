@@ -58,7 +58,11 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """How labels reach the network; see :func:`dcase.rescaling.fit_label_scale`."""
+    """How labels reach the network; see :func:`dcase.rescaling.fit_label_scale`.
+
+    ``offset`` may also be ``"isolated"`` or ``"H=-13.6,O=-2041.8"``: energies of isolated atoms
+    (:mod:`dcase.potentials.fitting.lone_atoms`).
+    """
 
     rescale: str | float = "forces"
     offset: str = "atomic"
