@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
-from matscipy.neighbours import neighbour_list
 
+from dcase.boxes import neighbours_of
 from dcase.data.dataset import AtomicDataset
 from dcase.data.unit_check import unit_doubts
 from dcase.errors import OptionError
@@ -355,7 +355,7 @@ def _close_listed(dataset: AtomicDataset, frame: int) -> Iterator[tuple[int, int
     atoms = dataset.frame(frame)
     atoms.calc = None
     radii = covalent_radii[atoms.numbers]
-    first, second, distance = neighbour_list("ijd", atoms, 2 * CLOSE * float(radii.max()))
+    first, second, distance = neighbours_of(atoms, 2 * CLOSE * float(radii.max()))
     ratio = distance / (radii[first] + radii[second])
     if len(ratio) and ratio.min() < CLOSE:
         pair = int(ratio.argmin())

@@ -16,6 +16,7 @@ from ase.data import covalent_radii
 from ase.units import Bohr, Hartree, Rydberg, kcal, kJ, mol
 from scipy.stats import spearmanr
 
+from dcase.boxes import neighbours_of
 from dcase.data.dataset import AtomicDataset
 
 # By how much the number of a thing in this unit exceeds its number in eV, eV/A, A.
@@ -147,14 +148,12 @@ def neighbour_ratio(dataset: AtomicDataset) -> float | None:
 
 def _pairs(dataset: AtomicDataset, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distances (A) and both atoms of all pairs within the frame, or within 6 A if periodic."""
-    from matscipy.neighbours import neighbour_list
-
     atoms = dataset.frame(frame)
     if atoms.pbc.any() or len(atoms) > 200:
         # Some twenty neighbours, and not thousands where a cell is in another unit.
         space = abs(atoms.cell.volume) / len(atoms)
         cutoff = min(6.0, 1.7 * space ** (1 / 3)) if atoms.pbc.all() and space > 0 else 6.0
-        first, second, distance = neighbour_list("ijd", atoms, cutoff)
+        first, second, distance = neighbours_of(atoms, cutoff)
         return distance, first, second
     x = atoms.positions
     distance = np.linalg.norm(x[:, None] - x, axis=-1)

@@ -15,7 +15,7 @@ import torch
 from matscipy.neighbours import neighbour_list
 from torch import Tensor
 
-from dcase.potentials.graphs.boxes import enclosing_cell, heights, mostly_empty, tree_pairs
+from dcase.boxes import enclosing_cell, heights, mostly_empty, tree_pairs
 
 # Up to this many atoms all pairs are enumerated and filtered; beyond it a cell list is faster.
 _ALL_PAIRS_LIMIT = 200

@@ -314,3 +314,17 @@ def test_other_quantities_than_energies_have_no_unit(ethanol):
     assert kinds(other) == []
     h2 = AtomicDataset.from_frames([molecule("H2")])
     assert kinds(h2) == []
+
+
+@pytest.mark.parametrize("third", [0.0, 1e5])
+def test_slabs_of_no_third_vector_or_a_long_one_are_checked(third):
+    from ase.build import fcc111
+
+    from dcase.boxes import neighbours_of
+
+    slab = fcc111("Cu", (2, 2, 3))
+    slab.pbc = (True, True, False)
+    expected = np.sort(neighbours_of(slab, 4.0)[2])
+    slab.cell[2, 2], slab.pbc = third, (True, True, third > 0)
+    np.testing.assert_allclose(np.sort(neighbours_of(slab, 4.0)[2]), expected, atol=1e-9)
+    assert len(expected) > 100

@@ -224,7 +224,7 @@ _SPARSE = {
 @pytest.mark.parametrize("cell", list(_SPARSE))
 def test_potentials_half_list_in_a_cell_that_is_mostly_empty(cell, pbc, monkeypatch):
     vectors, pbc = _SPARSE[cell], np.array(pbc, dtype=bool)
-    monkeypatch.setattr("dcase.potentials.graphs.boxes.BOXES", 0)
+    monkeypatch.setattr("dcase.boxes.BOXES", 0)
     rng = np.random.default_rng(1)
     clusters = [
         rng.uniform(-3, 3, (6, 3)) + rng.integers(-2, 3, 3) * pbc @ vectors + rng.integers(0, 2, 3)
@@ -237,7 +237,7 @@ def test_potentials_half_list_in_a_cell_that_is_mostly_empty(cell, pbc, monkeypa
     assert len(found) == len(set(found)) > 40
     # By the search in boxes, of atoms that are not far from each other.
     near = positions - np.round(positions @ np.linalg.inv(vectors) * pbc) @ vectors
-    monkeypatch.setattr("dcase.potentials.graphs.boxes.BOXES", 10**9)
+    monkeypatch.setattr("dcase.boxes.BOXES", 10**9)
     expected, _ = half_neighbour_list(
         near, cutoff, vectors / 20 if pbc.sum() == 0 else vectors, pbc
     )

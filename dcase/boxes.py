@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from ase import Atoms
+from matscipy.neighbours import neighbour_list
 from scipy.spatial import cKDTree
 
 from dcase.errors import DataError
@@ -111,3 +113,20 @@ def tree_pairs(
     i, j, moved_by = i[kept], j[kept], moved_by[kept]
     order = np.lexsort((*moved_by.T[::-1], j, i))
     return i[order], j[order], moved_by[order]
+
+
+def neighbours_of(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Atoms i, atoms j and distances (A) of all pairs both ways, in any cell.
+
+    Raises:
+        DataError: As :func:`enclosing_cell`.
+    """
+    cell, origin = enclosing_cell(atoms.positions, atoms.cell.array, atoms.pbc)
+    system = (atoms.positions, cutoff, cell, origin, atoms.pbc)
+    if not mostly_empty(cell, cutoff, len(atoms)):
+        return neighbour_list(
+            "ijd", positions=system[0], cutoff=cutoff, cell=cell, cell_origin=origin, pbc=atoms.pbc
+        )
+    i, j, shifts = tree_pairs(*system)
+    r = atoms.positions[j] - atoms.positions[i] + shifts @ cell
+    return i, j, np.linalg.norm(r, axis=1)
