@@ -122,7 +122,7 @@ class Deployed:
             np.stack(forces),
             np.stack(virials),
             found.neighbours,
-            float(found.closest[0]),
+            float(np.ravel(found.closest)[0]),
         )
 
     def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:

@@ -16,6 +16,7 @@ AMU, BOLTZMANN = 1.660539040e-27, 1.38064852e-23
         ("kJ/mol", 1e3 / AVOGADRO),
         ("kcal/mol", 4184.0 / AVOGADRO),
         ("Hartree", 4.359744650e-18),
+        ("Ry", 2.179872325e-18),
     ],
 )
 def test_energy_units(unit, joule):
@@ -23,7 +24,7 @@ def test_energy_units(unit, joule):
 
 
 def test_there_is_no_further_energy_unit():
-    assert set(ENERGY_UNITS) == {"eV", "meV", "kJ/mol", "kcal/mol", "Hartree"}
+    assert set(ENERGY_UNITS) == {"eV", "meV", "kJ/mol", "kcal/mol", "Hartree", "Ry"}
 
 
 def test_other_units():

@@ -362,7 +362,7 @@ def test_atoms_on_top_of_each_other_are_an_error():
     atoms = ethanol()
     atoms.positions[1] = atoms.positions[0]
     atoms.calc = DCCalculator(splined())
-    with pytest.raises(DCCalculatorError, match="on top of each other"):
+    with pytest.raises(DCCalculatorError, match="atoms 0 and 1 are in the same place"):
         atoms.get_forces()
 
 
