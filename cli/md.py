@@ -116,6 +116,14 @@ _DEFAULT = MDSettings()
     count("--log-every", default=_DEFAULT.log_every, help=_HELP["log_every"]),
     count("--traj-every", default=_DEFAULT.traj_every, help=_HELP["traj_every"]),
     count("--checkpoint-every", default=_DEFAULT.checkpoint_every, help=_HELP["checkpoint_every"]),
+    click.option(
+        "--on-broken-bond",
+        type=click.Choice(ON_UNCERTAIN),
+        default="stop",
+        show_default=True,
+        help="Stop the run (exit status 1), or go on as atoms leave; the report says which bond "
+        "broke when.",
+    ),
 )
 @section(
     "Uncertainty (ensembles)",
@@ -171,6 +179,7 @@ def md(
     friction: float,
     taut: float,
     max_uncertainty: float | None,
+    on_broken_bond: str,
     replicas: int | None,
     optimize: bool | None,
     **rest: Any,
@@ -194,6 +203,7 @@ def md(
         friction_per_fs=friction,
         taut_fs=taut,
         max_uncertainty_eV_A=max_uncertainty,
+        bond_stretch_A=_DEFAULT.bond_stretch_A if on_broken_bond == "stop" else None,
         **{f.name: rest[f.name] for f in dataclasses.fields(MDSettings) if f.name in rest},
     )
     report = simulate(

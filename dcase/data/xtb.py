@@ -184,8 +184,8 @@ def start_structure(
         says it all).
 
     Raises:
-        DataError: If it is none of these, is periodic, falls apart when relaxed, or says another
-            charge or an impossible multiplicity.
+        DataError: If it is none of these, is periodic or constrained, falls apart when relaxed, or
+            says another charge or an impossible multiplicity.
         MissingExtraError: If tblite or rdkit is missing.
     """
     if isinstance(source, ase.Atoms):
@@ -205,6 +205,11 @@ def start_structure(
     else:
         atoms = relaxed_structure(str(source), n_conformers=5, fmax=0.05, seed=seed)
         return str(source), _with_electrons(atoms, charge, multiplicity), ""
+    if atoms.constraints:
+        raise DataError(
+            f"{name} holds atoms in place or is restrained, and sampling moves all of them freely: "
+            "take the constraints off"
+        )
     if atoms.pbc.any():
         raise DataError(f"{name} is periodic; only molecules can be sampled (set pbc to false)")
     atoms = _with_electrons(atoms, charge, multiplicity)

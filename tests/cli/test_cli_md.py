@@ -1,6 +1,7 @@
 """``dcase md`` and ``dcase relax``."""
 
 import json
+import re
 
 import ase.io
 import numpy as np
@@ -145,6 +146,29 @@ def test_keep_momenta_keeps_them_without_a_word_of_equilibration(dcase, model, e
     done = dcase(*kept, "--structure", "ethanol", "--out", "cold")
     assert done.code == 0, done.err
     assert "the structure holds no momenta" in done.err
+
+
+def test_a_run_goes_on_when_an_atom_leaves_and_says_so(dcase, model, empty_folder):
+    atoms = structure("ethanol")
+    velocities = np.zeros((9, 3))
+    away = atoms.positions[8] - atoms.positions[:8].mean(axis=0)
+    velocities[8] = 0.3 * away / np.linalg.norm(away)  # A/fs: 4.7 eV
+    atoms.set_velocities(velocities / units.fs)
+    ase.io.write("kicked.extxyz", atoms)
+    leaving = ["md", "--model", model, "--keep-momenta", "--structure", "kicked.extxyz",
+               "--steps", "150", "--temperature", "1000", "--device", "cpu"]  # fmt: skip
+    done = dcase(*leaving, "--out", "stops")
+    assert done.code == 1
+    assert "broke" in done.out + done.err
+    done = dcase(*leaving, "--on-broken-bond", "flag", "--out", "goes")
+    assert done.code == 0, done.err
+    assert "150 of 150 steps" in done.out
+    assert re.search(r"bonds +.*H8 broke after", done.out)
+    final = ase.io.read("goes/final.extxyz")
+    # The atom is beyond every cutoff, and has been alone since.
+    assert np.linalg.norm(final.positions[8] - final.positions[:8], axis=1).min() > 8.0
+    energies = read_series(empty_folder / "goes")["potential_energy"]
+    assert np.isfinite(energies).all()
 
 
 def test_dt_scan_is_in_the_report(dcase, short, empty_folder, short_scan):

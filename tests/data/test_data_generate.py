@@ -18,6 +18,7 @@ from dcase.data.generate import generate
 from dcase.data.generate_state import state_path
 from dcase.data.molecules import structure
 from dcase.data.npz import read_npz
+from dcase.data.xtb import start_structure
 from dcase.errors import DataError, MissingExtraError, OptionError, RunError
 from dcase.statistics import autocorrelation_time
 
@@ -331,3 +332,12 @@ def test_alignment_undoes_rotations_but_not_reflections():
     np.testing.assert_allclose(turned_vectors, np.tile(vectors, (5, 1, 1)), atol=1e-9)
     mirrored, _ = align(-reference[None], reference, vectors[None])
     assert np.abs(mirrored[0] - (reference - reference.mean(0))).max() > 0.1
+
+
+def test_structures_that_are_held_are_not_sampled_as_free_ones():
+    from ase.constraints import FixAtoms
+
+    water = molecule("H2O")
+    water.set_constraint(FixAtoms([0]))
+    with pytest.raises(DataError, match="holds atoms in place or is restrained"):
+        start_structure(water, 0)
