@@ -10,6 +10,7 @@ from potential_models import ethanol, lively
 
 from dcase import DCCalculator
 from dcase.data.dataset import AtomicDataset
+from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.fitting.fit_potential import training_kernel
@@ -86,3 +87,16 @@ def test_training_sees_far_fragments_as_their_sum(architecture):
     for values in found:
         torch.testing.assert_close(values[4], values[:4].sum(), rtol=1e-12, atol=1e-10)
     assert (architecture == "schnet") == (len(found) == 2)
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_atoms_in_the_same_place_are_named_in_both_forms(architecture, optimize):
+    atoms = ethanol()
+    atoms.calc = DCCalculator(_model(architecture), dtype="float64", optimize=optimize)
+    for gap in (0.0, 1e-12):
+        atoms.positions[5] = atoms.positions[4] + [gap, 0.0, 0.0]
+        with pytest.raises(DCCalculatorError, match="atoms 4 and 5 are in the same place"):
+            atoms.get_potential_energy()
+    atoms.positions[5] += [0.5, 0.0, 0.0]
+    assert np.isfinite(atoms.get_forces()).all()
