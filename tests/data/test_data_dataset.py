@@ -37,6 +37,8 @@ def test_frames_taken_in_any_order_keep_what_is_theirs(order):
     )
     taken = data.subset(order)
     assert len(taken) == len(order)
+    own = np.split(structures.fixed, structures.ptr[1:-1])
+    np.testing.assert_array_equal(taken.fixed, np.concatenate([own[number] for number in order]))
     for number, found in zip(order, taken, strict=True):
         atoms = frames[number]
         assert found.numbers.tolist() == atoms.numbers.tolist()
