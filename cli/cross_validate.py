@@ -19,12 +19,11 @@ from rich.text import Text
 from dcase.cli.notices import Notices
 from dcase.cli.options import SectionedCommand, count, frame_count, refuse_both, use_threads
 from dcase.cli.progress import progress_line
-from dcase.cli.show import error_table, results_console
+from dcase.cli.show import error_table, errors_title, results_console
 from dcase.cli.train import RUNNER, Load, train
 from dcase.cli.train_options import chosen_recipe
 from dcase.cli.train_run import described, prepared
 from dcase.data.dataset import AtomicDataset
-from dcase.data.frames import UNKNOWN
 from dcase.data.splits import SplitFrames, Splits
 from dcase.errors import OptionError
 from dcase.files import check_writable
@@ -294,8 +293,7 @@ def _conclude(outcome: CrossValidation) -> None:
     if "test" in report:
         rows[f"test ({report['n_test']}), members"] = report["test_of_one"]
         rows[f"test ({report['n_test']}), ensemble"] = report["test"]
-    theory = report["level_of_theory"]
-    title = "Mean absolute errors" + ("" if theory == UNKNOWN else f", {theory}")
+    title = errors_title(report["level_of_theory"])
     console.print(error_table(rows, title))
     _print_statistics(
         console,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
 from dcase.cli.notices import Notices
-from dcase.cli.options import json_option, positive, reading_options
+from dcase.cli.options import check_outputs, json_option, positive, reading_options
 from dcase.cli.structures import load_frames
 from dcase.data.frames import Reading
 from dcase.errors import OptionError
-from dcase.files import check_writable, write_json
+from dcase.files import write_json
 
 FOUND = 1
 """Exit code if something was found."""
@@ -56,12 +55,7 @@ def check(
     from dcase.cli.show import results_console
     from dcase.data.label_check import check_labels
 
-    if json_file:
-        check_writable(json_file)
-    if plot:
-        if Path(plot).suffix.lower() != ".png":
-            raise OptionError(f"--plot {plot}: the figure is a PNG; name it FILE.png")
-        check_writable(plot)
+    check_outputs(json_file, plot, "the figure is a PNG")
     dataset = load_frames(file, reading, index=index, notify=Notices().note)
     found = check_labels(dataset, max_force=max_force)
     console = results_console()

@@ -9,6 +9,7 @@ import click
 
 from dcase.cli.notices import Notices
 from dcase.cli.options import (
+    check_outputs,
     count,
     device_option,
     dtype_option,
@@ -20,8 +21,7 @@ from dcase.cli.options import (
 from dcase.cli.show import error_table, results_console
 from dcase.cli.structures import load_frames
 from dcase.data.frames import UNKNOWN, Reading
-from dcase.errors import OptionError
-from dcase.files import check_writable, write_json
+from dcase.files import write_json
 
 
 @click.command()
@@ -92,12 +92,7 @@ def evaluate(
     from dcase.potentials.fitting.trained_frames import trained_on
 
     use_threads(threads)
-    if json_file:
-        check_writable(json_file)
-    if plot:
-        if Path(plot).suffix.lower() != ".png":
-            raise OptionError(f"--plot {plot}: the figures are PNG; name it FILE.png")
-        check_writable(plot)
+    check_outputs(json_file, plot, "the figures are PNG")
     potential = load_model([model, *others])
     potential = potential.with_dtype(DTYPES[dtype]).to(choose_device(device))
     notices = Notices()

@@ -10,11 +10,13 @@ import types
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
 
 from dcase.errors import OptionError
+from dcase.files import check_writable
 from dcase.options import check_size
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -399,3 +401,23 @@ def refuse_both(resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+
+
+def check_outputs(json_file: str | None, plot: str | None, what: str) -> None:
+    """Refuse, before any work, a JSON file or picture that cannot be written.
+
+    Args:
+        json_file: Of ``--json``.
+        plot: Of ``--plot``; has to end in .png.
+        what: What to say of another ending, e.g. ``"the figure is a PNG"``.
+
+    Raises:
+        OptionError: If the picture has another ending.
+        DcaseError: If one cannot be written.
+    """
+    if json_file:
+        check_writable(json_file)
+    if plot:
+        if Path(plot).suffix.lower() != ".png":
+            raise OptionError(f"--plot {plot}: {what}; name it FILE.png")
+        check_writable(plot)

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from dcase.data.frames import UNKNOWN
+
 _COLUMNS = (
     ("energy_mae_mev", "E meV", "{:.2f}"),
     ("energy_mae_mev_per_atom", "meV/atom", "{:.3f}"),
@@ -26,6 +28,11 @@ def results_console() -> Console:
     In a file or pipe, where rich assumes 80 columns, there is room for whole lines.
     """
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def errors_title(theory: str) -> str:
+    """Title of a table of errors on labels of this level of theory."""
+    return "Mean absolute errors" + ("" if theory == UNKNOWN else f", {theory}")
 
 
 def error_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:

@@ -14,7 +14,7 @@ from dcase.cli.launch import first_then_others, launch
 from dcase.cli.notices import Notices
 from dcase.cli.options import refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
-from dcase.cli.show import error_table, results_console
+from dcase.cli.show import error_table, errors_title, results_console
 from dcase.cli.train_options import chosen_recipe
 from dcase.cli.value_table import value_table
 from dcase.data.dataset import AtomicDataset
@@ -232,8 +232,7 @@ def _conclude(outcome: FitResult, n_val: int, tests: Mapping[str, TestFrames]) -
         what = "test" if name == "rest" else f"test, {name}"
         rows[f"{what} ({len(frames)})"] = sets[name]
     if rows:
-        theory = report["level_of_theory"]
-        title = "Mean absolute errors" + ("" if theory == UNKNOWN else f", {theory}")
+        title = errors_title(report["level_of_theory"])
         energy = outcome.potential.quantity.is_energy
         console.print(
             error_table(rows, title) if energy else value_table(rows, outcome.potential.quantity)

@@ -143,10 +143,13 @@ class AtomicDataset:
     @property
     def directions(self) -> np.ndarray | None:
         """What ``fixed`` and ``free_axes`` leave, as :func:`dcase.data.held.free_axes`, or None."""
+        return self._directions_of(slice(None))
+
+    def _directions_of(self, atoms: slice) -> np.ndarray | None:
+        axes = None if self.free_axes is None else self.free_axes[atoms]
         if self.fixed is None:
-            return self.free_axes
-        axes = np.eye(3) if self.free_axes is None else self.free_axes
-        return np.asarray(axes * ~self.fixed[:, None, None])
+            return axes
+        return np.asarray((np.eye(3) if axes is None else axes) * ~self.fixed[atoms, None, None])
 
     def free_components(self, vectors: np.ndarray) -> np.ndarray:
         """What vectors of atoms, shape [n_atoms_total, 3], have along free directions.
@@ -155,11 +158,9 @@ class AtomicDataset:
             The rows of atoms not held in place, shape [n_free_atoms, 3]; with ``free_axes`` the
             components along all free directions, shape [n_free_components].
         """
-        axes = self.directions
-        if axes is None:
-            return vectors
         if self.free_axes is None:
-            return vectors[~self.fixed]  # type: ignore[operator]
+            return vectors if self.fixed is None else vectors[~self.fixed]
+        axes = np.asarray(self.directions)
         return np.asarray(np.einsum("nij,nj->ni", axes, vectors)[axes.any(axis=2)])
 
     def free_forces(self) -> np.ndarray | None:
@@ -209,8 +210,8 @@ class AtomicDataset:
             pbc=None if self.pbc is None else self.pbc[index],
             tags=None if self.tags is None else self.tags[atoms_of],
         )
-        if (axes := self.directions) is not None:
-            atoms.set_constraint(constraints_of(axes[atoms_of]))
+        if (axes := self._directions_of(atoms_of)) is not None:
+            atoms.set_constraint(constraints_of(axes))
         if self.states is not None:
             self.states[index].put_on(atoms)
         labels: dict[str, Any] = {}
@@ -396,11 +397,8 @@ class AtomicDataset:
             self.stress,
         ):
             digest.update(b"-" if value is None else np.ascontiguousarray(value).tobytes())
-        for name in (
-            "fixed",
-            "tags",
-            "free_axes",
-        ):  # of later date; without them the sum is what it always was
+        # Of later date; without them the sum is what it always was.
+        for name in ("fixed", "tags", "free_axes"):
             value = getattr(self, name)
             if value is not None:
                 digest.update(name.encode() + np.ascontiguousarray(value).tobytes())

@@ -142,7 +142,7 @@ def robust_z(values: np.ndarray, least: float = 0.0, most: float = np.inf) -> np
         most: Largest scale.
     """
     distance = values - np.median(values)
-    scale = min(max(1.4826 * float(np.median(np.abs(distance))), least), most)
+    scale = min(max(1.4826 * _spread(values), least), most)
     return distance / scale if scale > 0 else np.zeros_like(distance)
 
 
@@ -252,15 +252,13 @@ def _energy_outliers(
     if energy is None or score is None:
         return
     frames = _energy_frames(dataset, energy, score)
-    if len(frames):
-        values = [f"{energy[f]:+.3g}" for f in frames]
-        yield Finding(
-            "energy",
-            tuple(map(int, frames)),
-            f"{label.count(frames)} far from what the composition gives: "
-            f"{label.values(frames, values)} eV/atom (robust z-score beyond {Z_LIMIT:g})",
-            outlier=True,
-        )
+    yield from label.found(
+        "energy",
+        frames,
+        [f"{energy[f]:+.3g}" for f in frames],
+        f"far from what the composition gives: {{}} eV/atom (robust z-score beyond {Z_LIMIT:g})",
+        outlier=True,
+    )
 
 
 def _force_outliers(
@@ -273,45 +271,35 @@ def _force_outliers(
     if force is None or score is None or dataset.forces is None:
         return
     frames = _outlying(force, score)
-    if len(frames):
-        values = [f"{force[f]:.4g}" for f in frames]
-        yield Finding(
-            "forces",
-            tuple(map(int, frames)),
-            f"{label.count(frames)} with forces out of line: {label.values(frames, values)} eV/A, "
-            f"the median frame's largest is {np.median(force):.3g}",
-            outlier=True,
-        )
+    yield from label.found(
+        "forces",
+        frames,
+        [f"{force[f]:.4g}" for f in frames],
+        f"with forces out of line: {{}} eV/A, the median frame's largest is {np.median(force):.3g}",
+        outlier=True,
+    )
     if max_force is not None:
         largest = np.maximum.reduceat(dataset.largest_free_force(), dataset.ptr[:-1])
         frames = np.flatnonzero(largest > max_force)
-        if len(frames):
-            values = [f"{largest[f]:.4g}" for f in frames]
-            yield Finding(
-                "max force",
-                tuple(map(int, frames)),
-                f"{label.count(frames)} with a force component above {max_force:g} eV/A: "
-                f"{label.values(frames, values)} eV/A",
-                outlier=True,
-            )
+        yield from label.found(
+            "max force",
+            frames,
+            [f"{largest[f]:.4g}" for f in frames],
+            f"with a force component above {max_force:g} eV/A: {{}} eV/A",
+            outlier=True,
+        )
 
 
 def _overlaps(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
     close = list(close_pairs(dataset))
-    if close:
-        frames = [frame for frame, *_ in close]
-        values = [
-            f"{chemical_symbols[dataset.numbers[dataset.ptr[f] + i]]}{i}-"
-            f"{chemical_symbols[dataset.numbers[dataset.ptr[f] + j]]}{j} at {d:.3g}"
-            for f, i, j, d in close
-        ]
-        yield Finding(
-            "overlap",
-            tuple(frames),
-            f"{label.count(frames)} with atoms on top of each other: "
-            f"{label.values(frames, values)} A",
-            outlier=True,
-        )
+    values = [
+        f"{chemical_symbols[dataset.numbers[dataset.ptr[f] + i]]}{i}-"
+        f"{chemical_symbols[dataset.numbers[dataset.ptr[f] + j]]}{j} at {d:.3g}"
+        for f, i, j, d in close
+    ]
+    frames = [frame for frame, *_ in close]
+    text = "with atoms on top of each other: {} A"
+    yield from label.found("overlap", frames, values, text, outlier=True)
 
 
 def close_pairs(dataset: AtomicDataset) -> Iterator[tuple[int, int, int, float]]:
@@ -376,16 +364,14 @@ def _net_forces(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
         free = (axes != 0).any(axis=2).sum(axis=1) == 3
         held = np.logical_or.reduceat(~free, starts)
         frames = frames[~held[frames]]
-    if len(frames):
-        frames = frames[np.argsort(-net[frames])]
-        values = [f"{net[f]:.3g}" for f in frames]
-        yield Finding(
-            "net force",
-            tuple(map(int, frames)),
-            f"{label.count(frames)} whose forces do not add up to zero: "
-            f"{label.values(frames, values)} eV/A (held atoms without a mark, an outer field, or "
-            "a spoilt force)",
-        )
+    frames = frames[np.argsort(-net[frames])]
+    yield from label.found(
+        "net force",
+        frames,
+        [f"{net[f]:.3g}" for f in frames],
+        "whose forces do not add up to zero: {} eV/A (held atoms without a mark, an outer field, "
+        "or a spoilt force)",
+    )
 
 
 def _duplicates(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
@@ -407,7 +393,7 @@ def _duplicates(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
     ]
     frames = [b for _, b in pairs]
     values = [f"= {label.name(a)}" for a, _ in pairs]
-    text = f"{label.count(frames)} that occur before: {label.values(frames, values)}"
+    text = "that occur before: {}"
     if unlike:
         a, b = unlike[0]
         assert dataset.energies is not None
@@ -415,7 +401,7 @@ def _duplicates(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
             f"; {len(unlike)} of them with another energy (frame {label.name(b)} by "
             f"{dataset.energies[b] - dataset.energies[a]:+.3g} eV)"
         )
-    yield Finding("duplicates", tuple(frames), text)
+    yield from label.found("duplicates", frames, values, text)
 
 
 def frame_keys(dataset: AtomicDataset, decimals: int = 3) -> Iterator[bytes]:
@@ -435,6 +421,9 @@ def frame_keys(dataset: AtomicDataset, decimals: int = 3) -> Iterator[bytes]:
         yield digest.digest()
 
 
+_Frames = Sequence[int] | np.ndarray
+
+
 class _Names:
     """What frames are called in a line."""
 
@@ -444,10 +433,16 @@ class _Names:
     def name(self, frame: int) -> int:
         return int(self._names[frame])
 
-    def count(self, frames: Sequence[int] | np.ndarray) -> str:
-        return "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
+    def found(
+        self, kind: str, frames: _Frames, values: Sequence[str], text: str, *, outlier: bool = False
+    ) -> Iterator[Finding]:
+        """The finding about these frames, if there are any; ``{}`` in ``text`` is their list."""
+        if len(frames):
+            count = "1 frame" if len(frames) == 1 else f"{len(frames)} frames"
+            line = f"{count} {text.format(self._listed(frames, values))}"
+            yield Finding(kind, tuple(map(int, frames)), line, outlier)
 
-    def values(self, frames: Sequence[int] | np.ndarray, values: Sequence[str]) -> str:
+    def _listed(self, frames: _Frames, values: Sequence[str]) -> str:
         listed = [
             f"frame {self.name(f)} ({value})" if not value.startswith("=") else
             f"frame {self.name(f)} {value}"
