@@ -117,6 +117,19 @@ def projectors(axes: np.ndarray) -> np.ndarray:
     return np.einsum("nki,nkj->nij", axes, axes)
 
 
+def std_along(axes: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Standard deviations [n, 3] along x, y, z as those along the rows of ``axes`` [n, 3, 3].
+
+    Along tilted directions as if those along x, y and z were independent.
+    """
+    return np.asarray(np.sqrt(np.einsum("nij,nj->ni", axes**2, std**2)))
+
+
+def wholly_free(axes: np.ndarray) -> np.ndarray:
+    """Which atoms have all three directions, bool, shape [n]."""
+    return np.asarray(axes.any(axis=2).sum(axis=1) == 3)
+
+
 def wholly_held(axes: np.ndarray) -> np.ndarray:
     """Which atoms have no direction left, bool, shape [n]."""
     return np.asarray(~axes.any(axis=(1, 2)))
@@ -124,8 +137,7 @@ def wholly_held(axes: np.ndarray) -> np.ndarray:
 
 def partly_held(axes: np.ndarray) -> np.ndarray:
     """Which atoms have some directions left but not all, bool, shape [n]."""
-    count = axes.any(axis=2).sum(axis=1)
-    return (count > 0) & (count < 3)
+    return ~(wholly_held(axes) | wholly_free(axes))
 
 
 def marks(axes: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:

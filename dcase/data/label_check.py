@@ -15,6 +15,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from dcase.boxes import neighbours_of
 from dcase.data.dataset import AtomicDataset
+from dcase.data.held import wholly_free
 from dcase.data.unit_check import unit_doubts
 from dcase.errors import OptionError
 
@@ -361,8 +362,7 @@ def _net_forces(dataset: AtomicDataset, label: _Names) -> Iterator[Finding]:
     frames = np.flatnonzero((net > _NET_SHARE * random) & (net > _NET_FORCE * dataset.n_atoms))
     axes = dataset.directions
     if axes is not None:
-        free = (axes != 0).any(axis=2).sum(axis=1) == 3
-        held = np.logical_or.reduceat(~free, starts)
+        held = np.logical_or.reduceat(~wholly_free(axes), starts)
         frames = frames[~held[frames]]
     frames = frames[np.argsort(-net[frames])]
     yield from label.found(

@@ -19,6 +19,7 @@ from dcase.data.held import (
     free_axes,
     other_constraints,
     restraints,
+    wholly_free,
     working_constraints,
 )
 from dcase.errors import OptionError
@@ -95,8 +96,7 @@ def check_movable(atoms: Atoms) -> None:
         tied = np.arange(len(atoms))
         if not isinstance(constraint, FixCom):
             tied = np.unique(np.asarray(constraint.get_indices(), dtype=np.int64))
-        whole = axes.any(axis=2).sum(axis=1) == 3
-        held = tied[~whole[tied]]
+        held = tied[~wholly_free(axes)[tied]]
         if len(held):
             raise OptionError(
                 f"atom {int(held[0])} is held in place and also part of the constraint {name}: "

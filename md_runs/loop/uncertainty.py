@@ -18,7 +18,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write
 
-from dcase.data.held import free_axes
+from dcase.data.held import free_axes, std_along
 from dcase.data.selection import Shortlist
 from dcase.data.state import bare, for_extxyz
 from dcase.errors import OptionError
@@ -47,8 +47,8 @@ def uncertainty_of(calculator: Any, axes: np.ndarray | None = None) -> float:
     if spread is None or len(spread) == 0:
         return math.nan
     spread = np.asarray(spread, dtype=np.float64)
-    if axes is not None:  # along tilted ones as if those along x, y and z were independent
-        spread = np.sqrt(np.einsum("nij,nj->ni", axes**2, spread**2))
+    if axes is not None:
+        spread = std_along(axes, spread)
     return float(np.sqrt(np.einsum("ik,ik->i", spread, spread).max()))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dcase.data.dataset import AtomicDataset
+from dcase.data.held import std_along
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.calibration import Calibration, calibrate, rank_correlation
 from dcase.potentials.fitting.evaluation import Evaluation, evaluate_potential
@@ -98,12 +99,9 @@ def evaluate_ensemble(
 
 
 def _along_free(dataset: AtomicDataset, std: np.ndarray) -> np.ndarray:
-    """Standard deviations [n_atoms, 3] along x, y, z as those along free directions, flat.
-
-    Along tilted directions as if those along x, y and z were independent.
-    """
+    """Standard deviations [n_atoms, 3] along x, y, z as those along free directions, flat."""
     if dataset.free_axes is not None and (axes := dataset.directions) is not None:
-        return np.asarray(np.sqrt(np.einsum("nij,nj->ni", axes**2, std**2))[axes.any(axis=2)])
+        return std_along(axes, std)[axes.any(axis=2)]
     return dataset.free_components(std).ravel()
 
 
