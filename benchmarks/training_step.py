@@ -41,7 +41,7 @@ from dcase.data.md17 import load_md17
 from dcase.potentials.fitting.batches import FrameBatches, LabelledGraph
 from dcase.potentials.fitting.energy_forces import EnergyForces
 from dcase.potentials.graphs.edges import directed_edges, neighbourhoods, triplets
-from dcase.potentials.kernels.training import training_kernel
+from dcase.potentials.kernels.forms import training_form
 from dcase.potentials.networks.registry import (
     ARCHITECTURES,
     create_potential,
@@ -112,7 +112,7 @@ def dcase_architecture(
             activation=setting.activation,
             **options,
         ).train()
-        kernel = training_kernel(potential) if compiled else None
+        kernel = training_form(potential)[0] if compiled else None
         frames, problem = setting.frames(potential.cutoff), EnergyForces(1.0, kernel=kernel)
 
         def loss() -> Tensor:

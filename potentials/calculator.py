@@ -35,6 +35,7 @@ from dcase.potentials.graphs.graph import (
     coincident_atoms,
 )
 from dcase.potentials.kernels.deployed import Deployed, deploy
+from dcase.potentials.kernels.forms import form_line
 from dcase.potentials.potential import Potential, find_checkpoint
 from dcase.runs import fingerprint
 
@@ -156,14 +157,22 @@ class DCCalculator(Calculator):
             self.implemented_properties = [*type(self).implemented_properties, *SPREAD]  # type: ignore[misc]
 
     def _deploy(self) -> Deployed | None:
+        self._why_plain = ""
         if self.optimize is False:
+            self._why_plain = "as asked"
             return None
         try:
             return deploy(self.potential, tabulate=bool(self.optimize))
         except OptionError as error:
             if self.optimize:
                 raise OptionError(f"optimize=True: {error}") from error
+            self._why_plain = str(error)
             return None
+
+    @property
+    def form(self) -> str:
+        """What evaluates the potential: the compiled form, or PyTorch and why."""
+        return form_line(self.deployed is not None, self._why_plain)
 
     # -------------------------------------------------------------- ASE contract
 

@@ -23,7 +23,6 @@ from dcase.md_runs.bench.stopwatch import PARTS
 from dcase.md_runs.files.provenance import describe_calculator
 from dcase.md_runs.settings import MDSettings
 from dcase.potentials.calculator import DCCalculator
-from dcase.potentials.kernels.deployed import deploy
 
 FORMAT = 1
 """Of :meth:`BenchResult.to_dict`."""
@@ -212,13 +211,7 @@ def _timing(rounds: Rounds, timestep_fs: float, copies: int) -> Timing:
 def _plain(calculator: DCCalculator) -> DCCalculator:
     """The same weights in PyTorch."""
     if calculator.deployed is None:
-        reason = "it was not asked for"
-        if calculator.optimize is not False:
-            try:
-                deploy(calculator.potential)
-            except OptionError as error:
-                reason = str(error)
-        raise OptionError(f"there is no compiled form to compare with PyTorch: {reason}")
+        raise OptionError(f"there is no compiled form to compare with: {calculator.form}")
     return DCCalculator(
         calculator.potential,
         device=calculator.device,

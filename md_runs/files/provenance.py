@@ -15,7 +15,8 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
     ``device``. Any other calculator is taken to be float64 on the CPU under its own name.
 
     Returns:
-        ``model``, ``level_of_theory`` (None if unknown), ``dtype`` and ``device``.
+        ``model``, ``level_of_theory`` (None if unknown), ``dtype``, ``device`` and ``form`` (of a
+        ``DCCalculator``: compiled, or PyTorch and why; else None).
     """
     potential = getattr(calculator, "potential", None)
     facts = getattr(potential, "metadata", None)
@@ -35,6 +36,7 @@ def describe_calculator(calculator: Any) -> dict[str, Any]:
         "level_of_theory": None if level == UNKNOWN else level,
         "dtype": str(getattr(calculator, "dtype", "float64")).removeprefix("torch."),
         "device": str(getattr(calculator, "device", "cpu")),
+        "form": getattr(calculator, "form", None),
     }
 
 

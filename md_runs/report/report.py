@@ -111,6 +111,7 @@ def _build(
         "level_of_theory": facts["level_of_theory"],
         "dtype": facts["dtype"],
         "device": facts["device"],
+        "form": facts.get("form"),
         "formula": facts["formula"],
         "n_atoms": n_atoms,
         "n_dof": n_dof,

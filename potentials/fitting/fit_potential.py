@@ -32,7 +32,7 @@ from dcase.potentials.fitting.fit_report import (
 )
 from dcase.potentials.fitting.lone_atoms import LoneAtoms, choose_e0s, settle
 from dcase.potentials.fitting.recipe import FREE, Recipe
-from dcase.potentials.networks.architecture import hook
+from dcase.potentials.kernels.forms import form_of_training, training_form
 from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
@@ -145,6 +145,8 @@ def fit_potential(
         potential, dataset, splits, recipe, terms, place.folder,
         fabric=fabric, on_step=on_step, tensorboard=tensorboard,
     )  # fmt: skip
+    kernel = getattr(trainer.objective.problem, "kernel", None)
+    form = form_of_training(potential, kernel, recipe.acceleration.compiled)
 
     def take() -> None:
         trainer.claimed = claim(
@@ -163,8 +165,9 @@ def fit_potential(
         elif recipe.loss.energy_weight == 0 and result.status != "interrupted":
             _fit_constant(potential, dataset.subset(splits.train), dataset.elements)
         report = report_of(
-            potential, dataset, splits, recipe, result, processes=trainer.world, started=started
-        )
+            potential, dataset, splits, recipe, result,
+            processes=trainer.world, started=started, form=form,
+        )  # fmt: skip
         potential.metadata = metadata_of(dataset, splits, recipe, result, report)
         if e0s is not None:
             potential.metadata["isolated_atoms_eV"] = {
@@ -295,7 +298,7 @@ def _trainer(
         forces="forces" in terms and terms["forces"].weight > 0,
         quantity=quantity,
         alone=LoneAtoms(tuple(potential.elements)) if scale.offset == "isolated atoms" else None,
-        kernel=training_kernel(potential) if recipe.acceleration.compiled else None,
+        kernel=training_form(potential)[0] if recipe.acceleration.compiled else None,
     )
     terms = {name: term for name, term in terms.items() if name != "forces" or problem.forces}
     return Trainer(
@@ -325,12 +328,6 @@ def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
         found.setdefault("filter_knots", recipe.acceleration.filter_table)
     return found
-
-
-def training_kernel(potential: Potential) -> Any:
-    """The compiled gradient that the architecture brings, or None."""
-    make = get_architecture(potential.architecture).training_kernel
-    return None if make is None else hook(make)(potential)
 
 
 def _fit_constant(potential: Potential, train: AtomicDataset, elements: list[int]) -> None:

@@ -33,6 +33,7 @@ def report_of(
     *,
     processes: int,
     started: float,
+    form: str,
 ) -> dict[str, Any]:
     """The content of report.json, without errors on test frames.
 
@@ -44,6 +45,7 @@ def report_of(
         result: How it ended.
         processes: That trained together.
         started: When, as seconds since 1970.
+        form: How the gradients were made (:func:`dcase.potentials.kernels.forms.form_of_training`).
     """
     validation: dict[str, Any] = {}
     if len(splits.val) and result.status != "interrupted":  # Ctrl-C should not wait for this
@@ -69,6 +71,7 @@ def report_of(
         "best_epoch": result.best.get("epoch"),
         "validation": validation,
         "device": str(potential.device),
+        "form": form,
         "processes": processes,
         "machine": platform.platform(),
         "started_unix": started,

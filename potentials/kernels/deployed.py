@@ -20,6 +20,7 @@ import torch
 
 from dcase.errors import OptionError
 from dcase.potentials.elements import unknown_elements
+from dcase.potentials.kernels.build import NO_COMPILER
 from dcase.potentials.kernels.close_pairs import ExactNetwork
 from dcase.potentials.kernels.compiled import CompiledKernel, EnsembleLike, PotentialLike
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
@@ -174,5 +175,5 @@ def _kernel(potential: PotentialLike, tabulate: bool, filter_error: float) -> Co
     if potential.dtype == torch.float64 and not tabulate:
         raise OptionError("float64 resolves the error of the radial functions' splines")
     if not available(potential.dtype, "edge_network"):
-        raise OptionError("no C compiler works here, or the cache folder cannot be written")
+        raise OptionError(NO_COMPILER)
     return EdgeNetworkKernel(potential.network, hook(architecture.kernel_plan))

@@ -7,6 +7,7 @@ import copy
 import torch
 
 from dcase.errors import OptionError
+from dcase.potentials.kernels.build import NO_COMPILER
 from dcase.potentials.kernels.compiled import PotentialLike
 from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
 from dcase.potentials.kernels.tables import CLOSEST
@@ -30,7 +31,7 @@ def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> S
     if not isinstance(network, SchNet):  # a network of one's own under SchNet's name
         raise OptionError(f"there is no compiled form of {type(network).__name__}")
     if not available(potential.dtype):
-        raise OptionError("no C compiler works here, or the cache folder cannot be written")
+        raise OptionError(NO_COMPILER)
     activation = potential.hyper_parameters.get("activation", "")
     if potential.dtype == torch.float64 and activation not in ACTIVATIONS and not tabulate:
         raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")

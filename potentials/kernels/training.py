@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcase.errors import OptionError
 from dcase.potentials.graphs.graph import AtomicGraph
-from dcase.potentials.kernels.build import load_library
+from dcase.potentials.kernels.build import NO_COMPILER, load_library
 from dcase.potentials.kernels.compiled import PotentialLike
 from dcase.potentials.kernels.filter_table import FilterTable
 from dcase.potentials.kernels.schnet import (
@@ -97,10 +98,14 @@ class TrainingKernel:
         return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
 
 
-def training_kernel(potential: PotentialLike) -> TrainingKernel | None:
-    """The compiled gradient of a SchNet potential, or None where it has none."""
-    if why_none(potential):
-        return None
+def training_kernel(potential: PotentialLike) -> TrainingKernel:
+    """The compiled gradient of a SchNet potential.
+
+    Raises:
+        OptionError: If it has none, saying why.
+    """
+    if reason := why_none(potential):
+        raise OptionError(reason)
     assert isinstance(potential.network, SchNet)
     return TrainingKernel(potential.network, potential.hyper_parameters["activation"])
 
@@ -112,13 +117,13 @@ def why_none(potential: PotentialLike) -> str:
     if not isinstance(network, SchNet):
         return f"{potential.architecture} has no compiled gradient"
     if network.table is None:
-        return "without a filter table (filter_knots) there is no compiled gradient"
+        return f"{potential.architecture} without filter_knots has no compiled gradient"
     if activation not in ACTIVATIONS:
-        return f"there is no compiled gradient with {activation}"
+        return f"{potential.architecture} with {activation} has no compiled gradient"
     if potential.device.type != "cpu":
         return f"the compiled gradient runs on the CPU, the potential is on {potential.device}"
     if not all(available(potential.dtype, name) for name in ("schnet_train", "filter_table")):
-        return "no C compiler works here"
+        return NO_COMPILER
     return ""
 
 

@@ -47,8 +47,9 @@ class Architecture:
         stack: Optional hook: ``(networks, activation) -> module``, which evaluates several networks
             of one shape at once: called with ``(species, graph)`` it returns per-atom energies
             [k, n_atoms] and their slopes by the distances [k, n_pairs].
-        training_kernel: Optional hook: ``potential -> kernel or None``, energies and forces of a
-            batch with a compiled gradient by the weights, or None where this one has none.
+        training_kernel: Optional hook: ``potential -> kernel``, energies and forces of a batch
+            with a compiled gradient by the weights; raises an ``OptionError`` that says why where
+            this potential has none (:func:`dcase.potentials.kernels.forms.training_form` asks).
 
     Hooks are functions, or ``"package.module:name"``, which is imported when it is needed: networks
     know nothing of their compiled forms, and loading one does not load the others.

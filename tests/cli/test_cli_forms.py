@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,8 +12,8 @@ from dcase import DCCalculator
 from dcase.cli.forms import form_of, training_form_of
 from dcase.cli.main import main
 from dcase.potentials.create import create_potential
+from dcase.potentials.kernels.forms import training_form
 from dcase.potentials.kernels.schnet import available
-from dcase.potentials.kernels.training import training_kernel
 
 needs_compiler = pytest.mark.skipif(not available(torch.float32), reason="no C compiler works here")
 
@@ -24,11 +26,13 @@ def potential(architecture="schnet", **options):
 
 @needs_compiler
 def test_the_form_of_a_calculator():
+    n = torch.get_num_threads()
+    threads = "C, 1 thread" if n == 1 else f"C, up to {n} threads"
     splined = potential(filter_knots=16)
-    assert form_of(DCCalculator(splined)) == "form    compiled"
-    assert form_of(DCCalculator(splined, optimize=False)) == "form    PyTorch, as asked"
+    assert form_of(DCCalculator(splined)) == f"form    compiled ({threads})"
+    assert form_of(DCCalculator(splined, optimize=False)) == "form    PyTorch - as asked"
     exact = DCCalculator(potential("cgcnn"), dtype="float64")
-    assert form_of(exact).startswith("form    PyTorch, which is slower: float64 resolves")
+    assert form_of(exact).startswith("form    PyTorch - float64 resolves")
 
 
 def test_the_form_without_a_compiler(monkeypatch):
@@ -37,27 +41,33 @@ def test_the_form_without_a_compiler(monkeypatch):
     )
     for architecture in ("schnet", "cgcnn"):
         line = form_of(DCCalculator(potential(architecture)))
-        assert line.startswith("form    PyTorch, which is slower: no C compiler works here")
-        assert "\n" not in line
+        assert line == "form    PyTorch - no C compiler works here; up to 40 times slower"
     splined = potential(filter_knots=16)
-    assert training_kernel(splined) is None
-    assert training_form_of(splined, None, True) == "form    autograd: no C compiler works here"
+    kernel, reason = training_form(splined)
+    assert kernel is None
+    line = training_form_of(splined, None, True)
+    assert line == f"form    PyTorch - {reason}"
+    assert reason == "no C compiler works here; up to 40 times slower"
 
 
 @needs_compiler
 def test_the_form_of_a_training():
     splined = potential(filter_knots=16, activation="ssp")
-    kernel = training_kernel(splined)
-    assert training_form_of(splined, kernel, True) == "form    compiled gradient"
-    assert training_form_of(splined, None, False) == "form    autograd, as the recipe says"
+    kernel, reason = training_form(splined)
+    assert reason == ""
+    assert training_form_of(splined, kernel, True).startswith("form    compiled (C, ")
+    assert training_form_of(splined, None, False) == "form    PyTorch - as the recipe says"
     for other, reason in (
-        (potential(filter_knots=0), "filter table"),
-        (potential(filter_knots=16, activation="gelu"), "gelu"),
+        (potential(filter_knots=0), "schnet without filter_knots has no compiled gradient"),
+        (
+            potential(filter_knots=16, activation="gelu"),
+            "schnet with gelu has no compiled gradient",
+        ),
         (potential("cgcnn"), "cgcnn has no compiled gradient"),
     ):
         line = training_form_of(other, None, True)
-        assert line.startswith("form    autograd: ")
-        assert reason in line
+        assert line.endswith(reason)
+        assert line.startswith("form    PyTorch - ")
 
 
 @pytest.mark.parametrize("command", ["md", "relax", "bench"])
@@ -74,4 +84,8 @@ def test_commands_say_which_form_runs(command, tmp_path):
     found = CliRunner().invoke(main, [command, *arguments, "--dtype", "float64"])
     lines = [line for line in found.stderr.splitlines() if line.startswith("form ")]
     assert len(lines) == 1, found.output
-    assert lines[0].startswith("form    PyTorch, which is slower: ")
+    assert lines[0].startswith("form    PyTorch - float64 resolves")
+    record = {"md": "report.json", "relax": "relax.json"}.get(command)
+    if record:
+        kept = json.loads((tmp_path / "out" / record).read_text())["form"]
+        assert lines[0] == f"form    {kept}"

@@ -75,6 +75,8 @@ def test_default_name_and_every_option_of_a_run(dcase, empty_folder):
     assert potential.metadata["split"]["hash"] == split(1000, 20, 5, 7).hash()
     report = json.loads((empty_folder / "aspirin_issp.run" / "report.json").read_text())
     assert report["test"]["n_frames"] == 975
+    assert report["form"] == "PyTorch - schnet without filter_knots has no compiled gradient"
+    assert f"form    {report['form']}" in done.err.splitlines()
 
 
 def test_quiet_prints_the_result_only(dcase):

@@ -13,7 +13,7 @@ from dcase.data.dataset import AtomicDataset
 from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.fitting.batches import FrameBatches
-from dcase.potentials.fitting.fit_potential import training_kernel
+from dcase.potentials.kernels.forms import training_form
 from dcase.potentials.networks.registry import ARCHITECTURES
 
 KNOTS = {"schnet": {"filter_knots": 48}}
@@ -79,7 +79,7 @@ def test_training_sees_far_fragments_as_their_sum(architecture):
     batch = FrameBatches(dataset, model.cutoff, model.scale).batch(torch.arange(5))
     energies, forces = model.energies_and_forces(batch.graph)
     found = [energies]
-    kernel = training_kernel(model)
+    kernel, _ = training_form(model)
     if kernel is not None:
         atoms, own = kernel(model.species(batch.graph.numbers), batch.graph, forces=True)
         found.append(batch.graph.sum_over_atoms(atoms))

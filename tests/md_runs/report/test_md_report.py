@@ -25,6 +25,7 @@ PROMISED = {
     "temperature_K",
     "dtype",
     "device",
+    "form",
     "seed",
     "model",
     "level_of_theory",

@@ -9,9 +9,9 @@ from torch import nn
 from dcase.errors import OptionError
 from dcase.potentials.create import create_potential
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.fitting.fit_potential import training_kernel
 from dcase.potentials.kernels.compiled import KernelResult
 from dcase.potentials.kernels.deployed import deploy
+from dcase.potentials.kernels.forms import training_form
 from dcase.potentials.networks.architecture import Architecture, hook
 from dcase.potentials.networks.registry import ARCHITECTURES
 
@@ -135,9 +135,15 @@ def test_an_ensemble_stacks_what_can_be_stacked(register, stacked):
 def test_a_training_kernel_of_its_own(register):
     register(training_kernel=lambda potential: ("kernel of", potential))
     potential = springs()
-    assert training_kernel(potential) == ("kernel of", potential)
+    assert training_form(potential) == (("kernel of", potential), "")
+
+    def none(potential):
+        raise OptionError("springs with rust have no compiled gradient")
+
+    register(training_kernel=none)
+    assert training_form(potential) == (None, "springs with rust have no compiled gradient")
     register()
-    assert training_kernel(potential) is None
+    assert training_form(potential) == (None, "springs has no compiled gradient")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
