@@ -17,7 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dcase.cli.notices import Notices
-from dcase.cli.options import SectionedCommand, count, frame_count, refuse_both, use_threads
+from dcase.cli.options import (
+    SectionedCommand,
+    count,
+    frame_count,
+    limits_text,
+    refuse_both,
+    use_threads,
+)
 from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, errors_title, results_console
 from dcase.cli.train import RUNNER, Load, train
@@ -152,13 +159,11 @@ def _cross_validate(
     plan = _prepared(dataset, plan, recipe, notices)
     quiet = chosen["quiet"]
     if not quiet:
-        limit = recipe.training.time_limit
+        limit = limits_text(recipe.training, " a fold")
         console.print(
             f"data    {described(dataset, name)}: {sum(map(len, plan.parts))} frames in "
             f"{folds} folds, {len(plan.test)} to test, of {len(dataset)}\n"
-            f"recipe  {recipe.name}: {recipe.training.epochs} epochs"
-            + (f", at most {limit:g} s a fold" if limit else "")
-            + f"; {jobs} at a time",
+            f"recipe  {recipe.name}: {recipe.training.epochs} epochs{limit}; {jobs} at a time",
             markup=False,
         )
     with _FoldsDisplay(console, folds, quantity_of(dataset), quiet=quiet) as display:

@@ -17,9 +17,10 @@ from dcase.cli.options import (
     dataclass_options,
     device_option,
     json_option,
+    limit_options,
+    limits_text,
     out_folder,
     overwrite_option,
-    positive,
     quiet_option,
     refuse_both,
     resume_option,
@@ -73,7 +74,7 @@ dae.add_command(data)
 )
 @data_option
 @out_folder("The run's folder; default: dae-SYSTEM-METHOD-kK-nN.")
-@positive("--time-limit", help="Seconds of training, over all sittings.")
+@limit_options
 @seed_option("Of split, weights and order.", None, most=2**31 - 1)
 @resume_option()
 @overwrite_option("Replace a run that is there.")
@@ -82,7 +83,7 @@ dae.add_command(data)
 @threads_option
 @section(
     "Task, network and method",
-    dataclass_options(DaeSettings, leave_out=("system", "time_limit", "seed")),
+    dataclass_options(DaeSettings, leave_out=("system", "time_limit", "cpu_limit", "seed")),
 )
 def train(
     system: str,
@@ -114,7 +115,7 @@ def train(
 
     def started(trainer: Any) -> None:
         weights = sum(p.numel() for p in trainer.parameters)
-        limit = f", at most {settings.time_limit:g} s" if settings.time_limit else ""
+        limit = limits_text(settings)
         unit = system_named(system).time
         console.print(
             f"data     {system}, {settings.duration:g} {unit} ahead: {settings.n_train} samples "
@@ -151,6 +152,8 @@ def train(
     result = outcome.result
     if outcome.was_finished:
         click.echo(f"{folder} was finished already; nothing was done", err=True)
+    for line in outcome.metrics.get("warnings", ()):
+        console.print(f"WARNING: {line}", style="bold yellow", markup=False)
     print_metrics(outcome.metrics)
     more = f" --data {data_file}" if data_file else ""
     results_console().print(
@@ -181,7 +184,7 @@ def _chosen(
     base = read_settings(folder)
     if base.system != system:
         raise OptionError(f"{folder} is a run of {base.system}, not of {system}")
-    free = {"epochs", "time_limit"}
+    free = {"epochs", "time_limit", "cpu_limit"}
     for name, value in given.items():
         if name not in free and value != getattr(base, name):
             flag = name.replace("_", "-")

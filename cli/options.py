@@ -324,6 +324,25 @@ def reading_options(
     return command
 
 
+def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--time-limit`` and ``--cpu-limit`` of a training."""
+    command = positive("--cpu-limit", metavar="SECONDS", help="The same in CPU seconds.")(function)
+    text = "Seconds of training, over all sittings."
+    return positive("--time-limit", metavar="SECONDS", help=text)(command)
+
+
+def limits_text(settings: Any, each: str = "") -> str:
+    """``", at most 60 s"``, or nothing.
+
+    Args:
+        settings: With ``time_limit`` and ``cpu_limit``.
+        each: Of what: ``" a fold"``.
+    """
+    limits = ((settings.time_limit, "s"), (settings.cpu_limit, "CPU s"))
+    said = [f"{limit:g} {unit}" for limit, unit in limits if limit]
+    return f", at most {' or '.join(said)}{each}" if said else ""
+
+
 def frame_count(flag: str, *names: str, **more: Any) -> Decorator:
     """An option that takes a number of frames, or a share of all (:class:`FrameCount`)."""
     return click.option(flag, *names, type=FrameCount(), default=None, **more)

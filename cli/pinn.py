@@ -18,6 +18,7 @@ from dcase.cli.options import (
     dataclass_options,
     device_option,
     json_option,
+    limit_options,
     out_folder,
     overwrite_option,
     positive,
@@ -78,7 +79,7 @@ def _settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """All of PinnSettings and PointSettings, and weights by name."""
     options = section(
         "Network, conditions and optimisation",
-        dataclass_options(PinnSettings, leave_out=("points", "time_limit", "seed")),
+        dataclass_options(PinnSettings, leave_out=("points", "time_limit", "cpu_limit", "seed")),
     )
     points = section(
         "Collocation points and weights",
@@ -125,7 +126,7 @@ def _chosen_settings(base: PinnSettings, chosen: dict[str, Any]) -> PinnSettings
 )
 @out_folder("The run's folder; default: TASK-ACTIVATION.")
 @click.option("--paper", is_flag=True, help="PDEBench's baseline to the letter, with its defects.")
-@positive("--time-limit", help="Seconds of training, over all sittings.")
+@limit_options
 @seed_option("Of weights and points.", None, most=2**31 - 1)
 @resume_option()
 @overwrite_option("Replace a run that is there.")
@@ -267,6 +268,7 @@ def list_(paths: tuple[str, ...]) -> None:
     "--time-limit",
     help="Seconds of each run; default: as many steps each as the recipe or --optimizer says.",
 )
+@positive("--cpu-limit", help="The same in CPU seconds.")
 @out_folder("Folder for runs and tables.", "compare")
 @quiet_option("Print the table only.")
 @threads_option
@@ -278,6 +280,7 @@ def compare(
     activations: str,
     seeds: int,
     time_limit: float | None,
+    cpu_limit: float | None,
     out: str,
     quiet: bool,
     threads: int | None,
@@ -296,7 +299,8 @@ def compare(
     source = Source(task, file, sample)
     problem = source.problem()
     default = source.settings(problem, chosen.get("network"))
-    base = _chosen_settings(default, {**chosen, "time_limit": time_limit})
+    limits = {"time_limit": time_limit, "cpu_limit": cpu_limit}
+    base = _chosen_settings(default, {**chosen, **limits})
     names = [canonical_name(name) for name in activations.split(",")]
     runs = comparison_runs(source, base, names, range(seeds))
     results = carry_out(runs, problem, Path(out) / "runs", quiet, pictures=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dcase.cli.progress import TrainingDisplay, duration
+from dcase.cli.progress import TrainingDisplay, duration, rate
 from dcase.pinn.solver import Fit
 from dcase.training.trainer import Progress
 
@@ -17,10 +17,12 @@ MANY = 5  # windows, above which they are shown as one piece of work
 class StepDisplay(TrainingDisplay):
     """Steps rather than epochs: a PINN sees all its points in each."""
 
+    label = "budget   "
+
     def line(self, p: Progress) -> str:
         """One line."""
         return (
-            f"step {p.step}/{p.steps} | {p.steps_per_second:.0f} steps/s | "
+            f"step {p.step}/{p.steps} | {rate(p.steps_per_second)} | "
             f"{duration(p.elapsed)} done, {duration(p.remaining)} to go | loss {p.loss:.3g}"
         )
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from dcase.training.budget import Forecast, brief
 from dcase.training.trainer import Progress
 
 
@@ -31,13 +32,21 @@ class TrainingDisplay:
         console: Where to show them.
         display: Unit of each term, from the problem (``{"forces": (factor, "meV/A")}``).
         quiet: Show nothing.
+        advice: What else to do where a limit buys too little.
     """
 
+    label = "budget  "
+
     def __init__(
-        self, console: Console, display: dict[str, tuple[float, str]], *, quiet: bool = False
+        self,
+        console: Console,
+        display: dict[str, tuple[float, str]],
+        *,
+        quiet: bool = False,
+        advice: str = "",
     ):
         self.console, self.units = console, {name: unit for name, (_, unit) in display.items()}
-        self.quiet = quiet
+        self.quiet, self.advice = quiet, advice
         self._live: Any = None
         self._next = 0.0
         self._interval = 5.0
@@ -55,6 +64,13 @@ class TrainingDisplay:
     def __call__(self, progress: Progress) -> None:
         """Show the state after a step."""
         now = time.monotonic()
+        if progress.forecast and not self.quiet:
+            self.console.print(
+                self.label + budget_line(progress.forecast, self.advice),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if self.quiet or (now < self._next and progress.step < progress.steps):
             return
         if self._live:
@@ -71,6 +87,27 @@ class TrainingDisplay:
         return progress_line(p, self.units)
 
 
+def budget_line(forecast: Forecast, advice: str = "") -> str:
+    """What a limit of time buys, and what to do where that is too little.
+
+    Args:
+        forecast: After the first steps.
+        advice: What helps, beside a longer limit.
+    """
+    if forecast.useful:
+        return forecast.line()
+    flag = f"--{forecast.option.replace('_', '-')} {forecast.wanted:.0f}"
+    helps = f"{flag}, {advice}" if advice else flag
+    return f"{forecast.line()}, too few to be useful; give {helps}"
+
+
+def rate(steps_per_second: float) -> str:
+    """``"120 steps/s"``, or ``"12 s a step"`` where a step takes longer than a second."""
+    if steps_per_second >= 1 or steps_per_second <= 0:
+        return f"{steps_per_second:.0f} steps/s"
+    return f"{brief(1 / steps_per_second)} a step"
+
+
 def progress_line(p: Progress, units: Mapping[str, str]) -> str:
     """Where a training is, in one line.
 
@@ -84,7 +121,7 @@ def progress_line(p: Progress, units: Mapping[str, str]) -> str:
         if f"val_{name}_mae" in p.validation
     )
     return (
-        f"epoch {p.epoch}/{p.epochs} | {p.steps_per_second:.0f} steps/s | "
+        f"epoch {p.epoch}/{p.epochs} | {rate(p.steps_per_second)} | "
         f"{duration(p.elapsed)} done, {duration(p.remaining)} to go | "
         f"loss {p.loss:.3g}{errors}"
     )
@@ -112,8 +149,8 @@ def step_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None
                 nonlocal started, first
                 if first is None:
                     started, first = time.monotonic(), done
-                rate = (done - first) / max(time.monotonic() - started, 1e-9)
-                bar.update(task, completed=done, total=total, rate=f"{rate:.0f} steps/s")
+                speed = (done - first) / max(time.monotonic() - started, 1e-9)
+                bar.update(task, completed=done, total=total, rate=rate(speed))
 
             yield live
         return
@@ -128,10 +165,10 @@ def step_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None
             return
         interval = min(interval * 1.3, 60.0)
         due = now + interval
-        rate = (done - first) / max(now - started, 1e-9)
+        speed = (done - first) / max(now - started, 1e-9)
         console.print(
-            f"{title}: {done}/{total} | {rate:.0f} steps/s | "
-            f"{duration((total - done) / max(rate, 1e-9))} to go",
+            f"{title}: {done}/{total} | {rate(speed)} | "
+            f"{duration((total - done) / max(speed, 1e-9))} to go",
             highlight=False,
             soft_wrap=True,
         )

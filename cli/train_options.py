@@ -77,7 +77,10 @@ _TRAINING_TEXTS = {
     "patience": "Validations of the plateau schedule.",
     "seed": "Of the split, the first weights and the order of the frames.",
     "time_limit": "Seconds of training, all sittings together; cosine and exponential schedules "
-    "run to their end within it. Default: no limit.",
+    "run to their end within it. Preparations and the final validation are within it, errors on "
+    "test frames are not. Default: no limit.",
+    "cpu_limit": "The same in CPU seconds, of all threads and processes together; of two limits "
+    "the nearer one counts.",
 }
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from dcase.cli.forms import training_form_of
 from dcase.cli.launch import first_then_others, launch
 from dcase.cli.notices import Notices
-from dcase.cli.options import refuse_both, use_threads
+from dcase.cli.options import limits_text, refuse_both, use_threads
 from dcase.cli.progress import TrainingDisplay
 from dcase.cli.show import error_table, errors_title, results_console
 from dcase.cli.train_options import chosen_recipe
@@ -89,7 +89,7 @@ def run_training(
         # It is raised in every process; one line is enough.
         raise click.exceptions.Exit(1) from None
     if first:
-        _conclude(outcome, len(splits.val), tests)
+        _conclude(outcome, notices, tests)
     if outcome.result.status == "interrupted":
         raise click.exceptions.Exit(130)
 
@@ -172,7 +172,6 @@ def _fit(
     def started(potential: Any, trainer: Any) -> None:
         nonlocal display
         if not quiet:
-            limit = recipe.training.time_limit
             console.print(
                 f"data    {described(dataset, name)}: {len(splits.train)} frames to train, "
                 f"{len(splits.val)} to validate, of {len(dataset)}\n"
@@ -180,15 +179,18 @@ def _fit(
                 f"scale   C = {potential.scale.constant:.4g} {potential.quantity.unit} "
                 f"({potential.scale.rescale}), offset: {potential.scale.offset}\n"
                 f"recipe  {recipe.name}: {recipe.training.epochs} epochs of "
-                f"{trainer.steps_per_epoch} steps"
-                + (f", at most {limit:g} s" if limit else "")
-                + "\n"
+                f"{trainer.steps_per_epoch} steps{limits_text(recipe.training)}\n"
                 + training_form_of(
                     potential, trainer.objective.problem.kernel, recipe.acceleration.compiled
                 ),
                 markup=False,
             )
-        display = TrainingDisplay(console, trainer.objective.problem.display, quiet=quiet)
+        display = TrainingDisplay(
+            console,
+            trainer.objective.problem.display,
+            quiet=quiet,
+            advice=_cheaper(recipe),
+        )
         display.__enter__()
 
     try:
@@ -209,12 +211,20 @@ def _fit(
             display.__exit__(None, None, None)
 
 
-def _conclude(outcome: FitResult, n_val: int, tests: Mapping[str, TestFrames]) -> None:
+def _cheaper(recipe: Recipe) -> str:
+    """What makes a step cheaper."""
+    default = ModelChoice.architecture
+    other = get_architecture(recipe.model.architecture).name != default
+    ways = ["a smaller --size"] * (recipe.model.size != "tiny") + [f"--model {default}"] * other
+    return " or ".join(ways)
+
+
+def _conclude(outcome: FitResult, notices: Notices, tests: Mapping[str, TestFrames]) -> None:
     """Print what came of it; on Ctrl-C, how to go on.
 
     Args:
         outcome: Of the training.
-        n_val: Number of validation frames.
+        notices: Takes what speaks against the result.
         tests: As of the training.
     """
     result, report = outcome.result, outcome.report
@@ -225,8 +235,11 @@ def _conclude(outcome: FitResult, n_val: int, tests: Mapping[str, TestFrames]) -
             err=True,
         )
         return
+    for line in report["warnings"]:
+        notices(line)
     console = results_console()
-    rows = {f"validation ({n_val})": report["validation"]} if report["validation"] else {}
+    found = report["validation"]
+    rows = {f"validation ({found['n_frames']})": found} if found else {}
     sets = {errors["set"]: errors for key, errors in report.items() if key.startswith("test")}
     for name, frames in tests.items():
         what = "test" if name == "rest" else f"test, {name}"

@@ -59,6 +59,7 @@ class SolveOutcome:
         status: Of the last fit; see :class:`~dcase.training.progress.TrainResult`.
         steps: Optimiser steps.
         elapsed: Seconds of training, over all sittings.
+        cpu: CPU seconds likewise.
         terms: Mean square of every term's residuals at the end, in the equation's units; over
             windows the mean weighted by their length.
         fits: ``(label, folder)`` of every fit, in order.
@@ -72,6 +73,7 @@ class SolveOutcome:
     terms: dict[str, float]
     fits: list[tuple[str, Path]]
     was_finished: bool = False
+    cpu: float = 0.0
 
 
 def build_network(problem: PDEProblem, settings: PinnSettings, window: int = 0) -> nn.Module:

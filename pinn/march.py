@@ -37,6 +37,7 @@ from dcase.pinn.windows import (
     start_coefficients,
     with_count,
 )
+from dcase.training.budget import Seconds, now
 from dcase.training.logs import MetricsLog
 from dcase.training.progress import Progress
 from dcase.training.settings import TrainSettings
@@ -145,7 +146,8 @@ class March:
         self.stage: Stage = stages[0]
         self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
         self.terms: dict[str, float] = {}
-        self.count, self.elapsed, self.status = 0, 0.0, "finished"
+        self.count, self.status = 0, "finished"
+        self.spent = Seconds()
         self.data = digest(problem)
         self.check: Callable[[], None] = _nothing
 
@@ -174,7 +176,7 @@ class March:
             self._file.unlink(missing_ok=True)  # of another run
             log.start()
         self._saved = time.monotonic()
-        self._started = time.monotonic() - self.elapsed
+        self._started = now() - self.spent
         for number, step in enumerate(self.steps[first:], first):
             window = self.problem.starting_at(step.start, step.end, None)
             c = with_count(c, self.kinds, step.modes)
@@ -197,7 +199,7 @@ class March:
                     trainer,
                 )
             result = trainer.fit()
-            self.elapsed = time.monotonic() - self._started
+            self.spent = now() - self._started
             if result.status == "time limit":
                 self.status = "time limit"
             if result.status == "interrupted":
@@ -209,7 +211,7 @@ class March:
                 {
                     "epoch": number + 1,
                     "step": self.count,
-                    "elapsed_s": self.elapsed,
+                    "elapsed_s": self.spent.wall,
                     "lr": 0.0,
                     **{f"train_{n}": v for n, v in trainer.losses.items()},
                 }
@@ -231,15 +233,17 @@ class March:
 
     def _outcome(self, status: str) -> SolveOutcome:
         fits = self.folders()
-        return SolveOutcome(self.solution, status, self.count, self.elapsed, self.terms, fits)
+        wall, cpu = self.spent.pair()
+        return SolveOutcome(self.solution, status, self.count, wall, self.terms, fits, cpu=cpu)
 
     def _train_settings(self, windows_left: int) -> TrainSettings:
         """Of a window, which gets an equal share of the time that is left, if time is limited."""
         s = self.settings
-        limit = None
-        if s.time_limit is not None:
-            left = s.time_limit - (time.monotonic() - self._started)
-            limit = max(left / windows_left, 1e-6)
+        spent = (now() - self._started).pair()
+        time_limit, cpu_limit = (
+            None if limit is None else max((limit - seconds) / windows_left, 1e-6)
+            for limit, seconds in zip((s.time_limit, s.cpu_limit), spent, strict=True)
+        )
         return TrainSettings(
             epochs=self.stage.steps or 40,
             batch_size=1,
@@ -248,7 +252,8 @@ class March:
             schedule="constant",
             history=min(s.history, 20),
             target_loss=s.target,
-            time_limit=limit,
+            time_limit=time_limit,
+            cpu_limit=cpu_limit,
             validate_every=10**6,
             checkpoint_every=1e9,  # windows are short; they are kept when done
             seed=s.seed,
@@ -262,7 +267,7 @@ class March:
 
     def _identity(self) -> dict[str, Any]:
         settings = self.settings.to_dict()
-        for free in ("time_limit", "checkpoint_every"):
+        for free in ("time_limit", "cpu_limit", "checkpoint_every"):
             settings.pop(free)
         return {
             "equation": repr(self.problem.equation),
@@ -283,7 +288,8 @@ class March:
                 "terms": self.terms,
                 "count": self.count,
                 "status": self.status,
-                "elapsed": self.elapsed,
+                "elapsed": self.spent.wall,
+                "cpu": self.spent.cpu,
             },
         )
 
@@ -300,7 +306,9 @@ class March:
                 model = read_window(content, window, self.settings, self.kinds)
                 self.solution.windows.append(Window(step.start, step.end, model.to(self.device)))
             self.terms = dict(saved["terms"])
-            self.count, self.elapsed = saved["count"], saved["elapsed"]
+            self.count = saved["count"]
+            # An older dcase did not count CPU seconds.
+            self.spent = Seconds(saved["elapsed"], saved.get("cpu", saved["elapsed"]))
             self.status = saved["status"]
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

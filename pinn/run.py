@@ -124,12 +124,13 @@ def train(
     def longer(record: dict[str, Any]) -> None:
         """What is finished has given its state away and cannot go on."""
         before.update(record)
-        then = record["identity"]["settings"].get("time_limit")
-        if finished_metrics(place.folder, record) and then != settings.time_limit:
-            raise RunError(
-                f"cannot resume {place.folder}: it is finished (time_limit was {then}); "
-                "--overwrite starts again"
-            )
+        for name in ("time_limit", "cpu_limit"):
+            then = record["identity"]["settings"].get(name)
+            if finished_metrics(place.folder, record) and then != getattr(settings, name):
+                raise RunError(
+                    f"cannot resume {place.folder}: it is finished ({name} was {then}); "
+                    "--overwrite starts again"
+                )
 
     with claim(place, identity, resume=resume, overwrite=overwrite, check=longer) as run:
         kept = _kept(place.folder, before, problem, settings, fits)
@@ -180,7 +181,7 @@ def _kept(
         solution = _read_solution(folder, problem, settings)
         outcome = SolveOutcome(
             solution, metrics["status"], metrics["steps"], metrics["elapsed_s"], metrics["terms"],
-            fits.folders(), was_finished=True,
+            fits.folders(), was_finished=True, cpu=metrics.get("cpu_s", 0.0),
         )  # fmt: skip
     except (CheckpointError, KeyError):  # lost or damaged: made again of the fits
         return None
@@ -200,6 +201,7 @@ def _write(
         "status": outcome.status,
         "steps": outcome.steps,
         "elapsed_s": outcome.elapsed,
+        "cpu_s": outcome.cpu,
         "parameters": sum(p.numel() for p in outcome.solution.windows[0].model.parameters()),
         "settings": settings.to_dict(),
     }

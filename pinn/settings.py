@@ -170,6 +170,7 @@ class PinnSettings:
         refine: Rounds of residual-based refinement (RAR) of the collocation points.
         max_steps: Of a last stage without a number of steps.
         time_limit: Seconds of training over all windows, stages and sittings; None: none.
+        cpu_limit: The same in CPU seconds, of all threads.
         checkpoint_every: Seconds between saves.
         seed: Of weights and points.
         points: Collocation points and weights.
@@ -209,6 +210,7 @@ class PinnSettings:
     refine: int = 0
     max_steps: int = 5000
     time_limit: float | None = None
+    cpu_limit: float | None = None
     checkpoint_every: float = 60.0
     seed: int = 0
     points: PointSettings = field(default_factory=PointSettings)

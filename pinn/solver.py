@@ -29,11 +29,14 @@ from dcase.pinn.settings import PinnSettings
 from dcase.pinn.solution import Solution, Window
 from dcase.pinn.task import PinnTask, term_names_of
 from dcase.runs import fingerprint
+from dcase.training.budget import Seconds
 from dcase.training.progress import Progress
 from dcase.training.settings import QUASI_NEWTON, TrainSettings
 from dcase.training.trainer import Trainer
 
 __all__ = ["Fit", "Fits", "SolveOutcome", "build_network", "plan_fits", "residual_size", "solve"]
+
+Limits = tuple[float | None, float | None]  # wall and CPU seconds
 
 FIT_VERSION = 2
 STATE_POINTS = {1: 1024, 2: 128}  # of the grid that a window's end is kept on, by dimension
@@ -93,7 +96,7 @@ class Fits:
         self.folder = Path(folder) / "fits"
         self.fits = plan_fits(problem, settings)
         self.solution = Solution(problem.domain.coordinates, problem.equation.fields, [])
-        self.elapsed, self.steps = 0.0, 0
+        self.elapsed, self.cpu, self.steps = 0.0, 0.0, 0
         self.terms: dict[str, float] = {}
         self.done: list[tuple[str, Path]] = []
         self.balanced: dict[str, float] | None = None  # weights that an earlier stage came to
@@ -123,7 +126,7 @@ class Fits:
         for window, fits in self._by_window():
             problem = self.problem.starting_at(fits[0].start, fits[0].end, state)
             model = build_network(problem, self.settings, window).to(self.device)
-            started = self.elapsed
+            started = Seconds(self.elapsed, self.cpu)
             extra, refinement, self.balanced = None, 0, None
             for fit in fits:
                 if fit.refinement != refinement:
@@ -132,7 +135,7 @@ class Fits:
                 task = self._task(problem, extra, fit)
                 if fit is fits[0] and self.settings.init == "lsuv":
                     _scale_weights(model, task)
-                status = self._one(fit, task, model, resume, self._time_for(fit, started))
+                status = self._one(fit, task, model, resume, self._limits_for(fit, started))
                 if status == "interrupted":
                     return self._outcome(status)
             self._add_terms(task, model, (fits[0].end - fits[0].start) or 1.0)
@@ -145,7 +148,9 @@ class Fits:
         return self._outcome(status)
 
     def _outcome(self, status: str) -> SolveOutcome:
-        return SolveOutcome(self.solution, status, self.steps, self.elapsed, self.terms, self.done)
+        return SolveOutcome(
+            self.solution, status, self.steps, self.elapsed, self.terms, self.done, cpu=self.cpu
+        )
 
     def _by_window(self) -> Iterator[tuple[int, list[Fit]]]:
         for window in range(self.settings.windows):
@@ -168,22 +173,29 @@ class Fits:
             weights=self.balanced,
         )
 
-    def _time_for(self, fit: Fit, started: float) -> float | None:
-        """Seconds that a fit may take: its share of what its window has left."""
+    def _limits_for(self, fit: Fit, started: Seconds) -> Limits:
+        """Wall and CPU seconds that a fit may take: its share of what its window has left."""
         s = self.settings
-        if s.time_limit is None:
+        return (
+            self._limit_for(fit, s.time_limit, started.wall, self.elapsed),
+            self._limit_for(fit, s.cpu_limit, started.cpu, self.cpu),
+        )
+
+    def _limit_for(
+        self, fit: Fit, limit: float | None, started: float, elapsed: float
+    ) -> float | None:
+        s = self.settings
+        if limit is None:
             return None
-        window_ends = started + (s.time_limit - started) / (s.windows - fit.window)
-        left = max(window_ends - self.elapsed, 1e-3)
+        window_ends = started + (limit - started) / (s.windows - fit.window)
+        left = max(window_ends - elapsed, 1e-3)
         if fit.stage.share is not None:
             return max(min(left, fit.stage.share * (window_ends - started)), 1e-3)
         if s.refine and fit.stage.steps is None:
             return left / (s.refine + 1 - fit.refinement)
         return left
 
-    def _one(
-        self, fit: Fit, task: PinnTask, model: nn.Module, resume: bool, limit: float | None
-    ) -> str:
+    def _one(self, fit: Fit, task: PinnTask, model: nn.Module, resume: bool, limits: Limits) -> str:
         folder = self.folder / fit.name
         self.done.append((fit.label, folder))
         identity = self._identity(fit)
@@ -191,7 +203,7 @@ class Fits:
         saved = self._saved(folder, identity) if resume else None
         if saved is None:
             steps = fit.stage.steps or self.settings.max_steps
-            if fit.stage.share is not None and limit is None:
+            if fit.stage.share is not None and limits == (None, None):
                 steps = max(1, round(fit.stage.share * self.settings.max_steps))
             self.check()
             trainer = Trainer(
@@ -199,7 +211,7 @@ class Fits:
                 Objective(task, task.objective_terms()),
                 task.batches(self._steps_per_epoch(fit)),
                 None,
-                self._train_settings(fit, steps, limit),
+                self._train_settings(fit, steps, limits),
                 folder,
                 identity=identity,
                 on_step=self.on_step,
@@ -209,6 +221,7 @@ class Fits:
             result = trainer.fit(resume=resume)
             if result.status == "interrupted":
                 self.elapsed += result.elapsed
+                self.cpu += result.cpu
                 self.steps += result.steps
                 return result.status
             if trainer.balance:
@@ -217,6 +230,7 @@ class Fits:
                 "identity": identity,
                 "weights": {k: v.cpu() for k, v in model.state_dict().items()},
                 "elapsed": result.elapsed,
+                "cpu": result.cpu,
                 "steps": result.steps,
                 "status": result.status,
                 "balanced": self.balanced,
@@ -251,6 +265,7 @@ class Fits:
             model.load_state_dict(saved["weights"])
             self.balanced = saved["balanced"]
             self.elapsed += saved["elapsed"]
+            self.cpu += saved.get("cpu", saved["elapsed"])  # an older dcase did not count them
             self.steps += saved["steps"]
             self.before = fingerprint(saved["weights"], self.balanced)
         except (KeyError, RuntimeError) as error:
@@ -265,7 +280,7 @@ class Fits:
         newton = fit.stage.optimizer in QUASI_NEWTON
         return 1 if newton else self.settings.points.steps_per_epoch
 
-    def _train_settings(self, fit: Fit, steps: int, limit: float | None) -> TrainSettings:
+    def _train_settings(self, fit: Fit, steps: int, limits: Limits) -> TrainSettings:
         s = self.settings
         newton, soap = fit.stage.optimizer in QUASI_NEWTON, fit.stage.optimizer == "soap"
         return TrainSettings(
@@ -281,14 +296,15 @@ class Fits:
             history=s.history,
             balance="none" if newton else s.balance,
             balance_every=s.balance_every,
-            time_limit=limit,
+            time_limit=limits[0],
+            cpu_limit=limits[1],
             checkpoint_every=s.checkpoint_every,
             seed=s.seed,
         )
 
     def _identity(self, fit: Fit) -> dict[str, Any]:
         settings = self.settings.to_dict()
-        for free in ("time_limit", "checkpoint_every"):
+        for free in ("time_limit", "cpu_limit", "checkpoint_every"):
             settings.pop(free)
         return {
             "problem": self.problem.name,

@@ -24,7 +24,7 @@ KIND = "pinn train"
 VERSION = 1
 """Raised when the same settings give another run."""
 
-FREE = ("time_limit", "checkpoint_every", "source.file")
+FREE = ("time_limit", "cpu_limit", "checkpoint_every", "source.file")
 """What a resume may change; a Python file may also have moved."""
 
 PICTURES = ("space_time", "slices", "error_time", "spectrum", "conservation", "loss", "points")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ VERSION = 2
 """Raised when the same weights would give another network; a test holds what they give now."""
 
 KIND = "dae train"
-FREE = ("epochs", "time_limit")  # what a resume may change
+FREE = ("epochs", "time_limit", "cpu_limit")  # what a resume may change
 FILES = (
     "metrics.json", "model.pt", "state.pt", "metrics.csv", "history.json", "training.png",
     "snapshots.png", "errors.png", "violations.png", "rollout.png",
@@ -192,6 +192,8 @@ def train(
             "epochs": result.epochs,
             "steps": result.steps,
             "elapsed_s": result.elapsed,
+            "cpu_s": result.cpu,
+            "warnings": list(result.warnings),
             "best": result.best,
             "parameters": sum(p.numel() for p in model.parameters()),
             "settings": settings.to_dict(),
@@ -254,7 +256,8 @@ def _kept(folder: Path, record: dict[str, Any], identity: Identity) -> DaeOutcom
         numbers = [metrics[name] for name in ("status", "epochs", "steps", "elapsed_s", "best")]
     except (CheckpointError, KeyError):  # lost or damaged: made again of the training state
         return None
-    return DaeOutcome(metrics, TrainResult(*numbers), was_finished=True)
+    result = replace(TrainResult(*numbers), cpu=metrics.get("cpu_s", 0.0))
+    return DaeOutcome(metrics, result, was_finished=True)
 
 
 def compare(

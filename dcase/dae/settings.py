@@ -53,6 +53,7 @@ class DaeSettings:
         clip_value: Largest element of the gradient; 0: no limit.
         dtype: ``"float64"`` or ``"float32"``.
         time_limit: Seconds of training over all sittings; None: none.
+        cpu_limit: The same in CPU seconds, of all threads.
         seed: Of split, weights and order.
     """
 
@@ -82,6 +83,7 @@ class DaeSettings:
     clip_value: float = 0.1
     dtype: str = "float64"
     time_limit: float | None = None
+    cpu_limit: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -139,6 +141,7 @@ class DaeSettings:
             final_lr=0.01 if self.schedule == "cosine" else 0.0,
             clip_value=self.clip_value,
             time_limit=self.time_limit,
+            cpu_limit=self.cpu_limit,
             seed=self.seed,
         )
 

@@ -13,7 +13,7 @@ OPTIMIZERS = ("adam", "adamw", "soap", *QUASI_NEWTON)
 BALANCES = ("none", "gradient-norm", "ntk")
 SCHEDULES = ("constant", "cosine", "plateau", "exponential")
 
-LIMITS = ("epochs", "time_limit", "checkpoint_every", "early_stopping")
+LIMITS = ("epochs", "time_limit", "cpu_limit", "checkpoint_every", "early_stopping")
 """Settings that may change between sittings; any other change would make another run of it."""
 
 
@@ -59,6 +59,8 @@ class TrainSettings:
         time_limit: Seconds of training over all sittings; None: none. Cosine and exponential
             schedules run to their end within it (then the learning rate depends on the clock, and
             only runs without a limit repeat bit for bit).
+        cpu_limit: The same in CPU seconds, of all threads of all processes of the run together. Of
+            two limits the one that is nearer counts.
         checkpoint_every: Seconds between saves of the training state.
         seed: Of the order of the samples.
     """
@@ -88,6 +90,7 @@ class TrainSettings:
     early_stopping: int = 0
     validate_every: int = 1
     time_limit: float | None = None
+    cpu_limit: float | None = None
     checkpoint_every: float = 60.0
     seed: int = 0
 
@@ -130,8 +133,10 @@ class TrainSettings:
             raise OptionError(f"final_lr is a fraction of lr, got {self.final_lr}")
         if not 0 < self.decay < 1:
             raise OptionError(f"decay must be between 0 and 1, got {self.decay}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise OptionError(f"time_limit must be positive, got {self.time_limit}")
+        for name in ("time_limit", "cpu_limit"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise OptionError(f"{name} must be positive, got {limit}")
         for name in ("clip_norm", "clip_value", "weight_decay") if self.quasi_newton else ():
             if getattr(self, name):
                 raise OptionError(

@@ -37,6 +37,10 @@ class TrainState:
         batch_in_epoch: Batches done of the present epoch.
         step: Optimiser steps done.
         elapsed: Seconds, over all sittings.
+        cpu: CPU seconds likewise, of all threads and processes.
+        costs: Wall and CPU seconds that preparations took (``"prepared"``), and that a step and the
+            evaluation of a frame take (``"step"``, ``"frame"``).
+        validation_frames: That a validation takes, where that was to be decided; else 0.
         sums: Of the losses of the present epoch's batches, by name.
         losses: Of the last step, by name.
         best: Validation metrics of the best weights so far, and their epoch.
@@ -51,6 +55,9 @@ class TrainState:
     batch_in_epoch: int = 0
     step: int = 0
     elapsed: float = 0.0
+    cpu: float = 0.0
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    validation_frames: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
@@ -142,6 +149,9 @@ def restore(file: Path, saved: dict[str, Any], parts: Parts) -> TrainState:
             batch_in_epoch=saved["batch_in_epoch"],
             step=saved["step"],
             elapsed=saved["elapsed"],
+            cpu=saved.get("cpu", saved["elapsed"]),  # an older dcase did not count them
+            costs={name: list(pair) for name, pair in saved.get("costs", {}).items()},
+            validation_frames=saved.get("validation_frames", 0),
             sums=dict(saved["sums"]),
             losses=dict(saved.get("losses", {})),
             best=dict(saved["best"]),

@@ -30,21 +30,18 @@ from dcase.training.state import TrainState
 class LossAndGradient(NamedTuple):
     """Loss and terms at the present weights; their gradients are in the parameters.
 
-    ``joint``: over all processes; ``local``: this one's share. ``limit_share``: of the time limit
-    that is used; ``interrupted``: whether anyone was.
+    ``joint``: over all processes; ``local``: this one's share. ``interrupted``: whether anyone was.
     """
 
     joint: list[Tensor]
     local: list[Tensor]
-    limit_share: float
     interrupted: bool
 
 
 class StepOutcome(NamedTuple):
-    """Losses by name, share of the time limit used, whether anyone was interrupted."""
+    """Losses by name, whether anyone was interrupted."""
 
     losses: dict[str, float]
-    limit_share: float
     interrupted: bool
 
 
@@ -58,6 +55,7 @@ class Stepper:
         steps_per_epoch: Of the run.
         processes: Those that train together.
         interrupted: Whether Ctrl-C was pressed in this process.
+        limit_share: Share of the run that is done by its limits of time.
 
     Attributes:
         parameters: Of the model, those that are trained.
@@ -77,10 +75,11 @@ class Stepper:
         steps_per_epoch: int,
         processes: Processes,
         interrupted: Callable[[], bool],
+        limit_share: Callable[[], float],
     ):
         self.model, self.objective, self.settings = model, objective, settings
         self.steps_per_epoch, self.processes = steps_per_epoch, processes
-        self._interrupted = interrupted
+        self._interrupted, self._limit_share = interrupted, limit_share
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(settings, self.parameters)
         self.schedule = Schedule(settings)
@@ -111,7 +110,7 @@ class Stepper:
         due = self.balance is not None and self.balance.due(state.step)
         found = self._evaluate(batch, state, due)
         losses, norm = self._guard(found, batch, state)
-        progress = max(state.step / (settings.epochs * self.steps_per_epoch), found.limit_share)
+        progress = max(state.step / (settings.epochs * self.steps_per_epoch), self._limit_share())
         lr = self.schedule.lr(state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("factor", 1.0)
@@ -121,7 +120,7 @@ class Stepper:
         if settings.clip_value > 0:
             torch.nn.utils.clip_grad_value_(self.parameters, settings.clip_value)
         self.optimizer.step()
-        return StepOutcome(losses, found.limit_share, found.interrupted)
+        return StepOutcome(losses, found.interrupted)
 
     def search(
         self, optimizer: QuasiNewton, batch: Any, state: TrainState, fresh: bool
@@ -148,10 +147,9 @@ class Stepper:
         optimizer.step(closure, fresh=fresh)
         losses = state.losses if optimizer.accepted is None else seen[optimizer.accepted][0]
         if seen:
-            last = seen[-1][1]
-            return StepOutcome(losses, last.limit_share, last.interrupted)
-        _, limit_share, interrupted = self._agree({}, state)
-        return StepOutcome(losses, limit_share, interrupted)
+            return StepOutcome(losses, seen[-1][1].interrupted)
+        _, interrupted = self._agree({})
+        return StepOutcome(losses, interrupted)
 
     def _evaluate(self, batch: Any, state: TrainState, balance: bool) -> LossAndGradient:
         """Loss and gradient on the joint batch.
@@ -163,7 +161,7 @@ class Stepper:
         """
         objective, parameters = self.objective, self.parameters
         residuals = {} if batch is None else objective.residuals(self.model, batch)
-        counts, limit_share, interrupted = self._agree(residuals, state)
+        counts, interrupted = self._agree(residuals)
         factors = None
         if self.balance is not None:
             if balance:
@@ -178,20 +176,14 @@ class Stepper:
                 total.backward()
             values = [total.detach(), *(value.detach() for value in terms.values())]
         joint = self.processes.sum_gradients(parameters, values)
-        return LossAndGradient(joint, values, limit_share, interrupted)
+        return LossAndGradient(joint, values, interrupted)
 
-    def _agree(
-        self, residuals: dict[str, Tensor], state: TrainState
-    ) -> tuple[dict[str, float], float, bool]:
-        """Joint residual counts, share of the time limit used, whether anyone was interrupted."""
+    def _agree(self, residuals: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Joint residual counts, whether anyone was interrupted."""
         names = list(self.objective.terms)
         counts = [float(residuals[n].numel()) if residuals else 0.0 for n in names]
-        limit = self.settings.time_limit
-        # The first process has the clock.
-        share = state.elapsed / limit if limit and self.processes.rank == 0 else 0.0
-        pressed = float(self._interrupted())
-        *counts, share, pressed = self.processes.sum([*counts, share, pressed])
-        return dict(zip(names, counts, strict=True)), share, pressed > 0
+        *counts, pressed = self.processes.sum([*counts, float(self._interrupted())])
+        return dict(zip(names, counts, strict=True)), pressed > 0
 
     def _guard(
         self, found: LossAndGradient, batch: Any, state: TrainState

@@ -31,6 +31,7 @@ from dcase.files import remove_leftovers
 from dcase.interrupt import interruptible
 from dcase.objective import Objective
 from dcase.runs import Run
+from dcase.training.budget import Budget, Seconds, now, spread
 from dcase.training.ema import WeightAverage
 from dcase.training.logs import MetricsLog
 from dcase.training.processes import Processes
@@ -69,6 +70,11 @@ class Trainer:
         on_step: Called with a :class:`Progress` after every step.
         on_state: Called after each save of the training state (for tests and displays).
         tensorboard: Also write TensorBoard events (needs the extra).
+        clock: As :func:`dcase.training.budget.now`.
+        prepared: Seconds that were spent on this training already, within its limits.
+        evaluations: How often the validation samples are evaluated in the end, within the limits:
+            once by the trainer, and by the caller.
+        after: Samples that the caller evaluates then, beside these.
 
     Attributes:
         claimed: The run that ``folder`` was claimed for, or None; training stops where the folder
@@ -96,6 +102,10 @@ class Trainer:
         on_step: Callable[[Progress], None] | None = None,
         on_state: Callable[[], None] | None = None,
         tensorboard: bool = False,
+        clock: Callable[[], Seconds] = now,
+        prepared: Seconds | None = None,
+        evaluations: int = 1,
+        after: int = 0,
     ):
         if len(train_data) == 0:
             raise OptionError("there are no samples to train on")
@@ -117,8 +127,13 @@ class Trainer:
         self.processes.share_weights(model)
         self.batch_size = min(settings.batch_size or len(train_data), len(train_data))
         self.steps_per_epoch = -(-len(train_data) // self.batch_size)
+        self.budget = Budget(
+            settings, self.processes, clock=clock, prepared=prepared,
+            frames=0 if validation_data is None else len(validation_data),
+            evaluations=evaluations, after=after,
+        )  # fmt: skip
         steps = (self.steps_per_epoch, self.processes, lambda: self.interrupted)
-        self.stepper = Stepper(model, objective, settings, *steps)
+        self.stepper = Stepper(model, objective, settings, *steps, lambda: self.budget.share)
         self.parameters, self.balance = self.stepper.parameters, self.stepper.balance
         self.optimizer, self.schedule = self.stepper.optimizer, self.stepper.schedule
         self.ema = WeightAverage(model, settings.ema) if settings.ema > 0 else None
@@ -165,11 +180,11 @@ class Trainer:
     def fit(self, *, resume: bool = False) -> TrainResult:
         """Train to the end, a limit, or Ctrl-C; leave the best weights in the model.
 
-        On a resume ``epochs``, ``time_limit``, ``early_stopping`` and ``checkpoint_every`` may
-        differ from before, which shortens or extends the run. A schedule that depends on progress
-        (cosine, exponential) then goes on as if the new length had been the plan from the start:
-        when a finished cosine run is extended, its learning rate jumps up from its end to where the
-        longer cosine is at that step.
+        On a resume ``epochs``, ``time_limit``, ``cpu_limit``, ``early_stopping`` and
+        ``checkpoint_every`` may differ from before, which shortens or extends the run. A schedule
+        that depends on progress (cosine, exponential) then goes on as if the new length had been
+        the plan from the start: when a finished cosine run is extended, its learning rate jumps up
+        from its end to where the longer cosine is at that step.
 
         Args:
             resume: Go on from :attr:`state_file` if it exists (a run that was never saved starts
@@ -184,16 +199,16 @@ class Trainer:
         if saved is not None:
             self.state = restore(self.state_file, saved, self._parts())
         self.model.train()
-        self._started = time.monotonic() - self.state.elapsed
+        self.budget.begin(self.state)
         self._saved = time.monotonic()
-        self._pace = Pace(self.state.step)
+        self._pace = Pace(self.state)
         try:
             with interruptible(signal.SIGINT, signal.SIGTERM) as self._stop:
                 status = self._run()
-                self._clock()
                 if status != "interrupted" and self.state.batch_in_epoch:  # a limit within an epoch
                     self._validate()
                     self._write_row()
+                self.budget.settle()
                 self._save_state()
         finally:
             if self.log:
@@ -201,7 +216,11 @@ class Trainer:
         self._adopt_best()
         end = self.state
         best, losses = dict(end.best), dict(end.losses)
-        return TrainResult(status, end.epoch, end.step, end.elapsed, best, losses)
+        few = end.validation_frames if end.validation_frames < self.budget.frames else 0
+        said = tuple(self.budget.warnings(status, self.steps_per_epoch))
+        return TrainResult(
+            status, end.epoch, end.step, end.elapsed, best, losses, end.cpu, few, said
+        )
 
     def _prepare(self, resume: bool) -> dict[str, Any] | None:
         """The state to go on from, or None after clearing the folder for a new run."""
@@ -217,11 +236,10 @@ class Trainer:
         return None
 
     def _run(self) -> str:
-        state, limit = self.state, self.settings.time_limit
-        # Before the resume already.
-        used_up = limit is not None and state.step > 0 and state.elapsed >= limit
+        state = self.state
         while state.epoch < self.settings.epochs:
-            if used_up:
+            # Before the resume already, or by the validation of the epoch before.
+            if state.step > 0 and self.budget.over():
                 return "time limit"
             if self._converged():
                 return "converged"
@@ -254,10 +272,11 @@ class Trainer:
         state = self.state
         state.epoch += 1
         state.batch_in_epoch = 0
-        self._clock()
+        self.budget.tick()
         # Not at an interruption: the run goes on as if there had been none.
         last = state.epoch == self.settings.epochs or stop in ("time limit", "converged")
-        if state.epoch % self.settings.validate_every == 0 or last:
+        due = state.epoch % self.settings.validate_every == 0
+        if last or (due and self.budget.room_for_validation()):
             self._validate()
         self._write_row()
         state.sums = {}
@@ -293,7 +312,7 @@ class Trainer:
 
     def _step(self, indices: Tensor) -> str | None:
         """One optimiser step; returns why to stop, if so."""
-        self._clock()
+        self.budget.tick()
         mine = indices[self.rank :: self.world]
         # A process may be left without samples in the last batch.
         batch = self.train_data.batch(mine) if len(mine) else None
@@ -307,12 +326,17 @@ class Trainer:
             state.sums[name] = state.sums.get(name, 0.0) + value
         if self.claimed:
             self.claimed.check()
+        self.budget.stepped()
+        if not self.budget.measured():
+            self._measure()
+        over = self.budget.over()
         if self.on_step:
             lr = self.optimizer.param_groups[0]["lr"]
-            self.on_step(self._pace.progress(state, self.settings, self.steps_per_epoch, lr))
+            told = (lr, self.budget.forecast(self.steps_per_epoch))
+            self.on_step(self._pace.progress(state, self.settings, self.steps_per_epoch, *told))
         if done.interrupted:
             return "interrupted"
-        if done.limit_share >= 1.0:
+        if over:
             return "time limit"
         return "converged" if self._converged() else None
 
@@ -336,13 +360,7 @@ class Trainer:
             state.best = {"epoch": float(self._epochs_done())}
             return
         with self.ema.applied() if self.ema else nullcontext():
-            metrics = evaluate(
-                self.objective,
-                self.model,
-                self.validation_data,
-                max(-(-self.batch_size // self.world), 32),
-                self.processes,
-            )
+            metrics = self._evaluated(self.budget.validated())
             state.last_validation = {f"val_{k}": v for k, v in metrics.items()}
             self.schedule.validated(metrics["loss"])
             # A loss of NaN is never the best.
@@ -353,6 +371,27 @@ class Trainer:
                 state.validations_since_best = 0
             else:
                 state.validations_since_best += 1
+
+    def _evaluated(self, count: int) -> dict[str, float]:
+        """Errors on so many validation samples, evenly spread."""
+        assert self.validation_data is not None
+        began, some = self.budget.clock(), spread(len(self.validation_data), count)
+        size = max(-(-self.batch_size // self.world), 32)
+        found = evaluate(
+            self.objective, self.model, self.validation_data, size, self.processes, some
+        )
+        self.budget.evaluated(count, began)
+        return found
+
+    def _measure(self) -> None:
+        """Find out what a validation takes, before there is one."""
+        few = min(self.batch_size, self.budget.frames)
+        self._evaluated(few)
+        # The first one takes longer, which matters where it is short.
+        slow = self.budget.state.costs["frame"][0] * few > 0.5
+        if not self.processes.from_first(lambda: slow):
+            self._evaluated(few)
+        self.budget.decide_validation()
 
     def _early(self) -> bool:
         patience = self.settings.early_stopping
@@ -370,10 +409,7 @@ class Trainer:
             for b, w in zip(buffers(self.model), self.state.best_buffers, strict=True):
                 b.copy_(w)
 
-    # ------------------------------------------------------------ clock and state
-
-    def _clock(self) -> None:
-        self.state.elapsed = time.monotonic() - self._started
+    # ------------------------------------------------------------------- the state
 
     def _origin(self) -> dict[str, Any]:
         return origin(self.identity, self.settings, self.objective)
@@ -383,7 +419,7 @@ class Trainer:
         return Parts(self.model, steps.optimizer, steps.schedule, self.ema, self.balance)
 
     def _save_state(self) -> None:
-        self._clock()
+        self.budget.tick()
         if self.claimed:
             self.claimed.check(now=True)
         if self.rank == 0:

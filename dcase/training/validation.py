@@ -29,6 +29,7 @@ def evaluate(
     data: BatchSource,
     batch_size: int,
     processes: Processes | None = None,
+    frames: Tensor | None = None,
 ) -> dict[str, float]:
     """Loss, and MAE and RMSE of every term in the problem's display unit.
 
@@ -39,13 +40,14 @@ def evaluate(
         batch_size: Samples at a time (memory only; sums are in float64, so the result does not
             depend on it beyond the model's own rounding).
         processes: Share the work among these; each gets the joint result.
+        frames: Indices of some of the samples; None: all.
 
     Returns:
         ``{"loss": ..., "<term>_mae": ..., "<term>_rmse": ...}``.
     """
     processes = processes or Processes()
     sums = {name: [0.0, 0.0, 0.0, 0.0] for name in objective.terms}  # loss, |r|, r^2, count
-    chunks = torch.arange(len(data)).split(batch_size)
+    chunks = (torch.arange(len(data)) if frames is None else frames).split(batch_size)
     training = model.training
     model.eval()
     try:

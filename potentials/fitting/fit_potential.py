@@ -36,8 +36,9 @@ from dcase.potentials.kernels.forms import form_of_training, training_form
 from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
-from dcase.rescaling import fit_label_scale, fit_offsets, offset_energies
+from dcase.rescaling import LabelScale, fit_label_scale, fit_offsets, offset_energies
 from dcase.runs import Identity, Place, claim
+from dcase.training.budget import Seconds, now
 from dcase.training.processes import Processes
 from dcase.training.trainer import Progress, Trainer, TrainResult
 
@@ -125,6 +126,7 @@ def fit_potential(
         TrainingError: If training diverges.
     """
     out, place = Path(out), training_place(out)
+    started, begun = time.time(), now()
     check_writable(out, [place.folder / "state.pt"], stream=False)
     whole = dataset
     dataset, quantity, terms = _labels(dataset, recipe)
@@ -139,11 +141,11 @@ def fit_potential(
         free=FREE,
         data={"frames": dataset.fingerprint(), "split": splits.hash()},
     )
-    started, processes = time.time(), Processes(fabric)
+    processes = Processes(fabric)
     # Made before anything is written or replaced: much of what can be wrong shows here.
     trainer = _trainer(
         potential, dataset, splits, recipe, terms, place.folder,
-        fabric=fabric, on_step=on_step, tensorboard=tensorboard,
+        begun=begun, fabric=fabric, on_step=on_step, tensorboard=tensorboard,
     )  # fmt: skip
     kernel = getattr(trainer.objective.problem, "kernel", None)
     form = form_of_training(potential, kernel, recipe.acceleration.compiled)
@@ -162,7 +164,7 @@ def fit_potential(
         potential.eval()
         if e0s is not None:
             settle(potential)
-        elif recipe.loss.energy_weight == 0 and result.status != "interrupted":
+        elif _needs_constant(recipe, potential.scale) and result.status != "interrupted":
             _fit_constant(potential, dataset.subset(splits.train), dataset.elements)
         report = report_of(
             potential, dataset, splits, recipe, result,
@@ -278,6 +280,8 @@ def _trainer(
     recipe: Recipe,
     terms: dict[str, Term],
     folder: Path,
+    *,
+    begun: Seconds,
     **options: Any,
 ) -> Trainer:
     """The trainer of an untrained potential, whose weights it draws; ``options`` are passed on."""
@@ -318,6 +322,9 @@ def _trainer(
             "augment_rotations": recipe.data.augment_rotations,
             **({} if quantity == ENERGY else {"quantity": quantity.to_dict()}),
         },
+        prepared=now() - begun,
+        evaluations=2,  # and for the report
+        after=len(splits.train) if _needs_constant(recipe, scale) else 0,
         **options,
     )
 
@@ -328,6 +335,11 @@ def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
         found.setdefault("filter_knots", recipe.acceleration.filter_table)
     return found
+
+
+def _needs_constant(recipe: Recipe, scale: LabelScale) -> bool:
+    """Whether the energies' constant is fitted in the end."""
+    return recipe.loss.energy_weight == 0 and scale.offset != "isolated atoms"
 
 
 def _fit_constant(potential: Potential, train: AtomicDataset, elements: list[int]) -> None:

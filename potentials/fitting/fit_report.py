@@ -16,6 +16,7 @@ from dcase.potentials.fitting.recipe import Recipe
 from dcase.potentials.fitting.trained_frames import keys_of
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity
+from dcase.training.budget import spread
 from dcase.training.logs import read_metrics
 from dcase.training.progress import TrainResult
 from dcase.versions import versions
@@ -49,7 +50,10 @@ def report_of(
     """
     validation: dict[str, Any] = {}
     if len(splits.val) and result.status != "interrupted":  # Ctrl-C should not wait for this
-        validation = evaluate_potential(potential, dataset.subset(splits.val)).metrics
+        some = splits.val
+        if result.validation_frames:
+            some = some[spread(len(some), result.validation_frames).numpy()]
+        validation = evaluate_potential(potential, dataset.subset(some)).metrics
     return {
         "status": result.status,
         "model": potential.describe(),
@@ -68,6 +72,8 @@ def report_of(
         "epochs": result.epochs,
         "steps": result.steps,
         "training_time_s": result.elapsed,
+        "training_cpu_s": result.cpu,
+        "warnings": list(result.warnings),
         "best_epoch": result.best.get("epoch"),
         "validation": validation,
         "device": str(potential.device),
@@ -102,6 +108,7 @@ def metadata_of(
             "epochs": result.epochs,
             "steps": result.steps,
             "seconds": result.elapsed,
+            "cpu_seconds": result.cpu,
         },
         "metrics": report["validation"],
     }

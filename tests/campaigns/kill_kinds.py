@@ -33,7 +33,18 @@ from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.fitting.recipe import load_recipe
 from dcase.potentials.networks.registry import create_potential
 
-TIMES = ("elapsed_s", "seconds", "elapsed", "wall_time_s", "begun", "training")
+TIMES = (
+    "elapsed_s",
+    "cpu_s",
+    "cpu_seconds",
+    "cpu",
+    "costs",
+    "seconds",
+    "elapsed",
+    "wall_time_s",
+    "begun",
+    "training",
+)
 """Columns and entries that no two runs have in common."""
 OFTEN = 0.02  # seconds between two saves: some steps are made again, not all
 

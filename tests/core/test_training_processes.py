@@ -106,11 +106,13 @@ def test_an_error_of_the_first_process_is_one_of_all(outcomes):
         assert "cannot resume: lr was 0.01, now 0.5" in outcomes["refused", rank]["error"]
 
 
-def test_time_limit_is_agreed(outcomes):
-    first, second = outcomes["time", 0], outcomes["time", 1]
+@pytest.mark.parametrize("limit", ["time", "cpu"])
+def test_a_limit_is_agreed(outcomes, limit):
+    first, second = outcomes[limit, 0], outcomes[limit, 1]
     assert first["status"] == second["status"] == "time limit"
     assert first["steps"] == second["steps"] > 1
-    assert first["elapsed"] >= 0.5
+    assert first["cpu"] == second["cpu"] > 0  # of both together
+    assert first["elapsed" if limit == "time" else "cpu"] > 0.25
     assert first["weights"] == second["weights"]
 
 

@@ -4,10 +4,10 @@ import dataclasses
 import os
 import random
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
+from clocks import Clock
 from processes import finish, start
 from training_problems import (
     Curve,
@@ -30,7 +30,7 @@ from dcase.objective import Term
 from dcase.potentials.fitting.fit_potential import fit_potential
 from dcase.potentials.potential import load_potential
 from dcase.training import state as state_module
-from dcase.training import trainer as trainer_module
+from dcase.training.budget import Seconds
 from dcase.training.logs import read_metrics
 
 
@@ -171,18 +171,19 @@ def test_rows_written_after_the_state_are_written_again(tmp_path):
     assert rows_but_time(tmp_path / "a") == rows_but_time(tmp_path / "whole")
 
 
-def test_elapsed_accumulates(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+def test_both_clocks_accumulate(tmp_path):
+    clock = Clock(0.0)
 
-    def a_second(progress):
-        now[0] += 1.0
+    def a_step(progress):
+        clock.pass_by(1.0, 3.0)
 
-    first = trainer(tmp_path, epochs=2, on_step=a_second).fit()
-    assert first.elapsed == first.steps == 10
-    now[0] = 1000.0  # what passes between two runs counts in neither
-    second = trainer(tmp_path, epochs=3, on_step=a_second).fit(resume=True)
-    assert second.elapsed == second.steps == 15
+    first = trainer(tmp_path, epochs=2, on_step=a_step, clock=clock).fit()
+    assert (first.elapsed, first.cpu, first.steps) == (10.0, 30.0, 10)
+    clock.pass_by(1000.0, 1000.0)  # what passes between two runs counts in neither
+    before = Seconds(4.0, 5.0)  # what a sitting has spent before it trains does
+    options = {"epochs": 3, "on_step": a_step, "clock": clock, "prepared": before}
+    second = trainer(tmp_path, **options).fit(resume=True)
+    assert (second.elapsed, second.cpu, second.steps) == (19.0, 50.0, 15)
 
 
 def test_resume_without_a_state_starts(tmp_path):
@@ -328,7 +329,7 @@ def test_kill_9_at_random_writes(tmp_path, whole):
     steps = [0]
     for part in range(3):
         # A step is a sync and a rename at least: this is far from the end, and past the start.
-        process = start(fit_water, out, part > 0, 0, "", rng.randrange(8, total // 2))
+        process = start(fit_water, out, part > 0, 0, "", rng.randrange(10, total // 2))
         assert finish(process) == -signal.SIGKILL
         steps.append(saved(out.with_suffix(".run"))["step"])
     assert steps == sorted(steps)

@@ -4,9 +4,17 @@ import math
 
 import pytest
 import torch
-from training_problems import Curve, CurveFit, network, rows_but_time, straight, trainer, weights
+from clocks import Clock
+from training_problems import (
+    Curve,
+    CurveFit,
+    network,
+    rows_but_time,
+    straight,
+    trainer,
+    weights,
+)
 
-import dcase.training.trainer as trainer_module
 from dcase.errors import OptionError, TrainingError
 from dcase.objective import Term
 from dcase.training.logs import read_metrics
@@ -174,17 +182,10 @@ def test_samples_that_may_change_have_no_end(tmp_path):
     assert rows[-1]["train_loss"] == rows[-2]["train_loss"]
 
 
-def test_a_time_limit_at_the_end_of_an_epoch_is_validated(tmp_path, monkeypatch):
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            self.now += 0.01
-            return self.now
-
-    monkeypatch.setattr(trainer_module, "time", Clock())
+def test_a_time_limit_at_the_end_of_an_epoch_is_validated(tmp_path):
     validation = Curve(9, dtype=torch.float64)
-    run = exact(tmp_path, validation=validation, epochs=10**5, validate_every=10**4, time_limit=1.0)
+    options = {"epochs": 10**5, "validate_every": 10**4, "time_limit": 1.0}
+    run = exact(tmp_path, validation=validation, clock=Clock(0.01), **options)
     result = run.fit()
     assert result.status == "time limit"
     assert result.best["epoch"] == result.epochs > 1

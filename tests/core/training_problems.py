@@ -100,6 +100,7 @@ def trainer(
 ) -> Trainer:
     """A trainer of the curve; arguments that Trainer does not have go to TrainSettings."""
     own = ("identity", "fabric", "on_step", "on_state", "tensorboard")
+    own += ("clock", "prepared", "evaluations", "after")
     options = {key: rest.pop(key) for key in own if key in rest}
     settings = TrainSettings(**{"epochs": 3, "batch_size": 5, "lr": 1e-2, **rest})
     return Trainer(
@@ -125,7 +126,8 @@ def rows_but_time(folder: Path) -> list[dict[str, str]]:
 def saved(folder: Path) -> dict:
     """The training state without the clock."""
     state = checkpoint.load(folder / "state.pt", "training", STATE_VERSION)
-    state.pop("elapsed")
+    for name in ("elapsed", "cpu", "costs"):
+        state.pop(name)
     state["settings"].pop("checkpoint_every")
     return state
 
@@ -228,6 +230,7 @@ JOINT = {
     "lbfgs": {"epochs": 4, "optimizer": "lbfgs", "double": True},
     "ssbroyden": {"epochs": 9, "optimizer": "ssbroyden", "batch_size": 0, "double": True},
     "time": {"epochs": 10**6, "time_limit": 0.5},
+    "cpu": {"epochs": 10**6, "cpu_limit": 0.5},
 }
 
 
@@ -266,6 +269,7 @@ def joint_run(name: str, folder: Path, fabric=None) -> dict:
         "status": result.status,
         "steps": result.steps,
         "elapsed": result.elapsed,
+        "cpu": result.cpu,
         "losses": losses,
         "weights": [w.tolist() for w in weights(model)],
         "best": {k: float(v) for k, v in result.best.items()},

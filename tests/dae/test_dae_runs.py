@@ -20,7 +20,7 @@ from dcase.dae.task import PairSource
 from dcase.errors import DataError
 
 EPOCHS = 3  # of two steps each
-TIMES = ("elapsed_s",)
+TIMES = ("elapsed_s", "cpu_s")
 
 
 @pytest.fixture(scope="module")

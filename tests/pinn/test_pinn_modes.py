@@ -216,9 +216,10 @@ def test_a_stopped_march_goes_on_to_the_same_result(tmp_path):
         march(problem, other, tmp_path / "parts", resume=True)
 
 
-def test_a_time_limit_still_gives_a_solution(tmp_path):
+@pytest.mark.parametrize("limit", ["time_limit", "cpu_limit"])
+def test_a_limit_still_gives_a_solution(tmp_path, limit):
     sample = advection_sample()
-    settings = QUICK.changed(time_limit=1e-4)  # less than any step
+    settings = QUICK.changed(**{limit: 1e-4})  # less than any step
     outcome = march(prepared(problem_of(sample), settings), settings, tmp_path)
     assert outcome.status == "time limit"
     assert outcome.solution.windows[-1].end == 2.0

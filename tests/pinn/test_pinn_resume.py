@@ -201,9 +201,11 @@ def test_a_finished_run_is_left_as_it_is(files, begun, kind, monkeypatch):
     assert metrics == json.loads((folder / "metrics.json").read_text())
     assert (outcome.steps, outcome.status) == (metrics["steps"], metrics["status"])
     assert same_weights(read_run(folder), outcome)
-    longer = KINDS[kind].changed(time_limit=100.0)
-    with pytest.raises(RunError, match="it is finished"):
-        train(Source("advection", files[0]), longer, folder, resume=True)
+    assert outcome.cpu == metrics["cpu_s"] > 0
+    for name in ("time_limit", "cpu_limit"):
+        longer = KINDS[kind].changed(**{name: 100.0})
+        with pytest.raises(RunError, match=f"it is finished .{name} was None"):
+            train(Source("advection", files[0]), longer, folder, resume=True)
     assert content(folder) == before
 
 
@@ -234,7 +236,7 @@ def test_points_that_are_drawn_anew_are_those_of_the_last_step_after_a_resume(tm
 
 
 def test_how_a_finished_fit_ended_is_not_forgotten(tmp_path):
-    settings = NETWORK.changed(optimizer="adam:50%,lbfgs", windows=1, time_limit=0.3)
+    settings = NETWORK.changed(optimizer="adam:50%,lbfgs", windows=1, cpu_limit=0.3)
     problem = prepared(problem_of(advection_sample()), settings)
     assert solve(problem, settings, tmp_path / "a").status == "time limit"
     assert solve(problem, settings, tmp_path / "a", resume=True).status == "time limit"

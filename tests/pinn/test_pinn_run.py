@@ -388,8 +388,9 @@ def test_balanced_weights_go_on_into_the_next_stage(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_time_limit_is_shared_among_windows_and_stages(tmp_path):
-    settings = QUICK.changed(optimizer="adam:50%,lbfgs", windows=2, time_limit=2.0)
+@pytest.mark.parametrize("limit", ["time_limit", "cpu_limit"])
+def test_a_limit_is_shared_among_windows_and_stages(tmp_path, limit):
+    settings = QUICK.changed(optimizer="adam:50%,lbfgs", windows=2, **{limit: 2.0})
     outcome = solve(prepared(problem_of(advection_sample()), settings), settings, tmp_path)
     assert len(outcome.solution.windows) == 2
     assert outcome.status == "time limit"
