@@ -125,7 +125,7 @@ class Recorder:
             atoms.get_momenta()[None],
             motion,
             n_dof,
-            uncertainty=uncertainty,
+            uncertainties=np.array([uncertainty]),
             always=always,
         )
 
@@ -139,7 +139,7 @@ class Recorder:
         motion: Motion | None,
         n_dof: int,
         *,
-        uncertainty: float = float("nan"),
+        uncertainties: np.ndarray | None = None,
         always: bool = False,
     ) -> None:
         """Add those of several steps that are due.
@@ -152,7 +152,7 @@ class Recorder:
             momenta: ASE's units, shape [k, n_atoms, 3].
             motion: The integrator, for the conserved energy.
             n_dof: Degrees of freedom, for the temperature.
-            uncertainty: Of an ensemble's forces, eV/A.
+            uncertainties: Of an ensemble's forces, eV/A, shape [k].
             always: Record all.
         """
         if self._journals is None or motion is None:
@@ -170,7 +170,8 @@ class Recorder:
             columns += [np.broadcast_to(motion.conserved(total), total.shape)]
             columns += [kinetic_temperature(e[:, 1], n_dof), linear, turn]
             if self.ensemble:
-                columns.append(np.full_like(total, uncertainty))
+                assert uncertainties is not None
+                columns.append(uncertainties[due])
             series.append(np.stack(columns, axis=1))
         due = always | (steps % self.traj_every == 0)
         if due.any():

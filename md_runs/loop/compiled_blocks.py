@@ -6,8 +6,11 @@ operations in the same order as ASE's :class:`~ase.md.verlet.VelocityVerlet` and
 :class:`~ase.md.langevin.Langevin`, each rounded by itself, and the same random numbers, so that
 positions and momenta are those of ASE to the last bit (which the tests check).
 
+Of an ensemble the forces are the mean of its members', and the uncertainty of every step is told.
+
 Whatever is not plain sailing is left to ASE's loop: a block of steps ends before a step that looks
-like a blow-up, and the caller does that one as usual and finds out what is the matter.
+like a blow-up, or is too uncertain to go on, and the caller does that one as usual and finds out
+what is the matter.
 """
 
 from __future__ import annotations
@@ -37,26 +40,38 @@ MOST_SECONDS = 0.5
 MOST_VALUES = 2_000_000
 """Numbers kept for the steps of a block."""
 
-_DONE, _NEW_PAIRS, _UNPHYSICAL = range(3)
-_NUMBERS = ("dt", "scale", "offset", "skin", "stretch", "heat", "nearest")
-_POINTERS = (
-    "c3", "c4", "c5", "x", "p", "f", "energies", "forces", "neighbours", "closest",
-    "evaluate", "potential",
-)  # fmt: skip
+_DONE, _NEW_PAIRS, _LOOK = range(3)
+
+
+class _Member(ctypes.Structure):
+    """``member`` of verlet.c: the same fields in the same order."""
+
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("scale", "offset", "nearest")),
+        *((name, ctypes.c_void_p) for name in ("x", "energies", "forces", "neighbours", "closest")),
+        *((name, ctypes.c_void_p) for name in ("evaluate", "argument")),
+    )
+
+    def point_to(self, prepared: Prepared) -> None:
+        """Evaluate there."""
+        result = prepared.result
+        self.x = prepared.positions.ctypes.data
+        self.energies, self.forces = result.energies.ctypes.data, result.forces.ctypes.data
+        self.neighbours, self.closest = result.neighbours.ctypes.data, result.closest.ctypes.data
+        self.evaluate, self.argument = prepared.function, prepared.argument
 
 
 class _Run(ctypes.Structure):
     """``verlet_run`` of verlet.c: the same fields in the same order."""
 
     _fields_ = (
-        ("atoms", ctypes.c_int64),
-        ("bonds", ctypes.c_int64),
-        *((name, ctypes.c_double) for name in _NUMBERS),
+        *((name, ctypes.c_int64) for name in ("atoms", "bonds", "members")),
+        *((name, ctypes.c_double) for name in ("dt", "skin", "stretch", "heat", "spread")),
         ("lonely", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("masses", "listed", "bond", "shift", "lengths")),
         ("c1", ctypes.c_double),
         ("c2", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_void_p) for name in ("c3", "c4", "c5", "x", "p", "f", "member")),
         ("seconds", ctypes.c_double),
     )
 
@@ -70,12 +85,15 @@ class Block:
         positions: A, shape [k, n_atoms, 3].
         momenta: ASE's units, shape [k, n_atoms, 3].
         forces: After the last step, eV/A, shape [n_atoms, 3].
+        uncertainties: Of an ensemble (:mod:`dcase.md_runs.loop.uncertainty`), eV/A, shape [k]; None
+            of a single potential.
     """
 
     energies: np.ndarray
     positions: np.ndarray
     momenta: np.ndarray
     forces: np.ndarray
+    uncertainties: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -86,11 +104,12 @@ class VerletBlocks:
 
     Args:
         library: The compiled loop.
-        atoms: Numbers, masses, cell; with a calculator that has a compiled form of one potential.
+        atoms: Numbers, masses, cell; with a calculator that has a compiled form.
         timestep_fs: fs.
         watch: What counts as a blow-up.
         n_dof: Degrees of freedom, for the temperature.
         langevin: Whose constants and random numbers to use; None: NVE.
+        most_uncertain: Of a step of an ensemble, eV/A; what is beyond has to be looked at.
         shared: Use the calculator's list of pairs and room; else have both for oneself, to run
             beside others in a thread.
 
@@ -108,6 +127,7 @@ class VerletBlocks:
         n_dof: int,
         *,
         langevin: Langevin | None = None,
+        most_uncertain: float = np.inf,
         shared: bool = True,
     ):
         self._shared = shared
@@ -115,12 +135,14 @@ class VerletBlocks:
         self._verlet = library.verlet
         self._verlet.restype = ctypes.c_int64
         assert int(integer_result(library.size_of_run)()) == ctypes.sizeof(_Run)
+        assert int(integer_result(library.size_of_member)()) == ctypes.sizeof(_Member)
         self.calculator: DCCalculator = atoms.calc  # type: ignore[assignment]
         self.searches = 0
         assert self.calculator.deployed is not None
-        parts = self.calculator.deployed.loop_parts(atoms.numbers)
-        assert parts is not None
-        self._kernel, self._species = parts.kernel, parts.species
+        self._parts = self.calculator.deployed.loop_parts(atoms.numbers)
+        self._members = (_Member * len(self._parts))(
+            *(_Member(part.scale, part.offset, part.kernel.nearest) for part in self._parts)
+        )
         self._atoms = atoms.copy()  # to search for neighbours with
         n = len(atoms)
         look = watch.bond_stretch_A is not None and len(watch.lengths) > 0
@@ -143,19 +165,19 @@ class VerletBlocks:
         self._run = _Run(
             atoms=n,
             bonds=len(watch.lengths),
+            members=len(self._parts),
             dt=timestep_fs * FS,
-            scale=parts.scale,
-            offset=parts.offset,
             stretch=float(watch.bond_stretch_A or 0.0) if look else -1.0,
             heat=0.5 * watch.max_temperature_K * n_dof * KB,
-            nearest=parts.kernel.nearest,
+            spread=most_uncertain,
             lonely=self.calculator.allow_isolated,
+            member=ctypes.addressof(self._members),
             **constants,
             **{name: array.ctypes.data for name, array in self._arrays.items()},
         )
         self.steps_done = 0
         self._listed: NeighbourList | None = None  # the list that the arguments are made for
-        self._prepared: Prepared | None = None
+        self._prepared: list[Prepared] = []  # of every member
 
     @property
     def most_steps(self) -> int:
@@ -167,7 +189,7 @@ class VerletBlocks:
 
     def forget(self) -> None:
         """Drop the pairs, so that what follows does not depend on what went before."""
-        self._listed = self._prepared = None
+        self._listed, self._prepared = None, []
 
     @property
     def model_seconds(self) -> float:
@@ -187,7 +209,7 @@ class VerletBlocks:
         """
         steps = min(steps, self.most_steps)
         n = len(self._atoms)
-        energies = np.empty((steps, 2))
+        rows = np.empty((steps, 3))
         xs, ps = np.empty((steps, n, 3)), np.empty((steps, n, 3))
         self._arrays["p"][:], self._arrays["f"][:] = momenta, forces
         random = None if self._rng is None else self._rng.bit_generator.state
@@ -195,10 +217,10 @@ class VerletBlocks:
         here = to = np.array(positions)
         why, done = ctypes.c_int(_DONE), 0
         while done < steps:
-            prepared = self._prepare(to)
-            if prepared is None:
+            first = self._prepare(to)
+            if first is None:
                 break
-            prepared.positions[:] = here
+            first.positions[:] = here
             # The first step tells how long one takes.
             some = max(1, min(steps, self.most_steps) - done) if self.steps_done else 1
             found = int(
@@ -206,7 +228,7 @@ class VerletBlocks:
                     ctypes.byref(self._run),
                     ctypes.c_int64(some),
                     pointer(noise[done:]),
-                    pointer(energies[done:]),
+                    pointer(rows[done:]),
                     pointer(xs[done:]),
                     pointer(ps[done:]),
                     pointer(self._before),
@@ -216,20 +238,29 @@ class VerletBlocks:
             )
             done += found
             self.steps_done += found
-            if why.value == _UNPHYSICAL:
+            if why.value == _LOOK:
                 break
             # NEW_PAIRS: the next step leads out of the list's reach; list the pairs where it leads
-            here = prepared.positions.copy()
+            here = first.positions.copy()
             to = self._next if why.value == _NEW_PAIRS else here
             if done >= self.most_steps:
                 break
         if self._rng is not None and done < steps:  # as if only these steps had drawn
             self._rng.bit_generator.state = random
             self._rng.standard_normal((done, 2, n, 3))
-        return Block(energies[:done], xs[:done], ps[:done], self._arrays["f"].copy())
+        return Block(
+            rows[:done, :2],
+            xs[:done],
+            ps[:done],
+            self._arrays["f"].copy(),
+            rows[:done, 2] if len(self._parts) > 1 else None,
+        )
 
     def _prepare(self, positions: np.ndarray) -> Prepared | None:
-        """With pairs that hold at ``positions``; None where the calculator refuses these."""
+        """The first member with pairs that hold at ``positions``, the others likewise.
+
+        None where the calculator refuses these.
+        """
         self._atoms.positions[:] = positions
         try:
             if self._shared:
@@ -238,33 +269,20 @@ class VerletBlocks:
                 listed = self.calculator.search(self._atoms, self._listed)
         except DcaseError:
             return None
-        if self._prepared is None or listed is not self._listed:
-            self._listed, self._prepared = listed, None  # room for one at a time
-            if self._shared:
-                prepared = self._kernel.taken(
-                    listed.positions, self._species, listed.pairs, listed.offsets
-                )
-            else:
-                prepared = self._kernel.prepare(
-                    listed.positions, self._species, listed.pairs, listed.offsets, 1
-                )
-            self._prepared = prepared
+        if not self._prepared or listed is not self._listed:
+            self._listed, self._prepared = listed, []  # room for one list at a time
             self.searches += 1
-            result = prepared.result
-            addresses = {
-                "x": prepared.positions.ctypes.data,
-                "listed": listed.positions.ctypes.data,
-                "energies": result.energies.ctypes.data,
-                "forces": result.forces.ctypes.data,
-                "neighbours": result.neighbours.ctypes.data,
-                "closest": result.closest.ctypes.data,
-                "evaluate": prepared.function,
-                "potential": prepared.argument,
-            }
-            for name, address in addresses.items():
-                setattr(self._run, name, address)
-            self._run.skin = listed.limit
-        return self._prepared
+            for part, member in zip(self._parts, self._members, strict=True):
+                system = (listed.positions, part.species, listed.pairs, listed.offsets)
+                if self._shared:
+                    prepared = part.kernel.taken(*system)
+                else:
+                    prepared = part.kernel.prepare(*system, 1)
+                member.point_to(prepared)
+                self._prepared.append(prepared)
+            self._run.x = self._members[0].x
+            self._run.listed, self._run.skin = listed.positions.ctypes.data, listed.limit
+        return self._prepared[0]
 
 
 def evaluates_the_potential(calculator: Any) -> TypeGuard[DCCalculator]:
@@ -288,12 +306,13 @@ def verlet_blocks(
     n_dof: int,
     *,
     dynamics: Any = None,
+    most_uncertain: float = np.inf,
     shared: bool = True,
 ) -> VerletBlocks | None:
     """The compiled loop for a run, or None where ASE's loop has to do.
 
     It is for NVE and Langevin dynamics without constraints, with a calculator of dcase that has a
-    compiled form of a single potential (:mod:`dcase.potentials.kernels.deployed`).
+    compiled form (:mod:`dcase.potentials.kernels.deployed`).
 
     Args:
         atoms: As of :class:`VerletBlocks`, with any calculator.
@@ -301,6 +320,7 @@ def verlet_blocks(
         watch: What counts as a blow-up.
         n_dof: Degrees of freedom, for the temperature.
         dynamics: The integrator of ASE whose place the loop takes; None: velocity Verlet.
+        most_uncertain: As of :class:`VerletBlocks`.
         shared: As of :class:`VerletBlocks`.
     """
     calculator = atoms.calc
@@ -309,9 +329,18 @@ def verlet_blocks(
         return None
     if not evaluates_the_potential(calculator) or calculator.deployed is None:
         return None
-    if not calculator.skin > 0 or calculator.deployed.loop_parts(atoms.numbers) is None:
+    if not calculator.skin > 0:
         return None
     library = load_library("verlet", "double", sources=Path(__file__).parent, exact=True)
     if library is None:
         return None
-    return VerletBlocks(library, atoms, timestep_fs, watch, n_dof, langevin=langevin, shared=shared)
+    return VerletBlocks(
+        library,
+        atoms,
+        timestep_fs,
+        watch,
+        n_dof,
+        langevin=langevin,
+        most_uncertain=most_uncertain,
+        shared=shared,
+    )

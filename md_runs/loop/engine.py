@@ -169,7 +169,7 @@ class Simulation(MovingAtoms):
         self.step, self.production = 0, True
         self.begin_phase(self.settings.ensemble)
         self.measure()
-        self.look_at_uncertainty()
+        self.look_at_uncertainty(self.step, self.atoms.positions)
         self.record()
         self.checkpoint()
 
@@ -261,6 +261,7 @@ class Simulation(MovingAtoms):
                 block.momenta,
                 self.motion,
                 self.n_dof,
+                uncertainties=block.uncertainties,
             )
         return len(block)
 

@@ -90,10 +90,11 @@ class MovingAtoms:
             from dcase.md_runs.loop.gpu_blocks import graph_blocks
 
             what = (self.atoms, self.settings.timestep_fs, self.watch, self.moving_dof)
-            dynamics = self.motion.dynamics
-            self.blocks = verlet_blocks(*what, dynamics=dynamics) or graph_blocks(
-                *what, dynamics=dynamics
-            )
+            dynamics, uncertain = self.motion.dynamics, self.uncertainty
+            most = np.inf if uncertain is None else uncertain.stops_beyond
+            self.blocks = verlet_blocks(
+                *what, dynamics=dynamics, most_uncertain=most
+            ) or graph_blocks(*what, dynamics=dynamics)
 
     def watch_uncertainty(self) -> None:
         """From now on look at the spread of an ensemble's forces."""
@@ -126,7 +127,7 @@ class MovingAtoms:
         """Up to so many steps by the compiled loop; None leaves the next one to ASE's.
 
         That happens where there is no such loop, for the first step after a checkpoint, before
-        which no forces are known, and for a step that looks like a blow-up.
+        which no forces are known, and for a step that looks like a blow-up or is too uncertain.
         """
         if self.blocks is None or self.forces is None:
             return None
@@ -134,6 +135,12 @@ class MovingAtoms:
         block = self.blocks.advance(atoms.positions, atoms.get_momenta(), self.forces, steps)
         if not len(block):
             return None
+        if self.uncertainty is not None:
+            assert block.uncertainties is not None
+            each = zip(block.uncertainties.tolist(), block.positions, strict=True)
+            for step, (uncertainty, where) in enumerate(each, self.step + 1):
+                self.uncertainty.now = uncertainty
+                self.look_at_uncertainty(step, where)
         self.step += len(block)
         self.forces = block.forces
         self.energies = (float(block.energies[-1, 0]), float(block.energies[-1, 1]))
@@ -151,16 +158,16 @@ class MovingAtoms:
         trouble = self.watch.look(positions, potential, kinetic, heat)
         if np.isfinite(positions).all() and np.isfinite(kinetic):
             self.last_good = (positions, self.atoms.get_momenta())
-        return trouble or self.look_at_uncertainty()
+        return trouble or self.look_at_uncertainty(self.step, positions)
 
-    def look_at_uncertainty(self) -> str:
-        """Count this step's uncertainty; returns why the run must stop here, or ""."""
+    def look_at_uncertainty(self, step: int, positions: np.ndarray) -> str:
+        """Count the uncertainty of a step; returns why the run must stop there, or ""."""
         watch = self.uncertainty
         if watch is None:
             return ""
-        first = watch.look(self.step, self.atoms.positions, production=self.production)
+        first = watch.look(step, positions, production=self.production)
         if first and not watch.stops and self.tell is not None:
-            self.tell(f"{watch.exceeded} at step {self.step}; such steps are flagged")
+            self.tell(f"{watch.exceeded} at step {step}; such steps are flagged")
         return watch.trouble
 
     def measure(self) -> None:

@@ -49,7 +49,8 @@ def uncertainty_of(calculator: Any, axes: np.ndarray | None = None) -> float:
     spread = np.asarray(spread, dtype=np.float64)
     if axes is not None:
         spread = std_along(axes, spread)
-    return float(np.sqrt(np.einsum("ik,ik->i", spread, spread).max()))
+    x, y, z = (spread * spread).T
+    return float(np.sqrt((x + y + z).max()))  # as verlet.c sums
 
 
 def is_ensemble(calculator: Any) -> bool:
@@ -119,6 +120,11 @@ class UncertaintyWatch:
     def beyond(self) -> bool:
         """Whether the step measured last is above the limit; a NaN is."""
         return self.limit is not None and not self.now <= self.limit
+
+    @property
+    def stops_beyond(self) -> float:
+        """The uncertainty beyond which the run must stop, eV/A; infinite: none."""
+        return self.limit if self.stops and self.limit is not None else math.inf
 
     @property
     def trouble(self) -> str:

@@ -1,4 +1,5 @@
-/* Velocity Verlet or Langevin dynamics, many steps a call, with forces from a compiled potential.
+/* Velocity Verlet or Langevin dynamics, many steps a call, with forces from compiled potentials: one,
+ * or the mean of several.
  *
  * The operations are those of ase.md.verlet.VelocityVerlet and ase.md.langevin.Langevin in their
  * order, each rounded by itself (see build.py: neither reordered nor fused), so that positions and
@@ -8,8 +9,8 @@
  *     Langevin  v += (c1 f) / m - c2 v + a;  x += dt v + b;  v = (change of x - b) / dt;
  *               f = F(x);  v += (c1 f) / m - c2 v + a
  *
- * A step that needs a new list of neighbours, or that has left physics, is not done: the caller has
- * the state before it, and ways to find out more.
+ * A step that needs a new list of neighbours, that has left physics, or of which the potentials
+ * disagree, is not done: the caller has the state before it, and ways to find out more.
  */
 #include <math.h>
 #include <stdint.h>
@@ -18,17 +19,29 @@
 
 typedef int64_t integer;
 
-enum { DONE, NEW_PAIRS, UNPHYSICAL };
+enum { DONE, NEW_PAIRS, LOOK };
+
+/* A potential, E = scale (sum of the network's energies) + offset; the same fields as in
+ * compiled_blocks.py. */
+typedef struct {
+    double scale, offset; /* eV */
+    double nearest;       /* A: closer pairs are not for the compiled form */
+    double *x;            /* A, [atoms, 3], where it is evaluated */
+    const double *energies, *forces; /* of the network: [atoms], [atoms, 3] */
+    const integer *neighbours;       /* [atoms] */
+    const double *closest;           /* shortest distance of a pair, A */
+    void (*evaluate)(const void *);
+    const void *argument;
+} member;
 
 /* The same fields as in compiled_blocks.py. */
 typedef struct {
-    integer atoms, bonds;
+    integer atoms, bonds, members;
     double dt;             /* ASE's unit of time */
-    double scale, offset;  /* eV: E = scale (sum of the network's energies) + offset */
     double skin;           /* (skin/2)^2, A^2: how far atoms may be from where pairs were listed */
     double stretch;        /* longest stretch of a bond, A; negative: not looked at */
     double heat;           /* highest kinetic energy, eV */
-    double nearest;        /* A: closer pairs are not for the compiled potential */
+    double spread;         /* largest uncertainty of a step, eV/A; infinite: any */
     integer lonely;        /* whether atoms without neighbours are allowed */
     const double *masses;  /* amu, [atoms] */
     const double *listed;  /* A, [atoms, 3]: where the pairs were listed */
@@ -37,16 +50,13 @@ typedef struct {
     const double *lengths; /* A, [bonds], at the start */
     double c1, c2;         /* Langevin's constants; */
     const double *c3, *c4, *c5; /* [atoms], c3 NULL for Verlet */
-    double *x, *p, *f;     /* the state: A, amu A / time, eV/A, [atoms, 3]; x is the potential's */
-    const double *energies, *forces; /* of the network: [atoms], [atoms, 3] */
-    const integer *neighbours;       /* [atoms] */
-    const double *closest;           /* shortest distance of a pair, A */
-    void (*evaluate)(const void *);
-    const void *potential;
-    double seconds; /* spent in the potential, added to */
+    double *x, *p, *f;     /* the state: A, amu A / time, eV/A, [atoms, 3]; x is the first member's */
+    const member *member;  /* [members] */
+    double seconds;        /* spent in the potentials, added to */
 } verlet_run;
 
 integer size_of_run(void) { return (integer)sizeof(verlet_run); }
+integer size_of_member(void) { return (integer)sizeof(member); }
 
 static double seconds(void)
 {
@@ -131,23 +141,59 @@ static int broken(const verlet_run *s)
     return 0;
 }
 
-/* The potential at x, forces to f; whether all is finite, every atom has a neighbour, and none is
- * too close for the compiled form */
+/* Mean energy and forces of the potentials at x, forces to f; whether the energy is finite, every atom
+ * has a neighbour, and none is too close for a compiled form. Sums are those of NumPy's mean(). */
 static int look_up(verlet_run *s, double *potential)
 {
-    const double started = seconds();
-    s->evaluate(s->potential);
-    s->seconds += seconds() - started;
-    int fine = *s->closest >= s->nearest;
-    double sum = 0;
-    for (integer a = 0; a < s->atoms; a++) {
-        sum += s->energies[a];
-        fine &= s->lonely || s->atoms == 1 || s->neighbours[a] > 0;
+    const integer n = 3 * s->atoms;
+    const double count = (double)s->members, started = seconds();
+    for (const member *m = s->member; m < s->member + s->members; m++) {
+        if (m->x != s->x)
+            memcpy(m->x, s->x, (size_t)n * sizeof(double));
+        m->evaluate(m->argument);
     }
-    for (integer q = 0; q < 3 * s->atoms; q++)
-        s->f[q] = s->forces[q] * s->scale;
-    *potential = s->scale * sum + s->offset;
+    s->seconds += seconds() - started;
+    int fine = 1;
+    double energy = 0;
+    for (const member *m = s->member; m < s->member + s->members; m++) {
+        fine &= *m->closest >= m->nearest;
+        double sum = 0;
+        for (integer a = 0; a < s->atoms; a++) {
+            sum += m->energies[a];
+            fine &= s->lonely || s->atoms == 1 || m->neighbours[a] > 0;
+        }
+        energy += m->scale * sum + m->offset;
+        for (integer q = 0; q < n; q++) {
+            const double f = m->forces[q] * m->scale;
+            s->f[q] = m == s->member ? f : s->f[q] + f;
+        }
+    }
+    for (integer q = 0; q < n; q++)
+        s->f[q] /= count;
+    *potential = energy / count;
     return fine && isfinite(*potential);
+}
+
+/* The largest length of an atom's standard deviation of the forces over the members, eV/A; 0 of one.
+ * Sums are those of NumPy's std(). */
+static double uncertainty(const verlet_run *s)
+{
+    double largest = 0;
+    for (integer a = 0; s->members > 1 && a < s->atoms; a++) {
+        double square = 0;
+        for (integer q = 3 * a; q < 3 * a + 3; q++) {
+            double sum = 0;
+            for (integer m = 0; m < s->members; m++) {
+                const double f = s->member[m].forces[q] * s->member[m].scale, d = f - s->f[q];
+                sum += d * d;
+            }
+            const double std = sqrt(sum / (double)(s->members - 1));
+            square += std * std;
+        }
+        if (square > largest || isnan(square)) /* which stays */
+            largest = square;
+    }
+    return sqrt(largest);
 }
 
 static void keep(const verlet_run *s, double *to)
@@ -170,8 +216,8 @@ static void put_back(verlet_run *s, const double *from)
  *
  * x, p and f then hold the state after the last step done. For NEW_PAIRS, `next` is where that step
  * would go. noise: standard normal numbers, [steps, 2, atoms, 3], of Langevin dynamics. rows:
- * potential and kinetic energy in eV, [steps, 2]; xs and ps: [steps, atoms, 3]; before: room for a
- * state, [3, atoms, 3]; next: [atoms, 3].
+ * potential and kinetic energy in eV, and the uncertainty of the forces in eV/A, [steps, 3]; xs and
+ * ps: [steps, atoms, 3]; before: room for a state, [3, atoms, 3]; next: [atoms, 3].
  */
 integer verlet(verlet_run *s, integer steps, const double *noise, double *rows, double *xs,
                double *ps, double *before, double *next, int *why)
@@ -187,14 +233,17 @@ integer verlet(verlet_run *s, integer steps, const double *noise, double *rows, 
             *why = NEW_PAIRS;
             return k;
         }
-        const int fine = look_up(s, rows + 2 * k);
-        const double kinetic = finish(s, now);
-        if (!(fine && kinetic <= s->heat) || (s->stretch >= 0 && broken(s))) {
+        double *row = rows + 3 * k;
+        const int fine = look_up(s, row);
+        const double kinetic = finish(s, now), spread = uncertainty(s);
+        if (!(fine && kinetic <= s->heat && spread <= s->spread) ||
+            (s->stretch >= 0 && broken(s))) {
             put_back(s, before);
-            *why = UNPHYSICAL;
+            *why = LOOK;
             return k;
         }
-        rows[2 * k + 1] = kinetic;
+        row[1] = kinetic;
+        row[2] = spread;
         memcpy(xs + k * n, s->x, (size_t)n * sizeof(double));
         memcpy(ps + k * n, s->p, (size_t)n * sizeof(double));
     }

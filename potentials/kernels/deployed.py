@@ -51,7 +51,7 @@ class MemberPredictions:
 
 @dataclass(frozen=True)
 class LoopParts:
-    """What a compiled loop of time steps needs of a single potential.
+    """What a compiled loop of time steps needs of one potential.
 
     Attributes:
         kernel: Of its network.
@@ -126,12 +126,14 @@ class Deployed:
             float(np.ravel(found.closest)[0]),
         )
 
-    def loop_parts(self, numbers: np.ndarray) -> LoopParts | None:
-        """For a compiled loop over ``numbers`` [n_atoms]; None for an ensemble."""
-        if len(self.kernels) != 1:
-            return None
-        offset = float(self._offsets[0][numbers].sum())
-        return LoopParts(self.kernels[0], self._species[0][numbers], self._scales[0], offset)
+    def loop_parts(self, numbers: np.ndarray) -> list[LoopParts]:
+        """For a compiled loop over ``numbers`` [n_atoms]; of every member."""
+        return [
+            LoopParts(kernel, species[numbers], scale, float(table[numbers].sum()))
+            for kernel, species, scale, table in zip(
+                self.kernels, self._species, self._scales, self._offsets, strict=True
+            )
+        ]
 
 
 def deploy(

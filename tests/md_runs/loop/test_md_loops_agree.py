@@ -38,6 +38,7 @@ from dcase.md_runs.loop.mechanics import draw_momenta
 from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.settings import ENSEMBLES, MDSettings
 from dcase.md_runs.simulate import run_md
+from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.kernels.schnet import available
 
 pytestmark = pytest.mark.skipif(
@@ -57,6 +58,7 @@ class Case(NamedTuple):
     box: str
     dtype: str
     intervals: tuple[int, int, int]  # of rows, frames and checkpoints
+    members: int  # of an ensemble of potentials; 1: a potential
     stop: str
 
     def __str__(self) -> str:
@@ -73,6 +75,7 @@ CHOICES = (
     ("free", "periodic"),
     ("float64", "float32"),
     ((1, 1, 50), (3, 7, 10), (5, 2, 8)),
+    (1, 3),
     ("ctrl-c", "error", "longer"),
 )
 
@@ -99,7 +102,7 @@ def two_by_two(case: Case) -> set[tuple[object, ...]]:
     options = list(enumerate(case))
     if looped(case):
         return {("looped", *a, *b) for a, b in itertools.combinations(options, 2)}
-    return {(*a, *b) for a in options[1:3] for b in (*options[1:6], options[8])}
+    return {(*a, *b) for a in options[1:3] for b in (*options[1:6], *options[8:])}
 
 
 def covering() -> Iterator[Case]:
@@ -114,14 +117,18 @@ def covering() -> Iterator[Case]:
 
 
 @cache
-def potential():
-    return lively(filter_knots=48, dtype=torch.float64, num_interactions=1)
+def model(members: int):
+    options = {"filter_knots": 48, "dtype": torch.float64, "num_interactions": 1}
+    potentials = [lively(seed=seed, **options) for seed in range(3, 3 + members)]
+    return Ensemble(potentials) if members > 1 else potentials[0]
 
 
 @cache
-def calculator(dtype: str, compiled: bool) -> DCCalculator:
+def calculator(members: int, dtype: str, compiled: bool) -> DCCalculator:
     optimize = None if compiled else False
-    return DCCalculator(potential(), dtype=dtype, skin=0.1, allow_isolated=True, optimize=optimize)
+    return DCCalculator(
+        model(members), dtype=dtype, skin=0.1, allow_isolated=True, optimize=optimize
+    )
 
 
 def prepared(case: Case, *, compiled: bool) -> Atoms:
@@ -136,18 +143,19 @@ def prepared(case: Case, *, compiled: bool) -> Atoms:
         draw_momenta(atoms, 250.0, np.random.default_rng(4))
     if case.hold == "atom":
         atoms.set_constraint(FixAtoms([0]))
-    atoms.calc = calculator(case.dtype, compiled).copy()
+    atoms.calc = calculator(case.members, case.dtype, compiled).copy()
     return atoms
 
 
 def settings_of(case: Case, steps: int = STEPS) -> MDSettings:
     log, traj, checkpoint = case.intervals
+    watched = case.members > 1 and case.form == "single"
     return MDSettings(
         ensemble=case.ensemble, temperature_K=250.0, steps=steps, equilibrate=case.equilibrate,
         constrain="none" if case.hold == "atom" else case.hold, seed=6,
         keep_momenta=case.start == "kept", log_every=log, traj_every=traj,
         checkpoint_every=checkpoint, taut_fs=20.0, bond_stretch_A=None, max_temperature_K=1e9,
-        force_timestep=True,
+        force_timestep=True, max_uncertainty_eV_A=1.0 if watched else None, on_uncertain="flag",
     )  # fmt: skip
 
 
@@ -209,6 +217,7 @@ def left_by(case: Case, out: Path) -> tuple[dict[str, np.ndarray], dict[str, obj
     exact = {"step": saved.step, "rows": (saved.series_rows, saved.frame_rows)}
     exact |= {"rng": str(state.pop("rng")), "last": end.info["step"]}
     numbers |= {"x": saved.positions, "p": saved.momenta, "e": saved.potential_energy, **state}
+    numbers |= {f"uncertainty {name}": values for name, values in saved.uncertainty.items()}
     return {name: np.asarray(values) for name, values in numbers.items()}, exact
 
 
