@@ -33,10 +33,12 @@ def check(
     trained on. Exit status 1 if a check fails; what an architecture does not promise (ForceNet:
     invariance to rotation) is measured too, and shown as "by design".
     """
+    from dcase.cli.forms import form_of
     from dcase.cli.show import results_console
     from dcase.cli.structures import load_structure, molecule_of
     from dcase.files import check_writable
     from dcase.md_runs.checks.conformance import print_results, run_checks
+    from dcase.potentials.calculator import DCCalculator
     from dcase.potentials.potential import load_potential
 
     use_threads(threads)
@@ -48,6 +50,8 @@ def check(
         atoms, where = load_structure(structure, potential)
     console = results_console()
     console.print(f"{Path(model).name} on {where}, {dtype}", markup=False)
+    calculator = DCCalculator(potential, dtype=dtype, device=device)
+    click.echo(form_of(calculator), err=True)
     results = run_checks(potential, atoms, dtype=dtype, device=device)
     print_results(results, console)
     if json_file:

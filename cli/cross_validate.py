@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dcase.cli.forms import form_of_recipe
 from dcase.cli.notices import Notices
 from dcase.cli.options import (
     SectionedCommand,
@@ -163,7 +164,8 @@ def _cross_validate(
         console.print(
             f"data    {described(dataset, name)}: {sum(map(len, plan.parts))} frames in "
             f"{folds} folds, {len(plan.test)} to test, of {len(dataset)}\n"
-            f"recipe  {recipe.name}: {recipe.training.epochs} epochs{limit}; {jobs} at a time",
+            f"recipe  {recipe.name}: {recipe.training.epochs} epochs{limit}; {jobs} at a time\n"
+            + form_of_recipe(recipe, dataset.elements, device),
             markup=False,
         )
     with _FoldsDisplay(console, folds, quantity_of(dataset), quiet=quiet) as display:

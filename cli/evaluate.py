@@ -90,12 +90,16 @@ def evaluate(
     from dcase.potentials.ensemble import Ensemble, load_model
     from dcase.potentials.fitting.evaluation import choose_device, evaluate_potential
     from dcase.potentials.fitting.trained_frames import trained_on
+    from dcase.potentials.kernels.forms import form_line
 
     use_threads(threads)
     check_outputs(json_file, plot, "the figures are PNG")
     potential = load_model([model, *others])
     potential = potential.with_dtype(DTYPES[dtype]).to(choose_device(device))
     notices = Notices()
+    # One graph of many frames is what autograd is for; compiled forms take one at a time.
+    form = form_line(compiled=False, reason=f"{batch_size} frames at a time")
+    click.echo(f"form    {form}", err=True)
     dataset = load_frames(data, reading, index=index, notify=notices.note)
     if not free_atoms:
         dataset = dataset.without_fixed()
@@ -114,6 +118,7 @@ def evaluate(
         "data_level_of_theory": dataset.info.level_of_theory,
         "model_level_of_theory": potential.level_of_theory,
         "dtype": dtype,
+        "form": form,
     }
     if isinstance(potential, Ensemble):
         metrics |= {"with": list(others), "members": len(potential)}

@@ -21,3 +21,12 @@ def training_form_of(potential: Any, kernel: Any, wanted: bool) -> str:
     from dcase.potentials.kernels.forms import form_of_training
 
     return f"form    {form_of_training(potential, kernel, wanted)}"
+
+
+def form_of_recipe(recipe: Any, elements: list[int], device: Any) -> str:
+    """How trainings by a recipe will get their gradients."""
+    from dcase.potentials.fitting.fit_potential import untrained
+    from dcase.potentials.kernels.forms import training_form
+
+    potential, wanted = untrained(recipe, elements).to(device), recipe.acceleration.compiled
+    return training_form_of(potential, training_form(potential)[0] if wanted else None, wanted)

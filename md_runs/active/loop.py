@@ -119,6 +119,7 @@ class ActiveLearning:
         self.bar: Bar = bar or (lambda title: nullcontext(lambda done, total: None))
         self.info = info_of(labeller.theory, start.molecule)
         self.stage = "starting"
+        self._told_form = False
         self.resume, self.overwrite = resume, overwrite
         self.claimed: Run | None = None
         self.identity = Identity(
@@ -265,6 +266,9 @@ class ActiveLearning:
         settings, title = self.settings, f"round {number}"
         self.stage = f"sampling in {title}"
         calculator = DCCalculator(ensemble, device=self.device, dtype=settings.dtype)
+        if not self._told_form:
+            self._told_form = True
+            self.notify(f"form    {calculator.form}")
         assert frames.forces is not None
         starts, limit = choose_starts(
             [_bare(atoms) for atoms in frames], frames.forces, calculator, settings, number

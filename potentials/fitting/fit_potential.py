@@ -246,8 +246,16 @@ def _new_potential(
     )
     if e0s is not None:
         scale = replace(scale, offsets=e0s, offset="isolated atoms")
+    potential = untrained(recipe, elements)
+    potential.set_scale(scale)
+    potential.quantity = quantity
+    return potential
+
+
+def untrained(recipe: Recipe, elements: list[int]) -> Potential:
+    """A potential of fresh weights, without a label scale, as a recipe says."""
     model = recipe.model
-    potential = create_potential(
+    return create_potential(
         model.architecture,
         elements=elements,
         size=model.size,
@@ -258,9 +266,6 @@ def _new_potential(
         seed=recipe.training.seed,
         **_hyper_parameters(recipe),
     )
-    potential.set_scale(scale)
-    potential.quantity = quantity
-    return potential
 
 
 def _has_state(place: Place) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from cli_inputs import save_some
 from click.testing import CliRunner
 
 from dcase import DCCalculator
@@ -70,7 +71,7 @@ def test_the_form_of_a_training():
         assert line.startswith("form    PyTorch - ")
 
 
-@pytest.mark.parametrize("command", ["md", "relax", "bench"])
+@pytest.mark.parametrize("command", ["md", "relax", "bench", "check"])
 def test_commands_say_which_form_runs(command, tmp_path):
     path = tmp_path / "model.pt"
     potential("cgcnn").save(path)
@@ -78,8 +79,9 @@ def test_commands_say_which_form_runs(command, tmp_path):
         "md": ["--model", str(path), "--steps", "2", "--equilibrate", "0", "--force-timestep"],
         "relax": ["--model", str(path), "--steps", "1"],
         "bench": [str(path), "ethanol", "--steps", "2", "--rounds", "1"],
+        "check": [str(path), "ethanol"],
     }[command]
-    if command != "bench":
+    if command in ("md", "relax"):
         arguments += ["--structure", "ethanol", "--out", str(tmp_path / "out")]
     found = CliRunner().invoke(main, [command, *arguments, "--dtype", "float64"])
     lines = [line for line in found.stderr.splitlines() if line.startswith("form ")]
@@ -89,3 +91,28 @@ def test_commands_say_which_form_runs(command, tmp_path):
     if record:
         kept = json.loads((tmp_path / "out" / record).read_text())["form"]
         assert lines[0] == f"form    {kept}"
+
+
+def test_an_evaluation_of_many_frames_says_and_keeps_its_form(dcase, empty_folder):
+    save_some("some.npz", "ethanol", 5)
+    potential("cgcnn").save("model.pt")
+    done = dcase("evaluate", "model.pt", "some.npz", "--batch-size", "3", "--json", "e.json")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("form ")]
+    kept = json.loads((empty_folder / "e.json").read_text())["form"]
+    assert line == f"form    {kept}" == "form    PyTorch - 3 frames at a time"
+
+
+def test_folds_say_their_form_once(dcase, empty_folder):
+    save_some("some.npz", "ethanol", 12)
+    done = dcase(
+        "cross-validate", "md17", "-m", "ethanol", "--source", "some.npz", "--size", "tiny",
+        "--model", "cgcnn", "--folds", "2", "--epochs", "1", "--jobs", "1", "--out", "e.pt",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("form ")]
+    assert lines == ["form    PyTorch - cgcnn has no compiled gradient"]
+    folds = list(empty_folder.glob("e.run/*.run/report.json"))
+    assert len(folds) == 2
+    for fold in folds:
+        assert json.loads(fold.read_text())["form"] == lines[0].removeprefix("form    ")
