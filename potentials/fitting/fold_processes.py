@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ import torch
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
-from dcase.errors import DcaseError, RunError
+from dcase.errors import DcaseError, KernelWarning, PaperVariantWarning, RunError
 from dcase.interrupt import interruptible
 from dcase.potentials.fitting.fit_potential import (
     fit_potential,
     run_folder,
     training_place,
+    untrained,
 )
 from dcase.potentials.fitting.recipe import Recipe
+from dcase.potentials.kernels.forms import training_form
 from dcase.runs import CLEARING, RUNNING, read_record
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -136,6 +139,11 @@ def _in_processes(
     on_step: Callable[[int, Any], None] | None,
     check: Callable[[], None] | None,
 ) -> bool:
+    # Here, once, kernels are compiled, and what is to be warned of is.
+    first = jobs[0]
+    potential = untrained(first.recipe, first.dataset.elements).to(first.device)
+    if first.recipe.acceleration.compiled:
+        training_form(potential)
     # A fork of a process with threads can hang; this one has none, and imports torch once for all.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dcase.potentials.fitting.fit_potential"])
@@ -187,6 +195,8 @@ def _child(job: Job, messages: Any) -> None:
     # Out of reach of the terminal's Ctrl-C, which the parent passes on: two signals would end the
     # training without a save.
     os.setsid()
+    for said in (KernelWarning, PaperVariantWarning):  # by the parent
+        warnings.simplefilter("ignore", said)
     torch.set_num_threads(1)  # the process is ours, and there are others beside it
     parent = multiprocessing.parent_process()
     last = 0.0

@@ -60,7 +60,7 @@ class SchNet(nn.Module):
         activation: Name of the activation, used everywhere (filter network, interaction, read-out),
             as the paper's IReLU replacement does.
         filter_knots: Intervals of the C2 cubic splines on which the filters ``fc(d) W(d)`` are
-            taken (see :mod:`dcase.potentials.networks.splines`); 0: the filter networks at every
+            taken, see :mod:`dcase.potentials.networks.splines`; 0: the filter networks at every
             distance. With splines the filter networks run on the knots only, which halves a
             training step, and the energy is a C2 function of the distances also where the
             activation is only C1.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,3 +119,25 @@ def test_folds_say_their_form_once(dcase, empty_folder):
     assert len(folds) == 2
     for fold in folds:
         assert json.loads(fold.read_text())["form"] == lines[0].removeprefix("form    ")
+
+
+def test_without_a_compiler_one_warning_and_one_form_for_all_folds(tmp_path):
+    save_some(tmp_path / "some.npz", "ethanol", 12)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dcase", "cross-validate", "md17", "-m", "ethanol"),
+            *("--source", "some.npz", "--size", "tiny", "--folds", "2", "--epochs", "1"),
+            *("--jobs", "2", "--threads", "1", "--out", "e.pt"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "CC": "no-such-compiler"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stderr.splitlines()
+    (warned,) = [line for line in lines if "no-such-compiler" in line]
+    assert warned.startswith("WARNING: no compiled form, PyTorch is used, up to 40 times slower")
+    forms = [line for line in lines if line.startswith("form ")]
+    assert forms == ["form    PyTorch - no C compiler works here; up to 40 times slower"]
+    assert "KernelWarning" not in done.stderr
