@@ -2,10 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from clocks import Clock
 
+import dcase.potentials.fitting.fit_potential as fit_module
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import split
 from dcase.potentials.fitting.evaluation import evaluate_potential
@@ -56,3 +59,29 @@ def test_nothing_is_tested_or_drawn_unasked(tmp_path):
     assert "test" not in fit.report
     assert fit.figure is None
     assert not (fit.folder / "training.png").exists()
+
+
+def test_preparations_are_part_of_the_training_time(tmp_path, monkeypatch):
+    """Pairs, LSUV, scale factors and kernels: 20 s, of which nothing else knows."""
+    monkeypatch.setattr(fit_module, "now", Clock(20.0, 30.0))
+    fit = fit_potential(water(), split(20, 12, 4, 0), recipe(), tmp_path / "a.pt", draw=False)
+    assert 20.0 < fit.report["training_time_s"] < 40.0
+    assert 30.0 < fit.report["training_cpu_s"] < 60.0
+    training = fit.potential.metadata["training"]
+    assert training["seconds"] == fit.report["training_time_s"]
+    assert training["cpu_seconds"] == fit.report["training_cpu_s"]
+
+
+def test_the_report_is_of_the_frames_that_were_validated(tmp_path, monkeypatch):
+    slow = partial(fit_module.Trainer, clock=Clock(1.0))
+    monkeypatch.setattr(fit_module, "Trainer", slow)
+    limited = recipe(**{"training.time_limit": 40.0, "training.epochs": 100})
+    splits = split(200, 20, 170, 0)
+    fit = fit_potential(water(200), splits, limited, tmp_path / "a.pt", draw=False)
+    count = fit.result.validation_frames
+    assert 10 < count < 170
+    assert fit.report["validation"]["n_frames"] == count
+    some = splits.val[[170 * k // count for k in range(count)]]
+    expected = evaluate_potential(fit.potential, water(200).subset(some)).metrics
+    assert fit.report["validation"] == expected
+    assert any(f"validated on {count} of 170" in line for line in fit.report["warnings"])
