@@ -28,9 +28,9 @@ from ase.md.verlet import VelocityVerlet
 from dcase.errors import DcaseError
 from dcase.md_runs.loop.watch import BlowUpWatch
 from dcase.potentials.calculator import DCCalculator, NeighbourList
+from dcase.potentials.kernels.atom_kernel import integer_result, pointer
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.compiled import Prepared
-from dcase.potentials.kernels.schnet import integer_result, pointer
 from dcase.units import FS, KB
 
 MOST_STEPS = 200

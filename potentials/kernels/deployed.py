@@ -20,11 +20,11 @@ import torch
 
 from dcase.errors import OptionError
 from dcase.potentials.elements import unknown_elements
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.kernels.build import NO_COMPILER
 from dcase.potentials.kernels.close_pairs import ExactNetwork
 from dcase.potentials.kernels.compiled import CompiledKernel, EnsembleLike, PotentialLike
 from dcase.potentials.kernels.edge_network import EdgeNetworkKernel
-from dcase.potentials.kernels.schnet import available
 from dcase.potentials.kernels.schnet_form import FILTER_ERROR
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcase.potentials.kernels.atom_kernel import REAL, integer_result
 from dcase.potentials.kernels.build import load_library
 from dcase.potentials.kernels.compiled import CompiledKernel, Prepared, threads_at_hand
 from dcase.potentials.kernels.layout import OPERATIONS
 from dcase.potentials.kernels.networks import Written, write
 from dcase.potentials.kernels.plan import Plan
-from dcase.potentials.kernels.schnet import REAL, integer_result
 from dcase.potentials.kernels.tables import CLOSEST
 
 _VECTOR = 16  # numbers; no kernel's vectors are longer

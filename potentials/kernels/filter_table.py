@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcase.potentials.kernels.atom_kernel import ACTIVATIONS, REAL, integer_result, pointers
 from dcase.potentials.kernels.build import load_library
-from dcase.potentials.kernels.schnet import (
-    ACTIVATIONS,
-    REAL,
-    integer_result,
-    network_shape,
-    pointers,
-)
+from dcase.potentials.kernels.schnet import network_shape
 from dcase.potentials.networks.schnet import SchNet
 
 _INTEGERS = ("knots", "gaussians", "filters", "layers", "kind")

@@ -17,8 +17,8 @@ from torch import nn
 
 from dcase.activations.registry import ACTIVATIONS as MODULES
 from dcase.errors import OptionError
+from dcase.potentials.kernels.atom_kernel import ACTIVATIONS
 from dcase.potentials.kernels.curve import Curve, fit_curve
-from dcase.potentials.kernels.schnet import ACTIVATIONS
 from dcase.potentials.networks.gemnet.layers import FLOOR, PublishedActivation, ScaledActivation
 from dcase.potentials.networks.linear_growth import LinearGrowth
 

@@ -7,9 +7,10 @@ import copy
 import torch
 
 from dcase.errors import OptionError
+from dcase.potentials.kernels.atom_kernel import ACTIVATIONS, available
 from dcase.potentials.kernels.build import NO_COMPILER
 from dcase.potentials.kernels.compiled import PotentialLike
-from dcase.potentials.kernels.schnet import ACTIVATIONS, SchNetKernel, available
+from dcase.potentials.kernels.schnet import SchNetKernel
 from dcase.potentials.kernels.tables import CLOSEST
 from dcase.potentials.networks.schnet import SchNet
 from dcase.potentials.networks.splines import UniformSpline

@@ -8,14 +8,9 @@
  * Half of what autograd does for the gradient of a gradient is never formed.
  */
 #include "schnet_common.h"
+#include "training_share.h"
 
 integer size_of_pair(void) { return (integer)sizeof(pair); }
-
-/* C[k, m] += A[n, k]^T B[n, m] */
-static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B, REAL *C)
-{
-    multiply(k, n, m, A, 1, k, B, NULL, C, 1);
-}
 
 /* Where everything of a batch is kept between the two calls; filled from one block of memory. */
 typedef struct {
@@ -63,26 +58,6 @@ integer size_of_work(const integer *sizes)
     places p;
     return lay_out(sizes, NULL, &p);
 }
-
-/* Some systems of a batch, which a thread evaluates; the same fields as in training.py. */
-typedef struct {
-    const integer *sizes;    /* atoms, pairs, hidden, filters, layers, half, intervals */
-    double spacing;          /* of the table, A */
-    integer kind;            /* of activation */
-    const double *r;         /* x_j - x_i with cell vectors, A, [pairs, 3] */
-    const integer *list;     /* [2, pairs]; all of them are used */
-    const integer *species;  /* [atoms] */
-    const REAL *const *weights; /* as in schnet.c */
-    const REAL *table;
-    REAL *work;              /* size_of_work() */
-    pair *pairs;             /* [pairs] */
-    double *energy, *force;  /* results of forward(); force may be NULL: then energies alone */
-    const double *gE, *gF;   /* for backward(): [atoms], [atoms, 3]; gF may be NULL */
-    REAL *const *gradients;  /* results of backward(), added to */
-    REAL *table_gradient;
-} share;
-
-integer size_of_share(void) { return (integer)sizeof(share); }
 
 static void forward(const share *c)
 {
@@ -391,21 +366,5 @@ static void backward(const share *c)
             gradients[0][species[a] * hidden + c] += gh[a * hidden + c];
 }
 
-/* A thread for each share: those that torch has, where both use one OpenMP. */
-void forward_shares(integer count, const share *shares)
-{
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)
-#endif
-    for (integer q = 0; q < count; q++)
-        forward(shares + q);
-}
-
-void backward_shares(integer count, const share *shares)
-{
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)
-#endif
-    for (integer q = 0; q < count; q++)
-        backward(shares + q);
-}
+FOR_SHARES(forward)
+FOR_SHARES(backward)

@@ -2,89 +2,111 @@
 
 Training on forces needs the gradient, by the weights, of something that is a gradient by the
 positions already. Autograd builds the graph of the first gradient and goes through it backwards.
-Here the gradient of ``sum_i gE_i e_i + sum_i gF_i . F_i`` is written out (``schnet_train.c``): the
-second sum is a derivative along a known direction, so one forward pass that carries this derivative
-along, and one backward pass through it, are enough. The filter networks, which run on the knots of
-their table only, have a gradient of their own (:mod:`dcase.potentials.kernels.filter_table`).
+Here the gradient of ``sum_i gE_i e_i + sum_i gF_i . F_i`` is written out (``schnet_train.c``,
+``painn_train.c``): the second sum is a derivative along a known direction, so one forward pass that
+carries this derivative along, and one backward pass through it, are enough.
 """
 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dcase.errors import OptionError
 from dcase.potentials.graphs.graph import AtomicGraph
-from dcase.potentials.kernels.build import NO_COMPILER, load_library
-from dcase.potentials.kernels.compiled import PotentialLike
-from dcase.potentials.kernels.filter_table import FilterTable
-from dcase.potentials.kernels.schnet import (
+from dcase.potentials.kernels.atom_kernel import (
     ACTIVATIONS,
     REAL,
     available,
     integer_result,
-    network_shape,
-    packed_weights,
     pointer,
     pointers,
 )
-from dcase.potentials.networks.schnet import SchNet
+from dcase.potentials.kernels.build import NO_COMPILER, load_library
+from dcase.potentials.kernels.compiled import PotentialLike
+from dcase.potentials.networks.splines import UniformSpline
 
 WORTH_A_THREAD = 5e7
 """Floating point operations of a step for which starting one more thread pays."""
 
 
-class TrainingKernel:
-    """What is the same in every step of training one SchNet.
+class TrainingKernel(ABC):
+    """What is the same in every step of training one network.
 
     Args:
-        network: With ``filter_knots``, on the CPU, float32 or float64.
+        network: With a table of filters, on the CPU, float32 or float64.
         activation: Its activation, one of :data:`~dcase.potentials.kernels.schnet.ACTIVATIONS`.
+        library: Name of the C source.
+        shape: Sizes of the network as the C source wants them after atoms and pairs.
+        softening: Of the C source's ``share``.
 
     Raises:
         RuntimeError: If there is no compiled kernel here.
         ValueError: If the network has no filter table or another activation.
     """
 
-    def __init__(self, network: SchNet, activation: str):
-        if network.table is None or activation not in ACTIVATIONS:
+    network: Any
+
+    def __init__(
+        self,
+        network: nn.Module,
+        activation: str,
+        library: str,
+        shape: tuple[int, ...],
+        softening: float = 0.0,
+    ):
+        spline = network.table
+        if not isinstance(spline, UniformSpline) or activation not in ACTIVATIONS:
             raise ValueError("the network has no compiled form")
         self.network = network
-        self.filter_table = FilterTable(network, activation)
-        dtype = network.embedding.weight.dtype
-        library = load_library("schnet_train", REAL[dtype])
-        if library is None:
+        self.dtype: torch.dtype = network.embedding.weight.dtype  # type: ignore[union-attr, assignment]
+        loaded = load_library(library, REAL[self.dtype])
+        if loaded is None:
             raise RuntimeError("there is no compiled kernel here")
-        self.forward, self.backward = library.forward_shares, library.backward_shares
+        self.forward, self.backward = loaded.forward_shares, loaded.backward_shares
         self.forward.restype = self.backward.restype = None
-        self.pair_bytes = int(integer_result(library.size_of_pair)())
-        self.size_of_work = integer_result(library.size_of_work)
-        assert int(integer_result(library.size_of_share)()) == ctypes.sizeof(_Share)
-        self.kind, self.spacing = ACTIVATIONS.index(activation), network.table.spacing
-        self.shape = (*network_shape(network), network.table.n_intervals)
-        self.dtype = dtype
+        self.pair_bytes = int(integer_result(loaded.size_of_pair)())
+        self.size_of_work = integer_result(loaded.size_of_work)
+        assert int(integer_result(loaded.size_of_share)()) == ctypes.sizeof(_Share)
+        self.kind, self.spacing, self.softening = (
+            ACTIVATIONS.index(activation), spline.spacing, softening
+        )  # fmt: skip
+        self.shape = shape
+        self.rooms = _Rooms()
 
+    @abstractmethod
     def parameters(self) -> list[Tensor]:
-        """Weights that the compiled gradient is for, in its order."""
-        net = self.network
-        found: list[Tensor] = [net.embedding.weight]
-        for block in net.interactions:
-            a, b, c = block.atom_in, block.atom_out, block.update  # type: ignore[union-attr]
-            found += [a.weight, b.weight, b.bias, c.weight, c.bias]  # type: ignore[union-attr, list-item]
-        head, out = net.out_in, net.out
-        return [*found, head.weight, head.bias, out.weight, out.bias]
+        """Weights that the compiled gradient is for."""
+
+    @abstractmethod
+    def packed(self) -> list[Tensor]:
+        """The weights as the C source takes them, contiguous; views or copies, without gradient."""
+
+    @abstractmethod
+    def gradients(self, packed: list[Tensor]) -> list[Tensor]:
+        """Zeros that the gradients are added to, as the C source takes them."""
+
+    @abstractmethod
+    def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Gradients as the C source leaves them, in the order and shape of :meth:`parameters`."""
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """Coefficients of the filters, differentiable in the weights of the filters."""
+
+    @abstractmethod
+    def operations(self, n_atoms: int, n_pairs: int) -> float:
+        """Of a step, roughly."""
 
     def worth_threads(self, n_atoms: int, n_pairs: int) -> int:
         """Up to how many threads save time with a batch of this size."""
-        hidden, filters, layers, _, _ = self.shape
-        node = 2 * hidden * filters + hidden**2
-        work = layers * (16.0 * n_atoms * node + 150.0 * n_pairs * filters)
-        return max(1, int(work / WORTH_A_THREAD))
+        return max(1, int(self.operations(n_atoms, n_pairs) / WORTH_A_THREAD))
 
     def __call__(
         self, species: Tensor, graph: AtomicGraph, *, forces: bool
@@ -94,37 +116,36 @@ class TrainingKernel:
         Differentiable once in the network's weights (not in the positions). Without ``forces``
         these are zeros.
         """
-        table = self.filter_table() if self.shape[2] else self.network.filter_table()
-        return _EnergiesForces.apply(self, species, graph, forces, table, *self.parameters())
+        return _EnergiesForces.apply(self, species, graph, forces, self.table(), *self.parameters())
 
 
-def training_kernel(potential: PotentialLike) -> TrainingKernel:
-    """The compiled gradient of a SchNet potential.
+def check_trainable(
+    potential: PotentialLike, kind: type[nn.Module], libraries: tuple[str, ...]
+) -> None:
+    """Whether there is a compiled gradient of a potential.
+
+    Args:
+        potential: Any.
+        kind: The network that there is one for.
+        libraries: C sources that are needed.
 
     Raises:
-        OptionError: If it has none, saying why.
+        OptionError: If there is none, saying why.
     """
-    if reason := why_none(potential):
-        raise OptionError(reason)
-    assert isinstance(potential.network, SchNet)
-    return TrainingKernel(potential.network, potential.hyper_parameters["activation"])
-
-
-def why_none(potential: PotentialLike) -> str:
-    """Why there is no compiled gradient of a potential; empty where there is one."""
-    network = potential.network
+    network, name = potential.network, potential.architecture
     activation = potential.hyper_parameters.get("activation", "")
-    if not isinstance(network, SchNet):
-        return f"{potential.architecture} has no compiled gradient"
+    if not isinstance(network, kind):
+        raise OptionError(f"{name} has no compiled gradient")
     if network.table is None:
-        return f"{potential.architecture} without filter_knots has no compiled gradient"
+        raise OptionError(f"{name} without filter_knots has no compiled gradient")
     if activation not in ACTIVATIONS:
-        return f"{potential.architecture} with {activation} has no compiled gradient"
+        raise OptionError(f"{name} with {activation} has no compiled gradient")
     if potential.device.type != "cpu":
-        return f"the compiled gradient runs on the CPU, the potential is on {potential.device}"
-    if not all(available(potential.dtype, name) for name in ("schnet_train", "filter_table")):
-        return NO_COMPILER
-    return ""
+        raise OptionError(
+            f"the compiled gradient runs on the CPU, the potential is on {potential.device}"
+        )
+    if not all(available(potential.dtype, library) for library in libraries):
+        raise OptionError(NO_COMPILER)
 
 
 _POINTERS = (
@@ -134,14 +155,38 @@ _POINTERS = (
 
 
 class _Share(ctypes.Structure):
-    """The kernel's ``share``: whole systems of a batch, for one thread."""
+    """The kernels' ``share``: whole systems of a batch, for one thread."""
 
     _fields_ = (
         ("sizes", ctypes.c_void_p),
         ("spacing", ctypes.c_double),
+        ("softening", ctypes.c_double),
         ("kind", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in _POINTERS),
     )
+
+
+class _Rooms:
+    """Memory for batches, used again: to get some MB from the system in every step takes time."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, size: int, dtype: torch.dtype) -> _Room:
+        """Room for at least ``size`` numbers; free again when nobody holds it any more."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= size:
+                return _Room(self._free, memory)
+        return _Room(self._free, torch.empty(size, dtype=dtype))
+
+
+class _Room:
+    def __init__(self, free: list[Tensor], memory: Tensor):
+        self._free, self.memory = free, memory
+
+    def __del__(self) -> None:
+        self._free.append(self.memory)
 
 
 def _cuts(kernel: TrainingKernel, graph: AtomicGraph) -> list[tuple[int, int, int, int]]:
@@ -174,7 +219,7 @@ class _EnergiesForces(torch.autograd.Function):
         table: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        packed = packed_weights(kernel.network, copy=False)
+        packed = kernel.packed()
         weights_at = pointers(packed)
         table = table.detach().contiguous()
         energy = torch.empty(len(species), dtype=torch.float64)
@@ -186,14 +231,15 @@ class _EnergiesForces(torch.autograd.Function):
         for share, (a0, a1, p0, p1) in zip(shares, cuts, strict=True):
             sizes = np.array([a1 - a0, p1 - p0, *kernel.shape])
             pairs = (graph.pairs[:, p0:p1] - a0).contiguous()
-            work = torch.empty(int(kernel.size_of_work(pointer(sizes))), dtype=kernel.dtype)
+            work = kernel.rooms.take(int(kernel.size_of_work(pointer(sizes))), kernel.dtype)
             pair_room = np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8)
             room += [sizes, pairs, work, pair_room]
             share.sizes, share.pairs = pointer(sizes), pointer(pair_room)
             share.spacing, share.kind = kernel.spacing, kernel.kind
+            share.softening = kernel.softening
             share.weights = ctypes.cast(weights_at, ctypes.c_void_p)
             share.r, share.species = _of(vectors[p0:p1]), _of(species[a0:a1])
-            share.list, share.table, share.work = _of(pairs), _of(table), _of(work)
+            share.list, share.table, share.work = _of(pairs), _of(table), _of(work.memory)
             share.energy = _of(energy[a0:a1])
             share.force = _of(force[a0:a1]) if forces else None
         kernel.forward(ctypes.c_int64(len(shares)), shares)
@@ -213,7 +259,7 @@ class _EnergiesForces(torch.autograd.Function):
         found: list[list[Tensor]] = []  # of each share: the table's, and the weights'
         kept = []
         for share, (a0, a1, _, _) in zip(shares, ctx.cuts, strict=True):
-            gradients = [torch.zeros_like(w) for w in _by_matrix(ctx.packed, kernel.shape[2])]
+            gradients = kernel.gradients(ctx.packed)
             found.append([torch.zeros_like(ctx.table), *gradients])
             kept.append(pointers(gradients))
             share.gradients = ctypes.cast(kept[-1], ctypes.c_void_p)
@@ -225,19 +271,7 @@ class _EnergiesForces(torch.autograd.Function):
         for other in others:
             torch._foreach_add_(first, other)
         table, *weights = first
-        # Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row.
-        results = [weights[0], *(g.T if g.ndim == 2 else g for g in weights[1:])]
-        results[-2] = results[-2].reshape(1, -1)
-        return (None, None, None, None, table, *results)
-
-
-def _by_matrix(packed: list[Tensor], layers: int) -> list[Tensor]:
-    """Of the packed weights, those that are there once: without transposed copies."""
-    found = packed[:1]
-    for layer in range(layers):
-        found += packed[1 + 8 * layer : 6 + 8 * layer]
-    tail = packed[1 + 8 * layers :]
-    return [*found, tail[0], tail[1], tail[3], tail[4]]
+        return (None, None, None, None, table, *kernel.by_parameter(weights))
 
 
 def _of(tensor: Tensor) -> ctypes.c_void_p:

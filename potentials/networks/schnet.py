@@ -177,5 +177,5 @@ ARCHITECTURE = Architecture(
     paper_activation="ssp",
     kernel="dcase.potentials.kernels.schnet_form:compiled",
     stack="dcase.potentials.networks.stacked_schnet:StackedSchNet",
-    training_kernel="dcase.potentials.kernels.training:training_kernel",
+    training_kernel="dcase.potentials.kernels.schnet_training:training_kernel",
 )

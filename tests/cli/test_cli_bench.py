@@ -11,7 +11,7 @@ import torch
 from dcase.data.molecules import structure
 from dcase.md_runs.loop.engine import Simulation
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.potential import find_checkpoint, load_potential
 
 SHIPPED, _ = find_checkpoint("aspirin_irelu.pt")

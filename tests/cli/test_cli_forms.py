@@ -16,8 +16,8 @@ from dcase import DCCalculator
 from dcase.cli.forms import form_of, training_form_of
 from dcase.cli.main import main
 from dcase.potentials.create import create_potential
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.kernels.forms import training_form
-from dcase.potentials.kernels.schnet import available
 
 needs_compiler = pytest.mark.skipif(not available(torch.float32), reason="no C compiler works here")
 
@@ -41,7 +41,7 @@ def test_the_form_of_a_calculator():
 
 def test_the_form_without_a_compiler(monkeypatch):
     monkeypatch.setattr(
-        "dcase.potentials.kernels.schnet.load_library", lambda *names, **options: None
+        "dcase.potentials.kernels.atom_kernel.load_library", lambda *names, **options: None
     )
     for architecture in ("schnet", "cgcnn"):
         line = form_of(DCCalculator(potential(architecture)))

@@ -26,7 +26,7 @@ from dcase.md_runs.loop.engine import Simulation
 from dcase.md_runs.settings import MDSettings
 from dcase.potentials.calculator import DCCalculator, DCCalculatorError, NeighbourList
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.potential import find_checkpoint, load_potential
 
 SHIPPED, _ = find_checkpoint("aspirin_irelu.pt")

@@ -26,7 +26,7 @@ from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
 from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.kernels.tables import CLOSEST
 from dcase.units import FS
 

@@ -12,7 +12,7 @@ from dcase import DCCalculator
 from dcase.md_runs.loop.compiled_blocks import verlet_blocks
 from dcase.md_runs.loop.mechanics import draw_momenta
 from dcase.md_runs.loop.watch import BlowUpWatch
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.networks.registry import create_potential
 from dcase.rescaling import LabelScale
 from dcase.units import FS

@@ -30,7 +30,7 @@ from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
 from dcase.potentials import calculator
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.networks.splines import Located, UniformSpline
 from dcase.units import FS
 

@@ -39,7 +39,7 @@ from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.settings import ENSEMBLES, MDSettings
 from dcase.md_runs.simulate import run_md
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 
 pytestmark = pytest.mark.skipif(
     not available(torch.float64), reason="no C compiler works here: there is no compiled loop"

@@ -27,7 +27,7 @@ from dcase.md_runs.loop.replica_batch import ReplicaBatch
 from dcase.md_runs.replicas import run_replicas
 from dcase.md_runs.report.replica_report import print_replica_summary, write_replica_report
 from dcase.md_runs.settings import MDSettings
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.networks.registry import create_potential
 from dcase.units import FS, KB
 

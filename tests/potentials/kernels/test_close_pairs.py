@@ -17,9 +17,9 @@ from dcase.md_runs.report.replica_report import write_replica_report
 from dcase.md_runs.settings import MDSettings
 from dcase.md_runs.simulate import run_md
 from dcase.potentials.ensemble import Ensemble
-from dcase.potentials.kernels.schnet import available
+from dcase.potentials.kernels.atom_kernel import available
+from dcase.potentials.kernels.schnet_training import training_kernel
 from dcase.potentials.kernels.tables import CLOSEST
-from dcase.potentials.kernels.training import training_kernel
 
 FORMS = {
     "schnet, its own splines": ("schnet", {"filter_knots": 48}),

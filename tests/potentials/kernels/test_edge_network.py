@@ -18,9 +18,9 @@ from dcase import DCCalculator
 from dcase.errors import OptionError, PaperVariantWarning
 from dcase.potentials.graphs.graph import build_graph
 from dcase.potentials.kernels import layout
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.kernels.deployed import deploy
 from dcase.potentials.kernels.layout import EDGES, OPERATIONS
-from dcase.potentials.kernels.schnet import available
 from dcase.potentials.kernels.tables import coefficients, fine_enough
 
 ARCHITECTURES = ("cgcnn", "dimenet++", "forcenet", "gemnet-t")
@@ -297,7 +297,7 @@ def test_calculator_takes_the_compiled_form_where_splines_are_below_rounding():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_has_no_compiled_form_runs_in_pytorch(architecture, monkeypatch):
     potential = lively(architecture)
-    monkeypatch.setattr("dcase.potentials.kernels.schnet.load_library", lambda *names: None)
+    monkeypatch.setattr("dcase.potentials.kernels.atom_kernel.load_library", lambda *names: None)
     assert DCCalculator(potential).deployed is None
     with pytest.raises(OptionError, match="no C compiler"):
         DCCalculator(potential, optimize=True)

@@ -22,10 +22,12 @@ from dcase.errors import OptionError
 from dcase.potentials.calculator import DCCalculatorError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graphs.graph import build_graph
+from dcase.potentials.kernels import atom_kernel
 from dcase.potentials.kernels import schnet as schnet_kernel
+from dcase.potentials.kernels.atom_kernel import available, spatial_order
 from dcase.potentials.kernels.curve import fit_curve
 from dcase.potentials.kernels.deployed import FILTER_ERROR, deploy
-from dcase.potentials.kernels.schnet import SchNetKernel, available, spatial_order
+from dcase.potentials.kernels.schnet import SchNetKernel
 
 KNOWN = ("irelu", "ssp", "softplus", "silu", "tanh", "log_cosh")
 
@@ -126,8 +128,8 @@ def test_the_order_of_atoms_in_memory_does_not_matter(make, threads, monkeypatch
         orders.append(spatial_order(positions, length))
         return orders[-1]
 
-    monkeypatch.setattr(schnet_kernel, "WORTH_SORTING", 2)
-    monkeypatch.setattr(schnet_kernel, "spatial_order", ordered)
+    monkeypatch.setattr(atom_kernel, "WORTH_SORTING", 2)
+    monkeypatch.setattr(atom_kernel, "spatial_order", ordered)
     monkeypatch.setattr(SchNetKernel, "_threads", lambda *sizes: threads)
     assert_same(splined(cutoff=2.3), make())
     assert sorted(orders[0]) != orders[0].tolist()
@@ -346,7 +348,7 @@ atoms = bulk("C", cubic=True) * (3, 3, 3)
 atoms.rattle(0.05, seed=0)
 atoms.calc = DCCalculator(lively(filter_knots=48, size="md17"))
 before = atoms.get_forces()
-assert atoms.calc.deployed.kernels[0]._last[1]._call.threads == 2
+assert atoms.calc.deployed.kernels[0]._last[1]._call.system.threads == 2
 child = os.fork()
 if child == 0:
     atoms.positions[0, 0] += 1e-9
@@ -367,7 +369,7 @@ def test_atoms_on_top_of_each_other_are_an_error():
 
 
 def test_calculator_without_a_compiler(monkeypatch):
-    monkeypatch.setattr("dcase.potentials.kernels.schnet.load_library", lambda *names: None)
+    monkeypatch.setattr("dcase.potentials.kernels.atom_kernel.load_library", lambda *names: None)
     calc = DCCalculator(splined())
     assert calc.deployed is None
     calc.calculate(ethanol())
@@ -381,7 +383,7 @@ def test_kernel_leaves_the_processor_alone():
     """-ffast-math would flush subnormal numbers to zero in the whole process, numpy's as well."""
     code = (
         "import torch, numpy as np\n"
-        "from dcase.potentials.kernels.schnet import available\n"
+        "from dcase.potentials.kernels.atom_kernel import available\n"
         "assert available(torch.float32) and available(torch.float64)\n"
         "assert np.float64(5e-324) * 1.0 != 0 and np.float32(1e-45) * np.float32(1) != 0\n"
     )

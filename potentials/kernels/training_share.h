@@ -1,0 +1,49 @@
+/* What a thread is given of a batch in training; the same for every network that has a compiled
+ * gradient. Who includes it writes forward() and backward(), and ends with FOR_SHARES of both. */
+#ifndef DCASE_TRAINING_SHARE_H
+#define DCASE_TRAINING_SHARE_H
+
+#include "schnet_common.h"
+
+/* C[k, m] += A[n, k]^T B[n, m] */
+static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B, REAL *C)
+{
+    multiply(k, n, m, A, 1, k, B, NULL, C, 1);
+}
+
+/* Whole systems; the same fields as in training.py. */
+typedef struct {
+    const integer *sizes;    /* atoms, pairs, and those of the network */
+    double spacing;          /* of the table, A */
+    double softening;        /* of lengths (PaiNN) */
+    integer kind;            /* of activation */
+    const double *r;         /* x_j - x_i with cell vectors, A, [pairs, 3] */
+    const integer *list;     /* [2, pairs]; all of them are used */
+    const integer *species;  /* [atoms] */
+    const REAL *const *weights;
+    const REAL *table;
+    REAL *work;              /* size_of_work() */
+    void *pairs;             /* [pairs] of size_of_pair() */
+    double *energy, *force;  /* results of forward(); force may be NULL: then energies alone */
+    const double *gE, *gF;   /* for backward(): [atoms], [atoms, 3]; gF may be NULL */
+    REAL *const *gradients;  /* results of backward(), added to */
+    REAL *table_gradient;
+} share;
+
+integer size_of_share(void) { return (integer)sizeof(share); }
+
+/* A thread for each share: those that torch has, where both use one OpenMP. */
+#ifdef _OPENMP
+#define BY_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)")
+#else
+#define BY_THREADS
+#endif
+#define FOR_SHARES(name)                                                                           \
+    void name##_shares(integer count, const share *shares)                                         \
+    {                                                                                              \
+        BY_THREADS                                                                                 \
+        for (integer q = 0; q < count; q++)                                                        \
+            name(shares + q);                                                                      \
+    }
+
+#endif
