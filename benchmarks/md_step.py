@@ -8,11 +8,11 @@ Contestants (A is any architecture of the registry):
 
     A                  dcase's calculator in ASE's velocity Verlet, compiled where that is possible
     A:eager            the same weights in PyTorch (optimize=False)
-    schnet:exact       the same weights without splines for the filters, in PyTorch
-    schnet:tabulated   these in the compiled form (optimize=True)
+    A:exact            (schnet, painn) the same without splines for the filters, in PyTorch
+    A:tabulated        these in the compiled form (optimize=True)
     schnet:dcase-md    dcase's own run (dcase md), all records included; :eager as above
-    schnetpack:schnet  SchNetPack's calculator in ASE's velocity Verlet, with the weights of
-                       schnet:exact, in its own environment (make peer-schnetpack)
+    schnetpack:A       SchNetPack's calculator in ASE's velocity Verlet, with the weights of
+                       A:exact, in its own environment (make peer-schnetpack)
     products           the matrix products of the same SchNet's nodes for energy and forces alone,
                        by torch.mm: the arithmetic of it
     ase                ASE's velocity Verlet with a calculator that returns zeros
@@ -62,6 +62,7 @@ from dcase.potentials.potential import Potential
 from dcase.rescaling import LabelScale
 
 TIMESTEP, TEMPERATURE = 0.5, 300.0  # fs, K
+SPLINED = ("schnet", "painn")  # have filter_knots
 KNOTS = 128  # the default recipe's filter_knots
 FREE_FORCE = 1e-3  # eV/A; largest of an untrained potential, which so lets atoms move freely
 OWN_STEPS = 500  # of a run of dcase md, at least
@@ -97,10 +98,13 @@ class Setting:
     def potential(self, architecture: str, knots: int = KNOTS) -> tuple[Potential, bool]:
         """The same weights at every call; and whether they are trained ones."""
         own = self.chosen(architecture)
-        if architecture == "schnet":
+        if architecture in SPLINED:
             own["filter_knots"] = knots
-            if found := widened(self.hyper_parameters(architecture), knots):
-                return found, True
+        found = (
+            widened(self.hyper_parameters("schnet"), knots) if architecture == "schnet" else None
+        )
+        if found:
+            return found, True
         elements = sorted(set(self.atoms().symbols))
         potential = create_potential(architecture, elements=elements, size=self.size, **own).eval()
         atoms = self.atoms()
@@ -201,47 +205,49 @@ def products(setting: Setting) -> Take:
     return turn
 
 
-def schnetpack(setting: Setting) -> Take:
+def schnetpack(architecture: str) -> Callable[[Setting], Take]:
     """SchNetPack's calculator, in a process of its own (peers/schnetpack_calculator.py)."""
-    name = "schnetpack:schnet"
-    atoms, (potential, _) = setting.atoms(), setting.potential("schnet", knots=0)
-    atoms.calc = DCCalculator(potential, device="cpu", dtype=setting.dtype, optimize=False)
-    known = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
-    h = setting.hyper_parameters("schnet")
-    options = {key: h[key] for key in (*known, "activation")}
-    options |= {"threads": torch.get_num_threads(), "dtype": setting.dtype}
-    options |= {"steps": setting.steps, "timestep": TIMESTEP}
-    weights = potential.network.state_dict()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "start.npz"
-        np.savez(
-            path,
-            numbers=atoms.numbers,
-            positions=atoms.positions,
-            momenta=atoms.get_momenta(),
-            forces=atoms.get_forces(),
-            elements=np.array(potential.elements),
-            scale=potential.scale.constant,
-            **{f"weight:{key}": value.numpy() for key, value in weights.items()},
-        )
-        script = "schnetpack_calculator.py"
-        peer = Peer(name, "schnetpack", script, path, json.dumps(options))
-    _, neighbours, deviation = peer.first
-    print(f"{name}: neighbours by {neighbours}; its forces are schnet:exact's up to "
-          f"{float(deviation):.1e} eV/A")  # fmt: skip
-    if not float(deviation) < 1e-3 * float(np.abs(atoms.get_forces()).max()):
-        raise SystemExit(f"{name} does not compute the same forces")
-    return lambda: Turn(*peer.ask("turn"))
+
+    def prepare(setting: Setting) -> Take:
+        name = f"schnetpack:{architecture}"
+        atoms, (potential, _) = setting.atoms(), setting.potential(architecture, knots=0)
+        atoms.calc = DCCalculator(potential, device="cpu", dtype=setting.dtype, optimize=False)
+        options = {**setting.hyper_parameters(architecture), "architecture": architecture}
+        options |= {"threads": torch.get_num_threads(), "dtype": setting.dtype}
+        options |= {"steps": setting.steps, "timestep": TIMESTEP}
+        weights = potential.network.state_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "start.npz"
+            np.savez(
+                path,
+                numbers=atoms.numbers,
+                positions=atoms.positions,
+                momenta=atoms.get_momenta(),
+                forces=atoms.get_forces(),
+                elements=np.array(potential.elements),
+                scale=potential.scale.constant,
+                **{f"weight:{key}": value.numpy() for key, value in weights.items()},
+            )
+            script = "schnetpack_calculator.py"
+            peer = Peer(name, "schnetpack", script, path, json.dumps(options))
+        _, neighbours, deviation = peer.first
+        print(f"{name}: neighbours by {neighbours}; its forces are {architecture}:exact's up to "
+              f"{float(deviation):.1e} eV/A")  # fmt: skip
+        if not float(deviation) < 1e-3 * float(np.abs(atoms.get_forces()).max()):
+            raise SystemExit(f"{name} does not compute the same forces")
+        return lambda: Turn(*peer.ask("turn"))
+
+    return prepare
 
 
 CONTESTANTS: dict[str, Callable[[Setting], Take]] = {
     **{name: dcase_calculator(name) for name in ARCHITECTURES},
     **{f"{name}:eager": dcase_calculator(name, False) for name in ARCHITECTURES},
-    "schnet:exact": dcase_calculator("schnet", False, knots=0),
-    "schnet:tabulated": dcase_calculator("schnet", True, knots=0),
+    **{f"{name}:exact": dcase_calculator(name, False, knots=0) for name in SPLINED},
+    **{f"{name}:tabulated": dcase_calculator(name, True, knots=0) for name in SPLINED},
     "schnet:dcase-md": dcase_md(),
     "schnet:dcase-md:eager": dcase_md(False),
-    "schnetpack:schnet": schnetpack,
+    **{f"schnetpack:{name}": schnetpack(name) for name in SPLINED},
     "products": products,
     "ase": lambda setting: in_ase(setting, Zeros()),
 }

@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py dimenet++ pyg:dimenet++
     python benchmarks/training_step.py schnet schnet:exact pyg:schnet schnetpack:schnet
+    python benchmarks/training_step.py painn painn:autograd schnetpack:painn --activation silu
     python benchmarks/training_step.py schnet pyg:schnet --batch 20 --out benchmarks/results
 
 Every contestant trains on the same rMD17 aspirin frames, in float32, with the loss and the
@@ -216,35 +217,37 @@ def _pyg_schnet(h: dict[str, Any], batch: LabelledGraph) -> nn.Module:
     return model
 
 
-def _schnetpack_schnet(setting: Setting) -> Contestant:
-    """SchNetPack's SchNet, in a process of its own environment (peers/schnetpack_step.py)."""
-    h = resolve_hyper_parameters("schnet", setting.size, {"activation": setting.activation})
-    batch = setting.frames(h["cutoff"]).batch(setting.chosen())
-    assert batch.energies is not None
-    assert batch.forces is not None
-    known = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
-    options = {name: h[name] for name in (*known, "activation")}
-    options["threads"] = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "batch.npz"
-        np.savez(
-            path,
-            numbers=batch.graph.numbers.numpy(),
-            positions=batch.graph.positions.float().numpy(),
-            system=batch.graph.system.numpy(),
-            pairs=batch.graph.pairs.numpy(),
-            energies=batch.energies.float().numpy(),
-            forces=batch.forces.float().numpy(),
-        )
-        peer = Peer(
-            "schnetpack:schnet", "schnetpack", "schnetpack_step.py", path, json.dumps(options)
-        )
+def _schnetpack(architecture: str) -> Callable[[Setting], Contestant]:
+    """SchNetPack's network, in a process of its own environment (peers/schnetpack_step.py)."""
 
-    def step() -> tuple[float, float]:
-        cpu, wall, _ = peer.ask("step")
-        return cpu, wall
+    def prepare(setting: Setting) -> Contestant:
+        chosen = {"activation": setting.activation}
+        h = resolve_hyper_parameters(architecture, setting.size, chosen)
+        batch = setting.frames(h["cutoff"]).batch(setting.chosen())
+        assert batch.energies is not None
+        assert batch.forces is not None
+        options = {**h, "architecture": architecture, "threads": torch.get_num_threads()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "batch.npz"
+            np.savez(
+                path,
+                numbers=batch.graph.numbers.numpy(),
+                positions=batch.graph.positions.float().numpy(),
+                system=batch.graph.system.numpy(),
+                pairs=batch.graph.pairs.numpy(),
+                energies=batch.energies.float().numpy(),
+                forces=batch.forces.float().numpy(),
+            )
+            name, script = f"schnetpack:{architecture}", "schnetpack_step.py"
+            peer = Peer(name, "schnetpack", script, path, json.dumps(options))
 
-    return Contestant(int(peer.first[0]), step)
+        def step() -> tuple[float, float]:
+            cpu, wall, _ = peer.ask("step")
+            return cpu, wall
+
+        return Contestant(int(peer.first[0]), step)
+
+    return prepare
 
 
 CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
@@ -254,10 +257,12 @@ CONTESTANTS: dict[str, Callable[[Setting], Contestant]] = {
         for name in ARCHITECTURES
         if "filter_knots" in ARCHITECTURES[name].hyper_parameters()
     },
-    "schnet:autograd": dcase_architecture("schnet", compiled=False),
+    **{
+        f"{name}:autograd": dcase_architecture(name, compiled=False) for name in ("schnet", "painn")
+    },
     "pyg:schnet": _peer(_pyg_schnet, "schnet"),
     "pyg:dimenet++": _peer(_pyg_dimenet, "dimenet++"),
-    "schnetpack:schnet": _schnetpack_schnet,
+    **{f"schnetpack:{name}": _schnetpack(name) for name in ("schnet", "painn")},
 }
 
 

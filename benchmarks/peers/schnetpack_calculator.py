@@ -1,11 +1,11 @@
 """SchNetPack's calculator in ASE's velocity Verlet, on request; runs in SchNetPack's environment.
 
-    .venv-schnetpack/bin/python schnetpack_calculator.py start.npz '{"hidden_channels": 128, ...}'
+    .venv-schnetpack/bin/python schnetpack_calculator.py start.npz '{"architecture": "schnet", ...}'
 
 ``benchmarks/md_step.py`` starts it and hands over the start (numbers, positions, momenta), the
-sizes and the weights of a dcase SchNet. It says ``ready PARAMETERS LIST DEVIATION`` (the neighbour
-list that proved fastest; the largest difference of its forces from those handed over, eV/A); then
-every line ``turn`` is answered by the seconds of a step, its processor seconds, and the seconds of
+sizes and the weights of a dcase SchNet or PaiNN. It says ``ready PARAMETERS LIST DEVIATION`` (the
+neighbour list that proved fastest; the largest difference of its forces from those handed over,
+eV/A); then every line ``turn`` is answered by the seconds of a step, its processor seconds, and the seconds of
 a force call. It ends with its standard input.
 
 What is timed is SchNetPack's ``SpkCalculator`` with its ``AtomsConverter`` as they are; only the
@@ -15,6 +15,7 @@ model is given, not read from a file.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -44,13 +45,19 @@ LISTS = {
     "skin+torch": lambda cutoff: SkinNeighborList(TorchNeighborList(cutoff), cutoff_skin=SKIN),
 }
 TRIALS = 3  # turns of each list
-# Layers of dcase's interaction blocks and SchNetPack's
+# Layers of dcase's networks and SchNetPack's, by the pattern of their names
 LAYERS = {
-    "filter_in": "filter_network.0",
-    "filter_out": "filter_network.1",
-    "atom_in": "in2f",
-    "atom_out": "f2out.0",
-    "update": "f2out.1",
+    r"interactions\.(\d+)\.filter_in": r"interactions.\1.filter_network.0",
+    r"interactions\.(\d+)\.filter_out": r"interactions.\1.filter_network.1",
+    r"interactions\.(\d+)\.atom_in": r"interactions.\1.in2f",
+    r"interactions\.(\d+)\.atom_out": r"interactions.\1.f2out.0",
+    r"interactions\.(\d+)\.update": r"interactions.\1.f2out.1",
+    r"filters": r"filter_net",
+    r"messages\.(\d+)\.dense": r"interactions.\1.interatomic_context_net.0",
+    r"messages\.(\d+)\.split": r"interactions.\1.interatomic_context_net.1",
+    r"updates\.(\d+)\.mix": r"mixing.\1.mu_channel_mix",
+    r"updates\.(\d+)\.dense": r"mixing.\1.intraatomic_context_net.0",
+    r"updates\.(\d+)\.split": r"mixing.\1.intraatomic_context_net.1",
 }
 
 
@@ -80,9 +87,10 @@ def converted(stored: dict[str, np.ndarray], model: torch.nn.Module) -> dict[str
     embedding[torch.from_numpy(stored["elements"])] = weights["embedding.weight"]
     found["representation.embedding.weight"] = embedding
     for name, value in weights.items():
-        if name.startswith("interactions."):
-            _, block, layer, kind = name.split(".")
-            found[f"representation.interactions.{block}.{LAYERS[layer]}.{kind}"] = value
+        layer, _, kind = name.rpartition(".")
+        for pattern, theirs in LAYERS.items():
+            if match := re.fullmatch(pattern, layer):
+                found[f"representation.{match.expand(theirs)}.{kind}"] = value
     return {**state, **found}
 
 

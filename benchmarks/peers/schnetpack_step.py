@@ -1,6 +1,6 @@
-"""A training step of SchNetPack's SchNet, on request; runs in SchNetPack's own environment.
+"""A training step of SchNetPack's SchNet or PaiNN, on request; runs in SchNetPack's environment.
 
-    .venv-schnetpack/bin/python schnetpack_step.py batch.npz '{"hidden_channels": 64, ...}'
+    .venv-schnetpack/bin/python schnetpack_step.py batch.npz '{"architecture": "schnet", ...}'
 
 ``benchmarks/training_step.py`` starts it and hands over frames and pairs (``batch.npz``) and the
 sizes. It says ``ready PARAMETERS``; then every line ``step`` is answered by the step's processor
@@ -35,20 +35,31 @@ ACTIVATIONS = {"ssp": schnetpack.nn.shifted_softplus, "silu": F.silu, "irelu": i
 
 
 def build(h: dict[str, Any], highest_number: int) -> torch.nn.Module:
-    """SchNetPack's potential: distances, SchNet, atom-wise energies, forces by autograd."""
+    """SchNetPack's potential: distances, SchNet or PaiNN, atom-wise energies, autograd forces."""
     activation = ACTIVATIONS[h["activation"]]
+    common: dict[str, Any] = {
+        "n_atom_basis": h["hidden_channels"],
+        "n_interactions": h["num_interactions"],
+        "cutoff_fn": schnetpack.nn.CosineCutoff(h["cutoff"]),
+        "activation": activation,
+        # By default a table of 100 elements, which Adam would have to go through.
+        "nuclear_embedding": torch.nn.Embedding(highest_number + 1, h["hidden_channels"]),
+    }
+    if h["architecture"] == "painn":
+        representation = schnetpack.representation.PaiNN(
+            radial_basis=schnetpack.nn.BesselRBF(h["num_radial"], h["cutoff"]),
+            epsilon=h["softening"] ** 2,
+            **common,
+        )
+    else:
+        representation = schnetpack.representation.SchNet(
+            n_filters=h["num_filters"],
+            radial_basis=schnetpack.nn.GaussianRBF(h["num_gaussians"], h["cutoff"]),
+            **common,
+        )
     return schnetpack.model.NeuralNetworkPotential(
         input_modules=[schnetpack.atomistic.PairwiseDistances()],
-        representation=schnetpack.representation.SchNet(
-            n_atom_basis=h["hidden_channels"],
-            n_filters=h["num_filters"],
-            n_interactions=h["num_interactions"],
-            radial_basis=schnetpack.nn.GaussianRBF(h["num_gaussians"], h["cutoff"]),
-            cutoff_fn=schnetpack.nn.CosineCutoff(h["cutoff"]),
-            activation=activation,
-            # By default a table of 100 elements, which Adam would have to go through.
-            nuclear_embedding=torch.nn.Embedding(highest_number + 1, h["hidden_channels"]),
-        ),
+        representation=representation,
         output_modules=[
             schnetpack.atomistic.Atomwise(
                 n_in=h["hidden_channels"], activation=activation, output_key=properties.energy

@@ -12,7 +12,7 @@ from dcase.errors import OptionError
 from dcase.moved import lazy_names
 from dcase.normalization import denormalize as remove_normalization
 from dcase.options import check_size
-from dcase.potentials.networks import cgcnn, dimenet, forcenet, gemnet, schnet
+from dcase.potentials.networks import cgcnn, dimenet, forcenet, gemnet, painn, schnet
 from dcase.potentials.networks.architecture import Architecture
 
 VARIANTS = ("default", "paper")
@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         dimenet.ARCHITECTURE,
         forcenet.ARCHITECTURE,
         gemnet.ARCHITECTURE,
+        painn.ARCHITECTURE,
     )
 }
 

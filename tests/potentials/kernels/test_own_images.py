@@ -12,19 +12,24 @@ from dcase import DCCalculator
 from dcase.errors import OptionError
 from dcase.potentials.ensemble import Ensemble
 from dcase.potentials.graphs.graph import build_graph
-from dcase.potentials.kernels import schnet as schnet_kernel
+from dcase.potentials.kernels import atom_kernel
+from dcase.potentials.kernels.atom_kernel import available
 from dcase.potentials.kernels.deployed import deploy
-from dcase.potentials.kernels.schnet import SchNetKernel, available
+from dcase.potentials.kernels.painn import PaiNNKernel
+from dcase.potentials.kernels.schnet import SchNetKernel
 
 FORMS = {
     "schnet, its own splines": ("schnet", {"filter_knots": 48}),
     "schnet, by its networks": ("schnet", {"filter_knots": 0}),
     "schnet, tabulated": ("schnet", {"filter_knots": 0}),
+    "painn, its own splines": ("painn", {"filter_knots": 48}),
+    "painn, tabulated": ("painn", {}),
     "cgcnn": ("cgcnn", {}),
     "dimenet++": ("dimenet++", {}),
     "forcenet": ("forcenet", {}),
     "gemnet-t": ("gemnet-t", {}),
 }
+KERNELS = {"schnet": SchNetKernel, "painn": PaiNNKernel}
 PERIODIC = {
     "x": (True, False, False),
     "y": (False, True, False),
@@ -126,11 +131,11 @@ def test_energies_and_neighbours_are_the_potentials(form, pbc, alone):
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
-@pytest.mark.parametrize("knots", [48, 0])
-def test_threads_share_own_images(knots, threads):
+@pytest.mark.parametrize(("architecture", "knots"), [("schnet", 48), ("schnet", 0), ("painn", 48)])
+def test_threads_share_own_images(architecture, knots, threads):
     """Stretches of the list of pairs of one atom, and of atoms in another order in memory."""
-    potential = lively(filter_knots=knots, activation="silu", dtype=torch.float64, cutoff=CUTOFF)
-    kernel = SchNetKernel(potential.network, "silu")
+    potential = lively(architecture, "silu", filter_knots=knots, dtype=torch.float64, cutoff=CUTOFF)
+    kernel = KERNELS[architecture](potential.network, "silu")
     atoms = small((True, True, True)).repeat((2, 1, 1))
     species = potential.species_of.numpy()[atoms.numbers]
     pairs, offsets = listed(atoms)
@@ -146,13 +151,14 @@ def test_threads_share_own_images(knots, threads):
         np.testing.assert_allclose(some, one, rtol=1e-11, atol=1e-12 * np.abs(one).max())
 
 
-def test_own_images_of_sorted_atoms(monkeypatch):
-    potential = lively(filter_knots=48, activation="silu", dtype=torch.float64, cutoff=CUTOFF)
+@pytest.mark.parametrize("architecture", KERNELS)
+def test_own_images_of_sorted_atoms(architecture, monkeypatch):
+    potential = lively(architecture, "silu", filter_knots=48, dtype=torch.float64, cutoff=CUTOFF)
     atoms = small((True, True, True)).repeat((2, 2, 1))
     pairs, offsets = listed(atoms)
     found = []
     for at_least in (10**9, 2):
-        monkeypatch.setattr(schnet_kernel, "WORTH_SORTING", at_least)
+        monkeypatch.setattr(atom_kernel, "WORTH_SORTING", at_least)
         found.append(deploy(potential)(atoms.numbers, atoms.positions, pairs, offsets))
     for name in ("energies", "forces", "virial"):
         one, other = getattr(found[0], name), getattr(found[1], name)

@@ -13,13 +13,30 @@ from potential_models import crystal, ethanol, lively
 from dcase.data.dataset import AtomicDataset
 from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.kernels import training
-from dcase.potentials.kernels.schnet import ACTIVATIONS, available
-from dcase.potentials.kernels.training import TrainingKernel
+from dcase.potentials.kernels.atom_kernel import ACTIVATIONS, available
+from dcase.potentials.kernels.painn_training import PaiNNTraining
+from dcase.potentials.kernels.schnet_training import SchNetTraining
 from dcase.rescaling import LabelScale
 
 pytestmark = pytest.mark.skipif(
     not available(torch.float64), reason="no C compiler works here: nothing to compare"
 )
+
+
+KERNELS = {"schnet": SchNetTraining, "painn": PaiNNTraining}
+both = pytest.mark.parametrize("architecture", KERNELS)
+
+
+def kernel_of(potential):
+    return KERNELS[potential.architecture](
+        potential.network, potential.hyper_parameters["activation"]
+    )
+
+
+def splined(architecture="schnet", activation="silu", **options):
+    return lively(
+        architecture, activation, **{"dtype": torch.float64, "filter_knots": 32, **options}
+    )
 
 
 def batch_of(frames, potential):
@@ -46,7 +63,7 @@ def gradients(potential, loss):
 
 
 def compare(potential, graph, relative=1e-11):
-    kernel = TrainingKernel(potential.network, potential.hyper_parameters["activation"])
+    kernel = kernel_of(potential)
     species = potential.species_of[graph.numbers]
     e, f = potential.energies_and_forces(graph, create_graph=True)
     wanted = gradients(potential, objective(e, f))
@@ -64,45 +81,52 @@ def compare(potential, graph, relative=1e-11):
         )
 
 
+@both
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradient_is_that_of_autograd(activation):
-    potential = lively(activation=activation, dtype=torch.float64, filter_knots=32)
+def test_gradient_is_that_of_autograd(architecture, activation):
+    potential = splined(architecture, activation)
     frames = [ethanol(seed=1), ethanol(seed=2)[:5], ethanol(seed=3)]
     compare(potential, batch_of(frames, potential))
 
 
-def test_gradient_of_periodic_systems_with_their_own_images():
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32, cutoff=5.3)
+@both
+def test_gradient_of_periodic_systems_with_their_own_images(architecture):
+    potential = splined(architecture, cutoff=5.3)
     graph = batch_of([crystal(seed=1), crystal(seed=2)], potential)
     assert bool((graph.pairs[0] == graph.pairs[1]).any())
     compare(potential, graph)
 
 
 @pytest.mark.parametrize(
-    "shape",
+    ("architecture", "shape"),
     [
-        {"hidden_channels": 33, "num_filters": 7, "num_interactions": 1},
-        {"hidden_channels": 6, "num_filters": 70, "num_interactions": 3},
-        {"hidden_channels": 64, "num_filters": 64, "num_interactions": 2},
+        ("schnet", {"hidden_channels": 33, "num_filters": 7, "num_interactions": 1}),
+        ("schnet", {"hidden_channels": 6, "num_filters": 70, "num_interactions": 3}),
+        ("schnet", {"hidden_channels": 64, "num_filters": 64, "num_interactions": 2}),
+        ("painn", {"hidden_channels": 33, "num_interactions": 1}),
+        ("painn", {"hidden_channels": 6, "num_interactions": 3}),
+        ("painn", {"hidden_channels": 64, "num_interactions": 2, "softening": 0.5}),
     ],
     ids=str,
 )
-def test_gradient_of_shapes_that_fill_no_tile(shape):
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32, **shape)
+def test_gradient_of_shapes_that_fill_no_tile(architecture, shape):
+    potential = splined(architecture, **shape)
     compare(potential, batch_of([ethanol(seed=1), ethanol(seed=2)], potential))
 
 
-def test_gradient_in_single_precision():
-    potential = lively(activation="ssp", filter_knots=32)
+@both
+def test_gradient_in_single_precision(architecture):
+    potential = splined(architecture, "ssp", dtype=torch.float32)
     graph = batch_of([ethanol(seed=1), ethanol(seed=2)], potential)
     compare(potential, graph, relative=2e-4)
 
 
-def test_gradient_of_energies_alone():
-    potential = lively(activation="ssp", dtype=torch.float64, filter_knots=32)
+@both
+def test_gradient_of_energies_alone(architecture):
+    potential = splined(architecture, "ssp")
     graph = batch_of([ethanol(seed=1), ethanol(seed=2)], potential)
     wanted = gradients(potential, potential.energies(graph).square().sum())
-    kernel = TrainingKernel(potential.network, "ssp")
+    kernel = kernel_of(potential)
     for forces in (False, True):  # asked for, but not used
         atoms, found = kernel(potential.species_of[graph.numbers], graph, forces=forces)
         loss = graph.sum_over_atoms(atoms).square().sum()
@@ -113,11 +137,12 @@ def test_gradient_of_energies_alone():
 
 
 @pytest.mark.physics
-def test_gradient_by_finite_differences():
+@both
+def test_gradient_by_finite_differences(architecture):
     """Of the loss by single weights, without any autograd."""
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32)
+    potential = splined(architecture)
     graph = batch_of([ethanol(seed=1)], potential)
-    kernel = TrainingKernel(potential.network, "silu")
+    kernel = kernel_of(potential)
     species = potential.species_of[graph.numbers]
 
     def loss():
@@ -138,9 +163,10 @@ def test_gradient_by_finite_differences():
         assert float(found[name].view(-1)[place]) == pytest.approx(numerical, rel=1e-5), name
 
 
-def test_two_batches_in_flight_do_not_mix():
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32)
-    kernel = TrainingKernel(potential.network, "silu")
+@both
+def test_two_batches_in_flight_do_not_mix(architecture):
+    potential = splined(architecture)
+    kernel = kernel_of(potential)
     one, two = (batch_of([ethanol(seed=n)], potential) for n in (1, 2))
     species = potential.species_of[one.numbers]
 
@@ -157,9 +183,10 @@ def test_two_batches_in_flight_do_not_mix():
         assert not torch.equal(other[name], value)
 
 
-def test_weights_may_change_between_batches():
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32)
-    kernel = TrainingKernel(potential.network, "silu")
+@both
+def test_weights_may_change_between_batches(architecture):
+    potential = splined(architecture)
+    kernel = kernel_of(potential)
     graph = batch_of([ethanol()], potential)
     species = potential.species_of[graph.numbers]
     before = kernel(species, graph, forces=True)[1]
@@ -175,7 +202,7 @@ def test_weights_may_change_between_batches():
 def test_gradient_of_the_gradient_is_refused():
     potential = lively(activation="silu", dtype=torch.float64, filter_knots=32)
     graph = batch_of([ethanol()], potential)
-    kernel = TrainingKernel(potential.network, "silu")
+    kernel = kernel_of(potential)
     atoms, _ = kernel(potential.species_of[graph.numbers], graph, forces=True)
     weight = potential.network.out.weight
     (first,) = torch.autograd.grad(atoms.square().sum(), weight, create_graph=True)
@@ -183,11 +210,31 @@ def test_gradient_of_the_gradient_is_refused():
         first.sum().backward()
 
 
+@both
+def test_memory_of_a_batch_is_used_again_and_keeps_nothing(architecture):
+    """A batch after a larger one, in the same memory, is what it is in fresh memory."""
+    potential = splined(architecture)
+    kernel = kernel_of(potential)
+    small, large = (batch_of([ethanol(seed=s) for s in range(n)], potential) for n in (1, 4))
+
+    def found(kernel, graph):
+        atoms, forces = kernel(potential.species_of[graph.numbers], graph, forces=True)
+        return gradients(potential, objective(graph.sum_over_atoms(atoms), forces))
+
+    found(kernel, large)
+    (memory,) = kernel.rooms._free
+    memory.fill_(float("nan"))
+    again = found(kernel, small)
+    assert [room.data_ptr() for room in kernel.rooms._free] == [memory.data_ptr()]
+    for name, value in found(kernel_of(potential), small).items():
+        assert torch.equal(again[name], value)
+
+
 def test_networks_without_a_compiled_form():
-    with pytest.raises(ValueError, match="no compiled form"):
-        TrainingKernel(lively().network, "irelu")
-    with pytest.raises(ValueError, match="no compiled form"):
-        TrainingKernel(lively(activation="isilu", filter_knots=32).network, "isilu")
+    for architecture in KERNELS:
+        for options in ({"filter_knots": 0}, {"activation": "isilu"}):
+            with pytest.raises(ValueError, match="no compiled form"):
+                kernel_of(splined(architecture, **options))
 
 
 @pytest.fixture
@@ -208,16 +255,18 @@ def threads(monkeypatch):
     torch.set_num_threads(before)
 
 
+@both
 @pytest.mark.parametrize("make", [ethanol, crystal])
-def test_threads_share_the_systems_of_a_batch(make, threads):
-    potential = lively(activation="silu", dtype=torch.float64, filter_knots=32, cutoff=5.3)
+def test_threads_share_the_systems_of_a_batch(architecture, make, threads):
+    potential = splined(architecture, cutoff=5.3)
     frames = [make(seed=1), make(seed=2), make(seed=3)[:5], make(seed=4), make(seed=5)[:1]]
     compare(potential, batch_of(frames, potential))
     assert threads == [3]
 
 
-def test_a_batch_whose_pairs_are_in_any_order_is_not_cut(threads):
-    potential = lively(dtype=torch.float64, filter_knots=32)
+@both
+def test_a_batch_whose_pairs_are_in_any_order_is_not_cut(architecture, threads):
+    potential = splined(architecture)
     graph = batch_of([ethanol(seed=n) for n in range(3)], potential)
     order = torch.randperm(graph.pairs.shape[1], generator=torch.Generator().manual_seed(0))
     compare(potential, replace(graph, pairs=graph.pairs[:, order]))
