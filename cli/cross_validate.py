@@ -188,6 +188,8 @@ def _cross_validate(
             err=True,
         )
         raise click.exceptions.Exit(130)
+    for line in outcome.report["warnings"]:
+        notices(line)
     _conclude(outcome)
 
 

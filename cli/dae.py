@@ -158,7 +158,7 @@ def train(
     more = f" --data {data_file}" if data_file else ""
     results_console().print(
         f"{result.status} after {result.epochs} epochs, {result.steps} steps, "
-        f"{result.elapsed:.0f} s\n"
+        f"{result.elapsed:.0f} s, {result.cpu:.0f} CPU s\n"
         f"run   {folder} (metrics.json, model.pt, pictures)\n"
         f"next  dcase dae evaluate {folder}{more} --rollout 50   |   "
         f"dcase dae plot {folder}{more} --rollout 50",

@@ -191,7 +191,8 @@ def train(
     if outcome.was_finished:
         click.echo(f"{folder} was finished already; nothing was done", err=True)
     results_console().print(
-        f"{outcome.status} after {outcome.steps} steps, {outcome.elapsed:.0f} s\n"
+        f"{outcome.status} after {outcome.steps} steps, {outcome.elapsed:.0f} s, "
+        f"{outcome.cpu:.0f} CPU s\n"
         f"run   {folder} (metrics.json, model.pt, pictures)\n"
         f"next  dcase pinn plot {folder}   |   dcase pinn evaluate {folder}",
         markup=False,

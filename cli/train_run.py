@@ -253,7 +253,7 @@ def _conclude(outcome: FitResult, notices: Notices, tests: Mapping[str, TestFram
     files = ", ".join(filter(None, ("report.json", "metrics.csv", outcome.figure)))
     console.print(
         f"{result.status} after {result.epochs} epochs, {result.steps} steps, "
-        f"{result.elapsed:.0f} s\n"
+        f"{result.elapsed:.0f} s, {result.cpu:.0f} CPU s\n"
         f"potential  {outcome.path}\n"
         f"run        {outcome.folder} ({files})\n" + _next(outcome),
         markup=False,

@@ -273,6 +273,11 @@ def _report(
         "recipe": recipe.to_dict(),
         "folds": rows,
         "over_folds": {key: statistics([row[key] for row in rows]) for key in keys},
+        "warnings": [
+            f"fold {number}: {line}"
+            for number, member in enumerate(members, 1)
+            for line in member.metadata["training"].get("warnings", ())
+        ],
     }  # fmt: skip
     if len(folds.test):
         test = dataset.subset(folds.test)

@@ -109,6 +109,7 @@ def metadata_of(
             "steps": result.steps,
             "seconds": result.elapsed,
             "cpu_seconds": result.cpu,
+            "warnings": list(result.warnings),
         },
         "metrics": report["validation"],
     }

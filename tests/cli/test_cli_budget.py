@@ -90,3 +90,17 @@ def test_slow_steps_have_a_rate_too():
     assert progress_line(shown, {}) == (
         "epoch 1/10 | 12 s a step | 0:12 done, 19:48 to go | loss 0.5"
     )
+
+
+def test_folds_that_were_cut_short_say_so(dcase, empty_folder, slow_machine):
+    done = dcase(
+        "cross-validate", *ETHANOL[1:-2], "--folds", "2", "--n-test", "5", "--jobs", "1",
+        "--cpu-limit", "60", "--model", "cgcnn", "--out", "e.pt",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    warned = [line for line in done.err.splitlines() if line.startswith("WARNING: fold ")]
+    report = json.loads((empty_folder / "e.run" / "report.json").read_text())
+    assert warned == [f"WARNING: {line}" for line in report["warnings"]]
+    for fold in (1, 2):
+        assert any(f"fold {fold}: the limit left time for" in line for line in warned)
+    assert "at most 60 CPU s a fold" in done.err
