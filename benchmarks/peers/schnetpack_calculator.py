@@ -5,8 +5,8 @@
 ``benchmarks/md_step.py`` starts it and hands over the start (numbers, positions, momenta), the
 sizes and the weights of a dcase SchNet or PaiNN. It says ``ready PARAMETERS LIST DEVIATION`` (the
 neighbour list that proved fastest; the largest difference of its forces from those handed over,
-eV/A); then every line ``turn`` is answered by the seconds of a step, its processor seconds, and the seconds of
-a force call. It ends with its standard input.
+eV/A); then every line ``turn`` is answered by the seconds of a step, its processor seconds, and the
+seconds of a force call. It ends with its standard input.
 
 What is timed is SchNetPack's ``SpkCalculator`` with its ``AtomsConverter`` as they are; only the
 model is given, not read from a file.

@@ -375,10 +375,10 @@ update_gradients(const measures *m, const places *s, const block *b, const block
         }
     product(twice, 3 * F, F, ga, w->part_t, NULL, gy, 0);
     bend_back(kind, nF, moves, b->y, gy, h, bent, curved);
-    outer(twice, F, 3 * F, h, ga, to[7]);
+    outer(twice, 3 * F, F, ga, h, to[7]);
     add_columns(n, 3 * F, ga, to[8]);
     product(twice, F, 2 * F, gy, w->bend_t, NULL, gj, 0);
-    outer(twice, 2 * F, F, b->joined, gy, to[5]);
+    outer(twice, F, 2 * F, gy, b->joined, to[5]);
     add_columns(n, F, gy, to[6]);
     for (integer i = 0; i < n; i++)
 #pragma GCC ivdep
@@ -416,7 +416,7 @@ update_gradients(const measures *m, const places *s, const block *b, const block
                 }
             gs[q] += gj[j];
         }
-    outer(3 * twice, F, 2 * F, b->turned, gm, to[4]);
+    outer(3 * twice, 2 * F, F, gm, b->turned, to[4]);
     product(3 * twice, 2 * F, F, gm, w->mix_t, NULL, gv, vectors);
 }
 
@@ -562,14 +562,14 @@ static void head_gradients(const share *c, const measures *m, const places *s, i
             }
         }
     }
-    outer(moves ? 2 * n : n, F, half, s->s, g, to[0]);
+    outer(moves ? 2 * n : n, half, F, g, s->s, to[0]);
     add_columns(n, half, g, to[1]);
     product(moves ? 2 * n : n, half, F, g, out[2], NULL, s->gs, 0);
 }
 
 /* After forward() with the same arguments and untouched work and pairs. gE [n]: gradient by the
- * atom energies; gF [n, 3]: by the forces, or NULL. gradients: arrays in the shape of the weights,
- * without the transposed ones, added to. table_gradient [intervals + 3, layers, 3F], added to. */
+ * atom energies; gF [n, 3]: by the forces, or NULL. gradients: of the weights that are no copies, in
+ * torch's order [out, in], added to. table_gradient [intervals + 3, layers, 3F], added to. */
 static void backward(const share *c)
 {
     const measures m = measures_of(c->sizes);
@@ -611,9 +611,9 @@ static void backward(const share *c)
             message_gradients(c, &m, &b, l, 0, 0, s.gs, gv, gphi, next);
         product(twice, 3 * F, F, gphi, w.split_t, NULL, g, 0);
         bend_back(kind, rows * F, moves && l, b.z, g, h, bent, curved);
-        outer(twice, F, 3 * F, h, gphi, to[2]);
+        outer(twice, 3 * F, F, gphi, h, to[2]);
         add_columns(rows, 3 * F, gphi, to[3]);
-        outer(twice, F, F, b.s, g, to[0]);
+        outer(twice, F, F, g, b.s, to[0]);
         add_columns(rows, F, g, to[1]);
         if (l) {
             REAL *const old = gv;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dcase.errors import OptionError
@@ -39,15 +40,12 @@ class PaiNNTraining(TrainingKernel):
         return packed_weights(self.network, copy=False)
 
     def gradients(self, packed: list[Tensor]) -> list[Tensor]:
-        """Matrices as [in, out]."""
-        return [
-            w.new_zeros(w.shape[::-1] if w.ndim == 2 and q else w.shape)
-            for q, w in enumerate(p.detach() for p in self.parameters())
-        ]
+        """Of the shape of the weights."""
+        return [torch.zeros_like(weight) for weight in self.parameters()]
 
     def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Matrices are [out, in] in torch."""
-        return [gradients[0], *(g.T if g.ndim == 2 else g for g in gradients[1:])]
+        """As they are."""
+        return gradients
 
     def table(self) -> Tensor:
         """Coefficients of the filters, [intervals + 3, blocks * 3 * hidden]."""

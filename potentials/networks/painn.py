@@ -148,7 +148,7 @@ class PaiNN(ExactBuffers):
         cutoff: float = 5.0,
         activation: str = "silu",
         filter_knots: int = 0,
-        softening: float = 0.3,
+        softening: float = 1.0,
         variant: str = "default",
     ):
         super().__init__()
