@@ -84,8 +84,9 @@ class DCCalculator(Calculator):
         optimize: Use the compiled form of the potential (:mod:`dcase.potentials.kernels.deployed`).
             None: where there is one that is the same function up to rounding (on the CPU). True:
             also where a function of the distances has to be tabulated for it, which makes SchNets
-            without ``filter_knots`` faster and changes their filters by at most 1e-5, and other
-            architectures fast in float64; an error where there is none. False: never.
+            without ``filter_knots`` faster and changes their filters and slopes by at most 1e-6 of
+            the largest (:attr:`form` says by how much), and other architectures fast in float64;
+            an error where there is none. False: never.
 
     Raises:
         CheckpointError: If the file is missing, damaged or foreign.
@@ -172,7 +173,8 @@ class DCCalculator(Calculator):
     @property
     def form(self) -> str:
         """What evaluates the potential: the compiled form, or PyTorch and why."""
-        return form_line(self.deployed is not None, self._why_plain)
+        deployed = self.deployed
+        return form_line(deployed is not None, deployed.note if deployed else self._why_plain)
 
     # -------------------------------------------------------------- ASE contract
 

@@ -34,7 +34,7 @@ class AtomicSystem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("atoms", "listed", "threads", "intervals")),
         *((name, ctypes.c_double) for name in ("cutoff", "spacing")),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_void_p) for name in ("knots", "begins", *_POINTERS)),
     )
 
 
@@ -85,7 +85,7 @@ class AtomKernel(CompiledKernel):
             self._kind = ACTIVATIONS.index(activation)
         else:
             self._kind, self._curve = len(ACTIVATIONS), fit_curve(activation)
-        self._grid = {
+        self._grid: dict[str, Any] = {
             "cutoff": cutoff,
             "intervals": 0 if table is None else table[0].n_intervals,
             "spacing": 0.0 if table is None else table[0].spacing,

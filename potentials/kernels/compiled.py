@@ -103,10 +103,12 @@ class CompiledKernel(ABC):
         function: The compiled function; takes the address of a structure.
         nearest: A; with pairs that are closer than this it is not the network: its tables are not
             made for that. 0: it always is.
+        note: What there is to say of how close it is to the network, in a few words.
     """
 
     function: Any
     nearest: float = 0.0
+    note: str = ""
 
     def __init__(self) -> None:
         self._last: tuple[tuple[Any, ...], Prepared] | None = None

@@ -2,9 +2,9 @@
 
 SchNet is evaluated by a small compiled kernel (:mod:`dcase.potentials.kernels`): the same
 arithmetic as in PyTorch but for the order of sums. It is fastest where the filters are splines of
-the distance (``filter_knots``). Where they are not, they can be put on some, if these reproduce
-values and slopes to a given error (with the kinks of IReLU they do not); forces are the exact
-derivatives of the energy that is evaluated, in any case.
+the distance (``filter_knots``). Where they are not, they can be put on cubics between knots that
+reproduce values and slopes to a given error (:mod:`.pieces`); forces are the exact derivatives of
+the energy that is evaluated, in any case.
 
 The other architectures have a kernel in common, to which a network is a list of instructions. Their
 radial functions are put on splines that reproduce them to 1e-8: less than float32 resolves. Where
@@ -126,6 +126,11 @@ class Deployed:
             float(np.ravel(found.closest)[0]),
         )
 
+    @property
+    def note(self) -> str:
+        """What there is to say of how close it is to the potential; "" if nothing."""
+        return "; ".join(dict.fromkeys(kernel.note for kernel in self.kernels if kernel.note))
+
     def loop_parts(self, numbers: np.ndarray) -> list[LoopParts]:
         """For a compiled loop over ``numbers`` [n_atoms]; of every member."""
         return [
@@ -146,7 +151,7 @@ def deploy(
 
     Args:
         model: On the CPU, float32 or float64.
-        tabulate: Put filters that are no splines on some where that can be done to
+        tabulate: Put filters that are no splines on cubics where that can be done to
             ``filter_error``, which makes it several times faster, and radial functions of other
             architectures also in float64.
         filter_error: Largest error of filters between the knots, relative to the largest value of

@@ -34,12 +34,13 @@ def form_line(compiled: bool, reason: str = "") -> str:
 
     Args:
         compiled: Whether it is the compiled one.
-        reason: Why it is not.
+        reason: Why it is not; of the compiled one, what else there is to say.
     """
     if not compiled:
         return f"{PYTORCH} - {reason}" if reason else PYTORCH
     threads = torch.get_num_threads()
-    return f"{COMPILED} (C, {f'up to {threads} threads' if threads > 1 else '1 thread'})"
+    line = f"{COMPILED} (C, {f'up to {threads} threads' if threads > 1 else '1 thread'})"
+    return f"{line} - {reason}" if reason else line
 
 
 def form_of_training(potential: PotentialLike, kernel: Any, wanted: bool) -> str:

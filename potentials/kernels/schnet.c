@@ -2,9 +2,9 @@
  *
  * Compiled at run time, once for float and once for double (REAL), see build.py. The arithmetic is
  * that of potentials/networks/schnet.py; names are the same. A half list of pairs is gone through twice a
- * layer, forwards and backwards, and the filters of a pair are made on the way, from four rows of
- * the table (filter_knots) or by the filter network for some pairs at a time, so that nothing of
- * the size pairs x filters is ever stored.
+ * layer, forwards and backwards, and the filters of a pair are made on the way, from four rows of a
+ * table (B-splines between even knots, or cubics between uneven ones) or by the filter network for
+ * some pairs at a time, so that nothing of the size pairs x filters is ever stored.
  */
 #include "system.h"
 
@@ -17,7 +17,9 @@ typedef struct {
     const REAL *const *weights;      /* embedding; of each layer: atom_in, atom_out, its bias,
                                       * update, its bias (each [in, out]) and the three matrices
                                       * transposed; out_in, its bias, transposed, out, its bias */
-    const REAL *table;               /* [intervals + 3, layers, filters], or NULL: then by */
+    const REAL *table;               /* [intervals + 3, layers, filters]; with uneven knots
+                                      * [layers, intervals, 4, filters], powers of the distance from
+                                      * the knot before; or NULL: then by */
     const REAL *const *networks;     /* of each layer: filter_in, its bias, filter_out, its bias */
     const double *centres;           /* of the Gaussians, A, [gaussians] */
     const curve *bend;               /* the activation, where kind is TABULATED */
@@ -147,7 +149,10 @@ static void evaluate(const void *call, integer thread)
     const system_call *c = call;
     const atomic_system *g = &c->system;
     const integer n = g->atoms, hidden = c->hidden, filters = c->filters, layers = c->layers,
-                  half = c->half, columns = layers * filters, nh = n * hidden, nf = n * filters;
+                  half = c->half, nh = n * hidden, nf = n * filters;
+    /* Of the table: numbers in a row, and from one layer to the next */
+    const integer columns = g->knots ? filters : layers * filters,
+                  along = g->knots ? 4 * g->intervals * filters : filters;
     integer rows;
     const integer a0 = rows_of(g, thread, &rows), a1 = a0 + rows, h0 = a0 * hidden,
                   f0 = a0 * filters;
@@ -174,7 +179,7 @@ static void evaluate(const void *call, integer thread)
         BARRIER
         if (c->table)
             for (integer q = 0; q < count; q++)
-                convolve(pairs + q, c->table + l * filters, columns, filters, x + l * nf, mine);
+                convolve(pairs + q, c->table + l * along, columns, filters, x + l * nf, mine);
         else
             convolve_network(c, l, p0, count, room, kept, x + l * nf, mine);
         BARRIER
@@ -209,7 +214,7 @@ static void evaluate(const void *call, integer thread)
         BARRIER
         if (c->table)
             for (integer q = 0; q < count; q++)
-                transpose(pairs + q, c->table + l * filters, columns, filters, x + l * nf, message,
+                transpose(pairs + q, c->table + l * along, columns, filters, x + l * nf, message,
                           mine);
         else
             transpose_network(c, l, p0, count, room, kept, x + l * nf, message, mine);

@@ -15,7 +15,7 @@ from dcase.potentials.kernels.atom_kernel import (
     integer_result,
     pointers,
 )
-from dcase.potentials.kernels.tables import CLOSEST
+from dcase.potentials.kernels.pieces import Pieces
 from dcase.potentials.networks.schnet import Interaction, SchNet
 from dcase.potentials.networks.splines import UniformSpline
 
@@ -46,9 +46,8 @@ class SchNetKernel(AtomKernel):
     Args:
         network: On the CPU, float32 or float64.
         activation: Its activation; any of the registry.
-        table: Filters to use instead of the network's own: spline and coefficients of shape
-            [n_intervals + 3, layers * filters]; good beyond
-            :data:`~dcase.potentials.kernels.tables.CLOSEST`.
+        pieces: Filters of all layers [layers * filters] to use instead of those of the filter
+            networks, right beyond their first knot.
         threads: At most how many; None: as many as torch uses at each call. Small systems use one.
 
     Raises:
@@ -60,17 +59,26 @@ class SchNetKernel(AtomKernel):
         self,
         network: SchNet,
         activation: str,
-        table: tuple[UniformSpline, torch.Tensor] | None = None,
+        pieces: Pieces | None = None,
         threads: int | None = None,
     ):
-        given = table
-        if table is None and network.table is not None:
-            table = own_table(network)
+        table = None if network.table is None else own_table(network)
         dtype = network.embedding.weight.dtype
         super().__init__("schnet", _Call, dtype, activation, network.cutoff, table, threads)
-        self.nearest = 0.0 if given is None else CLOSEST
         self._pairs_at_a_time = int(integer_result(self.library.pairs_at_a_time)())
         hidden, filters, layers, half = network_shape(network)
+        self._knots = np.empty(0)  # where they are uneven
+        if pieces is not None:
+            n, self._knots, self._begins = len(pieces), pieces.knots, pieces.bins()
+            layered = pieces.coefficients.view(n, 4, layers, filters).permute(2, 0, 1, 3)
+            self._table = layered.to(dtype).contiguous()
+            self.nearest = float(self._knots[0])
+            self._grid |= {
+                "intervals": n,
+                "spacing": (float(self._knots[-1]) - self.nearest) / n,
+                "knots": self._knots.ctypes.data,
+                "begins": self._begins.ctypes.data,
+            }
         self._centres = network.basis.centres.numpy().astype(np.float64)
         weights, networks = packed_weights(network, copy=True), _filter_weights(network)
         at = pointers(weights), pointers(networks)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import torch
 
+from dcase.activations.registry import get_activation
 from dcase.errors import OptionError
 from dcase.potentials.kernels.atom_kernel import ACTIVATIONS, available
 from dcase.potentials.kernels.build import NO_COMPILER
 from dcase.potentials.kernels.compiled import PotentialLike
+from dcase.potentials.kernels.pieces import Pieces, fit_pieces, sign_changes
 from dcase.potentials.kernels.schnet import SchNetKernel
 from dcase.potentials.kernels.tables import CLOSEST
 from dcase.potentials.networks.schnet import SchNet
-from dcase.potentials.networks.splines import UniformSpline
 
-FILTER_ERROR = 1e-5
+FILTER_ERROR = 1e-6
 """Largest error of tabulated filters and of their slopes, relative to the largest of these."""
-MOST_INTERVALS = 1024
+_KINK = 1e-4
 
 
 def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> SchNetKernel:
@@ -36,40 +39,54 @@ def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> S
     activation = potential.hyper_parameters.get("activation", "")
     if potential.dtype == torch.float64 and activation not in ACTIVATIONS and not tabulate:
         raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")
-    table = tabulated(network, filter_error) if tabulate and network.table is None else None
-    return SchNetKernel(network, activation, table)
+    if not tabulate or network.table is not None or not network.interactions:
+        return SchNetKernel(network, activation)
+    pieces = tabulated(network, filter_error, kinks=bends_sharply(activation))
+    kernel = SchNetKernel(network, activation, pieces)
+    if pieces is None:
+        kernel.note = f"filters by their networks: no cubics are within {filter_error:g} of them"
+    else:
+        kernel.note = (
+            f"filters by {len(pieces)} cubics, within {pieces.value_error:.0e} of the largest and "
+            f"{pieces.slope_error:.0e} of the largest slope"
+        )
+    return kernel
+
+
+def bends_sharply(activation: str) -> bool:
+    """Whether the curvature of an activation, by name, jumps at 0."""
+    x = torch.tensor([-_KINK, 0.0, _KINK], dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        y = get_activation(activation).double()(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    return bool((slope[2] - 2 * slope[1] + slope[0]).abs() > 0.1 * _KINK)
 
 
 @torch.no_grad()
-def tabulated(network: SchNet, error: float) -> tuple[UniformSpline, torch.Tensor] | None:
-    """Splines of the filters of a network without any, fine enough, or None.
+def tabulated(network: SchNet, error: float, *, kinks: bool) -> Pieces | None:
+    """Cubics for the filters of a network without splines, or None where there are none.
 
     Args:
         network: With ``filter_knots`` 0.
-        error: Largest deviation at eight points of every interval beyond :data:`CLOSEST`, relative
-            to the largest value, and largest slope of the deviation, relative to the largest slope.
-
-    Returns:
-        Spline and coefficients, [n_intervals + 3, layers * filters]; None where
-        :data:`MOST_INTERVALS` are not enough.
+        error: Largest deviation of values and slopes, as of :func:`.pieces.fit_pieces`.
+        kinks: Whether to put knots where inputs of the activation go through zero.
     """
     network = copy.deepcopy(network).double()
-    if not network.interactions:
-        return None
-    intervals = 128
-    while intervals <= MOST_INTERVALS:
-        spline = UniformSpline(network.cutoff, intervals)
-        values = network._exact_filters(spline.knots, torch.float64)
-        coefficients = spline.coefficients(torch.cat(values, dim=1).double())
-        points = torch.linspace(0.0, network.cutoff, 8 * intervals + 1, dtype=torch.float64)
-        points = points[points > CLOSEST]
-        exact = torch.cat(network._exact_filters(points, torch.float64), dim=1)
-        deviation = spline(coefficients, spline.locate(points)) - exact
-        # Differences of neighbours stand for slopes: the points are that close.
-        if all(
-            wrong.abs().max() <= error * right.abs().max()
-            for wrong, right in ((deviation, exact), (deviation.diff(dim=0), exact.diff(dim=0)))
-        ):
-            return spline, coefficients
-        intervals *= 2
-    return None
+
+    def basis(distances: torch.Tensor) -> torch.Tensor:
+        return network.basis(distances, torch.float64)
+
+    def filters(distances: torch.Tensor) -> torch.Tensor:
+        return torch.cat(network._exact_filters(distances, torch.float64), dim=1)
+
+    def with_slopes(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = torch.func.jvp(filters, (distances,), (torch.ones_like(distances),))
+        return found[0], found[1]
+
+    places = np.empty(0)
+    if kinks:
+        inputs: list[Any] = [block.filter_in for block in network.interactions]
+        weight = torch.cat([layer.weight for layer in inputs])
+        bias = torch.cat([layer.bias for layer in inputs])
+        places = sign_changes(basis, weight, bias, CLOSEST, network.cutoff)
+    return fit_pieces(with_slopes, places, CLOSEST, network.cutoff, error)

@@ -19,7 +19,9 @@
 typedef struct {
     integer atoms, listed;           /* pairs listed: a half list */
     integer threads, intervals;      /* of the table of filters; 0: there is none */
-    double cutoff, spacing;          /* A; of the table's knots */
+    double cutoff, spacing;          /* A; of the table's knots, or where these are uneven: */
+    const double *knots;             /* A, [intervals + 1], and */
+    const integer *begins;           /* the interval that each of as many even bins begins in */
     const double *positions;         /* A, [atoms, 3] */
     const integer *atom_of;          /* rows of features are atoms in an order that keeps neighbours
                                       * close together in memory, [atoms]; the list is of rows */
@@ -43,6 +45,24 @@ static integer rows_of(const atomic_system *c, integer thread, integer *count)
     end = end < n ? end : n;
     *count = end > first ? end - first : 0;
     return first;
+}
+
+/* As locate(), between uneven knots: powers of the distance from the knot before, 4 rows of each
+ * interval. Before the first knot its cubic goes on. */
+static void locate_piece(pair *p, const atomic_system *c)
+{
+    const integer last = c->intervals - 1;
+    const double bin = (p->d - c->knots[0]) / c->spacing;
+    integer at = c->begins[bin > 0 ? (bin < (double)last ? (integer)bin : last) : 0];
+    while (at < last && p->d >= c->knots[at + 1])
+        at++;
+    const double x = p->d - c->knots[at];
+    const double value[4] = {1, x, x * x, x * x * x}, slope[4] = {0, 1, 2 * x, 3 * x * x};
+    p->row = 4 * at;
+    for (int k = 0; k < 4; k++) {
+        p->value[k] = (REAL)value[k];
+        p->slope[k] = (REAL)slope[k];
+    }
 }
 
 /* Geometry of the pairs of a thread's stretch of the list that are within the cutoff, to its
@@ -73,7 +93,9 @@ static integer measure(const atomic_system *c, integer thread, size_t size)
         p->d = sqrt(square);
         closest = p->d < closest ? p->d : closest;
         p->pull = 0;
-        if (c->intervals)
+        if (c->knots)
+            locate_piece(p, c);
+        else if (c->intervals)
             locate(p, c->intervals, c->spacing);
 #ifdef _OPENMP
 #pragma omp atomic
