@@ -50,6 +50,7 @@ def unlike() -> Ensemble:
             lively(activation="ssp", force=0.2, seed=4, elements=["O", "N", "C", "H"]),
             lively("cgcnn", "silu", force=0.1, seed=5),
             lively("dimenet++", "silu", force=0.3, seed=6, elements=["C", "H", "O"]),
+            lively("painn", "silu", force=0.2, seed=7),
         ]
     )
 
