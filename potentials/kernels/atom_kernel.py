@@ -80,11 +80,7 @@ class AtomKernel(CompiledKernel):
         self._table: torch.Tensor | None = None
         if table is not None:
             self._table = table[1].detach().to(dtype).cpu().contiguous().clone()
-        self._curve: Curve | None = None
-        if activation in ACTIVATIONS:
-            self._kind = ACTIVATIONS.index(activation)
-        else:
-            self._kind, self._curve = len(ACTIVATIONS), fit_curve(activation)
+        self._kind, self._curve = kind_of(activation)
         self._grid: dict[str, Any] = {
             "cutoff": cutoff,
             "intervals": 0 if table is None else table[0].n_intervals,
@@ -144,6 +140,17 @@ class AtomKernel(CompiledKernel):
         if self._operations(n_atoms, n_pairs) < WORTH_THREADS:
             return 1
         return max(1, min(threads_at_hand(self.threads), self._most_threads, n_atoms))
+
+
+def kind_of(activation: str) -> tuple[int, Curve | None]:
+    """An activation as the kernels take it: its number, and its curve where they do not know it.
+
+    Raises:
+        OptionError: If it cannot be tabulated.
+    """
+    if activation in ACTIVATIONS:
+        return ACTIVATIONS.index(activation), None
+    return len(ACTIVATIONS), fit_curve(activation)
 
 
 def spatial_order(positions: np.ndarray, length: float) -> np.ndarray:

@@ -5,13 +5,14 @@
 /* One system and everything its evaluation needs; the same fields as in painn.py. */
 typedef struct {
     atomic_system system;
-    integer F, layers, half, kind;    /* features; blocks; of the read-out; of activation */
+    integer F, layers, half;          /* features; blocks; of the read-out */
+    integer kind, head;               /* of activations, before and in the read-out */
     double softening;
     const REAL *const *weights;       /* embedding; of each block block_weights; out_in, its bias,
                                        * transposed, out, its bias */
     const REAL *elements;             /* phi of the first block, [elements, 3F] */
     const REAL *table;                /* [intervals + 3, layers, 3F] */
-    const curve *bend;                /* the activation, where kind is TABULATED */
+    const curve *bend, *head_bend;    /* the activations, where kind and head are TABULATED */
     REAL *work;                       /* [atoms, numbers_of_atom()] */
 } system_call;
 
@@ -119,7 +120,7 @@ static void evaluate(const void *call, integer thread)
     const REAL *const *out = c->weights + 1 + WEIGHTS * layers;
     REAL *const head = p.head + a0 * half, *const bent = p.head_bent + a0 * half;
     product(rows, F, half, p.s + a0 * F, out[0], out[1], head, 0);
-    activate(act.kind, act.bend, rows * half, head, head, bent, NULL);
+    activate((int)c->head, c->head_bend, rows * half, head, head, bent, NULL);
     for (integer a = 0; a < rows; a++) {
         double sum = (double)out[4][0];
         for (integer q = a * half, k = 0; k < half; q++, k++) {

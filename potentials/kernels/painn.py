@@ -15,6 +15,7 @@ from dcase.potentials.kernels.atom_kernel import (
     AtomKernel,
     available,
     integer_result,
+    kind_of,
     pointers,
 )
 from dcase.potentials.kernels.build import NO_COMPILER
@@ -27,14 +28,17 @@ MOST_FEATURES = 1024
 """Of an atom, for which the kernels have room."""
 
 
+_POINTERS = ("weights", "elements", "table", "bend", "head_bend", "work")
+
+
 class _Call(ctypes.Structure):
     """The kernel's ``system_call``: the same fields in the same order."""
 
     _fields_ = (
         ("system", AtomicSystem),
-        *((name, ctypes.c_int64) for name in ("hidden", "layers", "half", "kind")),
+        *((name, ctypes.c_int64) for name in ("hidden", "layers", "half", "kind", "head")),
         ("softening", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("weights", "elements", "table", "bend", "work")),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
     )
 
 
@@ -57,7 +61,8 @@ class PaiNNKernel(AtomKernel):
     def __init__(self, network: PaiNN, activation: str, threads: int | None = None):
         dtype = network.embedding.weight.dtype
         table = own_table(network)
-        super().__init__("painn", _Call, dtype, activation, network.cutoff, table, threads)
+        inner = network.inner_activation
+        super().__init__("painn", _Call, dtype, inner, network.cutoff, table, threads)
         assert int(integer_result(self.library.most_features)()) == MOST_FEATURES
         self._numbers_of_atom = integer_result(self.library.numbers_of_atom)
         self.nearest = 0.0 if network.table is not None else CLOSEST
@@ -65,9 +70,12 @@ class PaiNNKernel(AtomKernel):
         at = pointers(weights)
         self._kept_alive = weights, elements, at
         self._sizes = network_shape(network)
+        head, self._head_curve = kind_of(activation)
         self._fields: dict[str, Any] = {
             **dict(zip(("hidden", "layers", "half"), self._sizes, strict=True)),
             "softening": network.softening,
+            "head": head,
+            "head_bend": None if self._head_curve is None else self._head_curve.address,
             "weights": ctypes.cast(at, ctypes.c_void_p),
             "elements": elements.data_ptr(),
         }
@@ -98,8 +106,9 @@ def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> P
         raise OptionError(NO_COMPILER)
     activation = potential.hyper_parameters.get("activation", "")
     if potential.dtype == torch.float64 and not tabulate:
-        if activation not in ACTIVATIONS:
-            raise OptionError(f"float64 resolves the error of {activation} as piecewise cubics")
+        for name in (activation, network.inner_activation):
+            if name not in ACTIVATIONS:
+                raise OptionError(f"float64 resolves the error of {name} as piecewise cubics")
         if network.table is None:
             raise OptionError("float64 resolves the error of the radial functions' splines")
     return PaiNNKernel(network, activation)
@@ -113,8 +122,6 @@ def own_table(network: PaiNN) -> tuple[UniformSpline, torch.Tensor]:
     """
     if network.table is not None:
         return network.table, network.filter_table()
-    if not network.messages:
-        return UniformSpline(network.cutoff, 1), torch.zeros(4, 0)
     layer = network.filters
 
     def filters(d: torch.Tensor) -> torch.Tensor:
@@ -129,11 +136,8 @@ def own_table(network: PaiNN) -> tuple[UniformSpline, torch.Tensor]:
 @torch.no_grad()
 def _first_phi(network: PaiNN) -> torch.Tensor:
     """What the first block's atoms send, which depends on their elements only."""
-    weight = network.embedding.weight.detach()
-    if not network.messages:
-        return weight.clone()
     message: Any = network.messages[0]
-    return message.phi(weight).contiguous()
+    return message.phi(network.embedding.weight).contiguous()
 
 
 def network_shape(network: PaiNN) -> tuple[int, int, int]:

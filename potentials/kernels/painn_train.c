@@ -102,8 +102,6 @@ static void forward(const share *c)
     places s;
     lay_out(&m, c->work, &s);
     take_pairs(c, &m);
-    for (integer a = 0; a < n && m.layers == 0; a++)
-        memcpy(s.s + a * F, c->weights[0] + c->species[a] * F, (size_t)F * sizeof(REAL));
     for (integer l = 0; l < m.layers; l++) {
         const block_weights w = weights_of(c->weights, l);
         const block b = block_at(&m, &s, l), after = block_at(&m, &s, l + 1);
@@ -129,7 +127,7 @@ static void forward(const share *c)
     }
     REAL *const h = s.room;
     product(n, F, half, s.s, out[0], out[1], s.q, 0);
-    activate(act.kind, NULL, n * half, s.q, h, s.q_slope, NULL);
+    activate((int)c->head, NULL, n * half, s.q, h, s.q_slope, NULL);
     for (integer a = 0; a < n; a++) {
         double sum = (double)out[4][0];
         for (integer q = 0; q < half; q++)
@@ -545,7 +543,7 @@ static void head_gradients(const share *c, const measures *m, const places *s, i
     const REAL *const *out = c->weights + 1 + WEIGHTS * m->layers;
     REAL *const *to = c->gradients + 1 + 9 * m->layers;
     REAL *const h = s->room, *const curved = h + nq, *const g = curved + nq, *const dq = g + 2 * nq;
-    activate((int)c->kind, NULL, nq, s->q, h, s->q_slope, curved);
+    activate((int)c->head, NULL, nq, s->q, h, s->q_slope, curved);
     if (moves)
         product(n, F, half, s->s + n * F, out[0], NULL, dq, 0);
     for (integer a = 0; a < n; a++) {

@@ -26,7 +26,8 @@ class PaiNNTraining(TrainingKernel):
         if network.table is None or network.hidden > MOST_FEATURES:
             raise ValueError("the network has no compiled form")
         shape = (*network_shape(network), len(network.embedding.weight), network.table.n_intervals)
-        super().__init__(network, activation, "painn_train", shape, network.softening)
+        options = network.softening, network.inner_activation
+        super().__init__(network, activation, "painn_train", shape, *options)
 
     def parameters(self) -> list[Tensor]:
         """Weights that the compiled gradient is for, in its order."""

@@ -45,6 +45,7 @@ class TrainingKernel(ABC):
         library: Name of the C source.
         shape: Sizes of the network as the C source wants them after atoms and pairs.
         softening: Of the C source's ``share``.
+        inner: The activation before the read-out, where that is another one.
 
     Raises:
         RuntimeError: If there is no compiled kernel here.
@@ -60,9 +61,11 @@ class TrainingKernel(ABC):
         library: str,
         shape: tuple[int, ...],
         softening: float = 0.0,
+        inner: str | None = None,
     ):
         spline = network.table
-        if not isinstance(spline, UniformSpline) or activation not in ACTIVATIONS:
+        activations = (inner or activation, activation)
+        if not isinstance(spline, UniformSpline) or not set(activations) <= set(ACTIVATIONS):
             raise ValueError("the network has no compiled form")
         self.network = network
         self.dtype: torch.dtype = network.embedding.weight.dtype  # type: ignore[union-attr, assignment]
@@ -74,9 +77,8 @@ class TrainingKernel(ABC):
         self.pair_bytes = int(integer_result(loaded.size_of_pair)())
         self.size_of_work = integer_result(loaded.size_of_work)
         assert int(integer_result(loaded.size_of_share)()) == ctypes.sizeof(_Share)
-        self.kind, self.spacing, self.softening = (
-            ACTIVATIONS.index(activation), spline.spacing, softening
-        )  # fmt: skip
+        self.kind, self.head = (ACTIVATIONS.index(name) for name in activations)
+        self.spacing, self.softening = spline.spacing, softening
         self.shape = shape
         self.rooms = _Rooms()
 
@@ -162,6 +164,7 @@ class _Share(ctypes.Structure):
         ("spacing", ctypes.c_double),
         ("softening", ctypes.c_double),
         ("kind", ctypes.c_int64),
+        ("head", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in _POINTERS),
     )
 
@@ -235,8 +238,8 @@ class _EnergiesForces(torch.autograd.Function):
             pair_room = np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8)
             room += [sizes, pairs, work, pair_room]
             share.sizes, share.pairs = pointer(sizes), pointer(pair_room)
-            share.spacing, share.kind = kernel.spacing, kernel.kind
-            share.softening = kernel.softening
+            share.spacing, share.softening = kernel.spacing, kernel.softening
+            share.kind, share.head = kernel.kind, kernel.head
             share.weights = ctypes.cast(weights_at, ctypes.c_void_p)
             share.r, share.species = _of(vectors[p0:p1]), _of(species[a0:a1])
             share.list, share.table, share.work = _of(pairs), _of(table), _of(work.memory)

@@ -16,7 +16,7 @@ typedef struct {
     const integer *sizes;    /* atoms, pairs, and those of the network */
     double spacing;          /* of the table, A */
     double softening;        /* of lengths (PaiNN) */
-    integer kind;            /* of activation */
+    integer kind, head;      /* of activations, before and in the read-out */
     const double *r;         /* x_j - x_i with cell vectors, A, [pairs, 3] */
     const integer *list;     /* [2, pairs]; all of them are used */
     const integer *species;  /* [atoms] */

@@ -31,7 +31,7 @@ from dcase.potentials.networks.bases import CosineCutoff
 from dcase.potentials.networks.float64_buffers import ExactBuffers
 from dcase.potentials.networks.splines import UniformSpline
 
-PUBLISHED_SOFTENING = 1e-4
+ORIGINAL_ACTIVATION, PUBLISHED_SOFTENING = "silu", 1e-4
 
 
 class SineBasis(nn.Module):
@@ -123,13 +123,15 @@ class PaiNN(ExactBuffers):
         num_interactions: Number of blocks of a message and an update.
         num_radial: Number of radial basis functions.
         cutoff: A.
-        activation: Name of the activation, used everywhere.
+        activation: Name of the activation.
         filter_knots: Intervals of the C2 cubic splines on which the filters ``fc(d) W(d)`` are
             taken (see :mod:`dcase.potentials.networks.splines`); 0: the formula at every distance.
             The compiled gradient needs splines.
         softening: The length of a vector feature is ``|x| = sqrt(x^2 + softening^2)``. Where a
             vector vanishes, as it does by symmetry in linear molecules and in crystals, a length
             has a cusp, and the force constants there are those of the cusp.
+        placement: ``"published"``: the activation is the read-out's, and messages and updates have
+            SiLU, as the DC paper does it with its networks of directions; ``"all"``: everywhere.
         variant: ``"paper"``: lengths rounded off over 1e-4 only, as in the original code.
 
     Raises:
@@ -149,12 +151,13 @@ class PaiNN(ExactBuffers):
         activation: str = "silu",
         filter_knots: int = 0,
         softening: float = 1.0,
+        placement: str = "published",
         variant: str = "default",
     ):
         super().__init__()
         sizes = {
             "hidden_channels": (hidden_channels, 2),
-            "num_interactions": (num_interactions, 0),
+            "num_interactions": (num_interactions, 1),
             "num_radial": (num_radial, 1),
             "filter_knots": (filter_knots, 0),
         }
@@ -163,15 +166,18 @@ class PaiNN(ExactBuffers):
             raise OptionError(f"softening must be positive, got {softening}")
         self.cutoff, self.hidden = float(cutoff), hidden_channels
         self.softening = PUBLISHED_SOFTENING if variant == "paper" else float(softening)
+        inner = activation if placement == "all" else ORIGINAL_ACTIVATION
+        self.inner_activation = inner
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         self.basis = SineBasis(cutoff, num_radial)
         self.envelope = CosineCutoff(cutoff)
         self.filters = _dense(num_radial, num_interactions * 3 * hidden_channels)
         self.messages = nn.ModuleList(
-            Message(hidden_channels, activation) for _ in range(num_interactions)
+            Message(hidden_channels, inner) for _ in range(num_interactions)
         )
         self.updates = nn.ModuleList(
-            Update(hidden_channels, activation, self.softening) for _ in range(num_interactions)
+            Update(hidden_channels, self.inner_activation, self.softening)
+            for _ in range(num_interactions)
         )
         self.out_in = _dense(hidden_channels, hidden_channels // 2)
         self.out_act = get_activation(activation)
@@ -196,17 +202,14 @@ class PaiNN(ExactBuffers):
         """
         s = self.embedding(species)
         v = s.new_zeros(len(s), 3, self.hidden)
-        if self.messages:
-            r = graph.vectors()
-            d = torch.linalg.vector_norm(r, dim=1)
-            u = (r / d.unsqueeze(-1)).to(s.dtype)
-            towards, w = torch.cat([u, -u]), self._filters(d, s.dtype)
-            i, j = graph.pairs
-            ends = (torch.cat([i, j]), torch.cat([j, i]))
-            filters = torch.cat([w, w]).split(3 * self.hidden, dim=-1)
-        for message, update, own in zip(
-            self.messages, self.updates, filters if self.messages else (), strict=True
-        ):
+        r = graph.vectors()
+        d = torch.linalg.vector_norm(r, dim=1)
+        u = (r / d.unsqueeze(-1)).to(s.dtype)
+        towards, w = torch.cat([u, -u]), self._filters(d, s.dtype)
+        i, j = graph.pairs
+        ends = (torch.cat([i, j]), torch.cat([j, i]))
+        filters = torch.cat([w, w]).split(3 * self.hidden, dim=-1)
+        for message, update, own in zip(self.messages, self.updates, filters, strict=True):
             ds, dv = message(s, v, own, towards, ends)
             s, v = s + ds, v + dv
             ds, dv = update(s, v)
@@ -255,7 +258,7 @@ ARCHITECTURE = Architecture(
             "cutoff": 4.0,
         },
     },
-    paper_activation="silu",
+    paper_activation=ORIGINAL_ACTIVATION,
     departures=(
         "the length of a vector feature has a cusp where the vector vanishes, as it does by "
         "symmetry, and force constants there are wrong",

@@ -34,9 +34,9 @@ def kernel_of(potential):
 
 
 def splined(architecture="schnet", activation="silu", **options):
-    return lively(
-        architecture, activation, **{"dtype": torch.float64, "filter_knots": 32, **options}
-    )
+    everywhere = {"placement": "all"} if architecture == "painn" else {}
+    fixed = {"dtype": torch.float64, "filter_knots": 32, **everywhere}
+    return lively(architecture, activation, **{**fixed, **options})
 
 
 def batch_of(frames, potential):
@@ -87,6 +87,12 @@ def test_gradient_is_that_of_autograd(architecture, activation):
     potential = splined(architecture, activation)
     frames = [ethanol(seed=1), ethanol(seed=2)[:5], ethanol(seed=3)]
     compare(potential, batch_of(frames, potential))
+
+
+def test_gradient_with_two_activations():
+    potential = splined("painn", "irelu", placement="published")
+    assert potential.network.inner_activation == "silu"
+    compare(potential, batch_of([ethanol(seed=1), ethanol(seed=2)], potential))
 
 
 @both

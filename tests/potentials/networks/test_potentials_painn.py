@@ -271,6 +271,7 @@ def test_sizes():
     ("options", "message"),
     [
         ({"hidden_channels": 1}, "hidden_channels must be at least 2"),
+        ({"num_interactions": 0}, "num_interactions must be at least 1"),
         ({"num_radial": 0}, "num_radial must be at least 1"),
         ({"softening": 0.0}, "softening must be positive"),
         ({"softening": math.nan}, "softening must be a finite number"),
