@@ -218,7 +218,10 @@ class Shortlist:
         return True
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that :meth:`restore` needs: ``scores``, ``tags``, ``positions``."""
+        """All that :meth:`restore` needs: ``scores``, ``tags``, ``positions``.
+
+        The arrays stay as they are when further frames are offered.
+        """
         return {"scores": self.scores, "tags": self.tags, "positions": self.positions}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:

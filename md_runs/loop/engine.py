@@ -300,8 +300,7 @@ class Simulation(MovingAtoms):
             dynamics={"rng": rng_state(self.rng), **self.motion.state()},
             uncertainty={} if self.uncertainty is None else self.uncertainty.state(),
         )
-        # An uncertainty's state goes on changing.
-        if self.uncertainty is not None or time.monotonic() - self._saved >= SAVE_SECONDS:
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
         self.reset_calculator()
         self.log.step(self.step, self.settings.steps, energy, self.atoms)

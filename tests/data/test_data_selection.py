@@ -202,7 +202,10 @@ def test_a_restored_shortlist_goes_on_as_the_first_would():
         first, second = Shortlist(template, 8, 0.1), Shortlist(template, 8, 0.1)
         for offer in offers[:cut]:
             first.offer(*offer)
-        second.restore(first.state())
+        state = first.state()
+        for offer in offers[cut:]:  # which leave the state as it is
+            first.offer(*offer)
+        second.restore(state)
         for offer in offers[cut:]:
             second.offer(*offer)
         for name, values in whole.state().items():

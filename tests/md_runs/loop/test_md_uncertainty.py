@@ -26,6 +26,7 @@ from dcase.data.selection import SEPARATION_A, fingerprint
 from dcase.errors import OptionError, SimulationError
 from dcase.md_runs.files.run_folder import SERIES, Checkpoint
 from dcase.md_runs.files.trajectory import read_positions, read_series
+from dcase.md_runs.loop import engine
 from dcase.md_runs.loop.uncertainty import WARNING
 from dcase.md_runs.report.report import write_report
 from dcase.md_runs.report.summary import print_summary
@@ -244,6 +245,7 @@ def test_a_spread_that_is_no_number_is_beyond_any_limit(tmp_path):
 
 def work(out, resume, settings, die_at):
     """Target of a process: a run that dies at a write."""
+    engine.SAVE_SECONDS = 0.0
     die_at_write(die_at)
     run_md(ensemble_molecule(), settings, out, resume=resume)
 
@@ -259,6 +261,7 @@ def test_kill_at_random_writes(tmp_path, monkeypatch, mode):
         run_md(ensemble_molecule(), replace(free, log_every=1), tmp_path / "free")
         u = read_series(tmp_path / "free")["uncertainty"]
         settings = replace(settings, max_uncertainty_eV_A=float(np.partition(u, -3)[-3]))
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)  # so that there are writes to die at
     out, rng, runs = tmp_path / "killed", np.random.default_rng(5), []
     total = count_writes(
         monkeypatch,
