@@ -38,7 +38,7 @@ static places lay_out(integer n, integer F, integer layers, integer half, REAL *
     PLACE(z, F);
     PLACE(gs, F);
     PLACE(gv, 3 * F);
-    PLACE(room, 12 * F);
+    PLACE(room, 9 * F);
     PLACE(head, half);
     PLACE(head_bent, half);
     PLACE(sent, 0); /* [threads, n, 6F]; a row: phi or s, and v */
@@ -48,7 +48,7 @@ static places lay_out(integer n, integer F, integer layers, integer half, REAL *
 
 integer numbers_of_atom(integer F, integer layers, integer half, integer threads)
 {
-    return (layers * KEPT + 21 + 6 * threads) * F + 2 * half;
+    return (layers * KEPT + 18 + 6 * threads) * F + 2 * half;
 }
 
 static block block_at(const system_call *c, const places *p, integer layer)
@@ -85,8 +85,7 @@ static void evaluate(const void *call, integer thread)
     for (integer q = 0; q < count; q++)
         point(rays + q);
 
-    REAL *const mine = p.sent + thread * n * 6 * F, *const room = p.room + a0 * 12 * F;
-    REAL W[MOST], slope[MOST];
+    REAL *const mine = p.sent + thread * n * 6 * F, *const room = p.room + a0 * 9 * F;
     for (integer a = a0; a < a1; a++)
         memcpy(p.s + a * F, c->weights[0] + g->species[g->atom_of[a]] * F,
                (size_t)F * sizeof(REAL));
@@ -99,8 +98,7 @@ static void evaluate(const void *call, integer thread)
         BARRIER
         for (integer q = 0; q < count; q++) {
             const integer i = rays[q].p.i, j = rays[q].p.j;
-            filters_at(&rays[q].p, c->table + 3 * l * F, columns, (l ? 3 : 2) * F, W, NULL);
-            send(rays + q, F, W, b.phi, l ? i : g->species[g->atom_of[i]],
+            send(rays + q, F, c->table + 3 * l * F, columns, b.phi, l ? i : g->species[g->atom_of[i]],
                  l ? j : g->species[g->atom_of[j]], l ? b.v : NULL,
                  p.sent + thread * n * 4 * F, 4 * F, p.sent + thread * n * 4 * F + F, 4 * F);
         }
@@ -134,14 +132,14 @@ static void evaluate(const void *call, integer thread)
     for (integer l = layers - 1; l >= 0; l--) {
         const block_weights w = weights_of(c->weights, l);
         const block b = block_at(c, &p, l);
-        update_back(&b, &w, a0, rows, F, l + 1 < layers, p.gs + a0 * F, p.gv + a0 * 3 * F, room);
+        update_back(&b, &w, a0, rows, F, l + 1 < layers, p.gs + a0 * F, p.gv + a0 * 3 * F, room,
+                    room + rows * F, room + rows * 3 * F);
         if (l)
             clear(g, p.sent, 6 * F, thread, a0, a1);
         BARRIER
         for (integer q = 0; q < count; q++) {
             const integer i = rays[q].p.i, j = rays[q].p.j;
-            filters_at(&rays[q].p, c->table + 3 * l * F, columns, (l ? 3 : 2) * F, W, slope);
-            send_back(rays + q, F, W, slope, b.phi, l ? i : g->species[g->atom_of[i]],
+            send_back(rays + q, F, c->table + 3 * l * F, columns, b.phi, l ? i : g->species[g->atom_of[i]],
                       l ? j : g->species[g->atom_of[j]], l ? b.v : NULL, p.gs, p.gv, mine,
                       mine + 3 * F, 6 * F);
         }
@@ -151,7 +149,8 @@ static void evaluate(const void *call, integer thread)
             for (integer a = a0; a < a1; a++)
                 for (integer f = 0; f < 3 * F; f++)
                     p.gv[a * 3 * F + f] += p.sent[a * 6 * F + 3 * F + f];
-            phi_back(&b, &w, a0, rows, F, p.sent + a0 * 6 * F, 6 * F, p.gs + a0 * F, room);
+            phi_back(&b, &w, a0, rows, F, p.sent + a0 * 6 * F, 6 * F, p.gs + a0 * F, room,
+                     room + rows * F);
         }
         BARRIER
     }

@@ -24,10 +24,6 @@ from dcase.potentials.kernels.tables import CLOSEST, coefficients, fine_enough
 from dcase.potentials.networks.painn import PaiNN
 from dcase.potentials.networks.splines import UniformSpline
 
-MOST_FEATURES = 1024
-"""Of an atom, for which the kernels have room."""
-
-
 _POINTERS = ("weights", "elements", "table", "bend", "head_bend", "work")
 
 
@@ -63,7 +59,6 @@ class PaiNNKernel(AtomKernel):
         table = own_table(network)
         inner = network.inner_activation
         super().__init__("painn", _Call, dtype, inner, network.cutoff, table, threads)
-        assert int(integer_result(self.library.most_features)()) == MOST_FEATURES
         self._numbers_of_atom = integer_result(self.library.numbers_of_atom)
         self.nearest = 0.0 if network.table is not None else CLOSEST
         weights, elements = packed_weights(network, copy=True), _first_phi(network)
@@ -100,8 +95,6 @@ def compiled(potential: PotentialLike, tabulate: bool, filter_error: float) -> P
     network = potential.network
     if not isinstance(network, PaiNN):  # a network of one's own under PaiNN's name
         raise OptionError(f"there is no compiled form of {type(network).__name__}")
-    if network.hidden > MOST_FEATURES:
-        raise OptionError(f"more than {MOST_FEATURES} features have no compiled form")
     if not available(potential.dtype, "painn"):
         raise OptionError(NO_COMPILER)
     activation = potential.hyper_parameters.get("activation", "")

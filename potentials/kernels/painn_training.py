@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dcase.errors import OptionError
 from dcase.potentials.kernels.compiled import PotentialLike
 from dcase.potentials.kernels.painn import (
-    MOST_FEATURES,
     dense_layers,
     network_shape,
     packed_weights,
@@ -23,7 +20,7 @@ class PaiNNTraining(TrainingKernel):
     network: PaiNN
 
     def __init__(self, network: PaiNN, activation: str):
-        if network.table is None or network.hidden > MOST_FEATURES:
+        if network.table is None:
             raise ValueError("the network has no compiled form")
         shape = (*network_shape(network), len(network.embedding.weight), network.table.n_intervals)
         options = network.softening, network.inner_activation
@@ -40,9 +37,9 @@ class PaiNNTraining(TrainingKernel):
         """All weights but those of the filters."""
         return packed_weights(self.network, copy=False)
 
-    def gradients(self, packed: list[Tensor]) -> list[Tensor]:
+    def like_gradients(self, packed: list[Tensor]) -> list[Tensor]:
         """Of the shape of the weights."""
-        return [torch.zeros_like(weight) for weight in self.parameters()]
+        return self.parameters()
 
     def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
         """As they are."""
@@ -67,6 +64,4 @@ def training_kernel(potential: PotentialLike) -> PaiNNTraining:
     network = potential.network
     check_trainable(potential, PaiNN, ("painn_train",))
     assert isinstance(network, PaiNN)
-    if network.hidden > MOST_FEATURES:
-        raise OptionError(f"more than {MOST_FEATURES} features have no compiled gradient")
     return PaiNNTraining(network, potential.hyper_parameters["activation"])

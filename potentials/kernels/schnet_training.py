@@ -42,14 +42,14 @@ class SchNetTraining(TrainingKernel):
         """The weights of the nodes' network."""
         return packed_weights(self.network, copy=False)
 
-    def gradients(self, packed: list[Tensor]) -> list[Tensor]:
+    def like_gradients(self, packed: list[Tensor]) -> list[Tensor]:
         """Of those that are there once: without transposed copies."""
         layers = self.shape[2]
         found = packed[:1]
         for layer in range(layers):
             found += packed[1 + 8 * layer : 6 + 8 * layer]
         tail = packed[1 + 8 * layers :]
-        return [torch.zeros_like(w) for w in (*found, tail[0], tail[1], tail[3], tail[4])]
+        return [*found, tail[0], tail[1], tail[3], tail[4]]
 
     def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
         """Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row."""

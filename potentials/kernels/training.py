@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
 from dcase.errors import OptionError
@@ -34,6 +35,10 @@ from dcase.potentials.networks.splines import UniformSpline
 
 WORTH_A_THREAD = 5e7
 """Floating point operations of a step for which starting one more thread pays."""
+
+BYTES_OF_A_SHARE = 3e6
+"""What is worked on at a time, where a batch can be cut, so that more of it stays in the processor's
+caches from one layer to the next."""
 
 
 class TrainingKernel(ABC):
@@ -91,8 +96,8 @@ class TrainingKernel(ABC):
         """The weights as the C source takes them, contiguous; views or copies, without gradient."""
 
     @abstractmethod
-    def gradients(self, packed: list[Tensor]) -> list[Tensor]:
-        """Zeros that the gradients are added to, as the C source takes them."""
+    def like_gradients(self, packed: list[Tensor]) -> list[Tensor]:
+        """Any tensors of the gradients' shapes, as the C source leaves them."""
 
     @abstractmethod
     def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
@@ -157,10 +162,12 @@ _POINTERS = (
 
 
 class _Share(ctypes.Structure):
-    """The kernels' ``share``: whole systems of a batch, for one thread."""
+    """The kernels' ``share``: whole systems of a batch."""
 
     _fields_ = (
         ("sizes", ctypes.c_void_p),
+        ("first", ctypes.c_int64),
+        ("apart", ctypes.c_int64),
         ("spacing", ctypes.c_double),
         ("softening", ctypes.c_double),
         ("kind", ctypes.c_int64),
@@ -192,23 +199,107 @@ class _Room:
         self._free.append(self.memory)
 
 
-def _cuts(kernel: TrainingKernel, graph: AtomicGraph) -> list[tuple[int, int, int, int]]:
-    """First and last atom, and pair, of as many shares as there are threads for the batch.
+_Cut = tuple[int, int, int, int]
+"""First and last atom, and pair, of a share."""
+
+
+def _cuts(kernel: TrainingKernel, graph: AtomicGraph) -> list[list[_Cut]]:
+    """The shares of as many threads as there are for the batch.
 
     Cut between systems; one share where atoms or pairs are not in the order of systems.
     """
     n, count = graph.n_atoms, graph.pairs.shape[1]
     threads = min(torch.get_num_threads(), graph.n_systems, kernel.worth_threads(n, count))
-    atoms, pairs = [0, n], [0, count]
-    if threads > 1:
-        system = graph.system
-        of_pair = system[graph.pairs[0]]
-        if bool((system.diff() >= 0).all()) and bool((of_pair.diff() >= 0).all()):
-            at = torch.stack([system[n * t // threads] for t in range(1, threads)])
-            atoms = [0, *torch.searchsorted(system, at).tolist(), n]
-            pairs = [0, *torch.searchsorted(of_pair, at).tolist(), count]
-    cuts = zip(atoms, atoms[1:], pairs, pairs[1:], strict=False)
-    return [cut for cut in cuts if cut[1] > cut[0]]
+    size = int(kernel.size_of_work(pointer(np.array([n, count, *kernel.shape]))))
+    share_of_thread = size * kernel.dtype.itemsize / BYTES_OF_A_SHARE / threads
+    shares = threads * max(1, round(share_of_thread))
+    if shares > 1:
+        system = graph.system.numpy()
+        of_pair = system[graph.pairs[0].numpy()]
+        if (np.diff(system) >= 0).all() and (np.diff(of_pair) >= 0).all():
+            at = [system[n * k // shares] for k in range(1, shares)]
+            atoms = [0, *np.searchsorted(system, at).tolist(), n]
+            pairs = [0, *np.searchsorted(of_pair, at).tolist(), count]
+            cuts = list(zip(atoms, atoms[1:], pairs, pairs[1:], strict=False))
+            own = shares // threads
+            found = [
+                [cut for cut in cuts[own * t : own * (t + 1)] if cut[1] > cut[0]]
+                for t in range(threads)
+            ]
+            return [share for share in found if share]
+    return [[(0, n, 0, count)]]
+
+
+class _Batch:
+    """What the C source is given of a batch, and all memory that it points to."""
+
+    def __init__(
+        self, kernel: TrainingKernel, species: Tensor, graph: AtomicGraph, table: Tensor
+    ) -> None:
+        self.kernel, self.packed, self.table = kernel, kernel.packed(), table
+        cuts = _cuts(kernel, graph)
+        self.cuts = [cut for own in cuts for cut in own]
+        self.firsts = np.cumsum([0, *(len(own) for own in cuts)])  # share of each thread
+        vectors, pairs = graph.vectors().detach().contiguous(), graph.pairs.contiguous()
+        species = species.contiguous()
+        self.sizes = np.array([[a1 - a0, p1 - p0, *kernel.shape] for a0, a1, p0, p1 in self.cuts])
+        self.weights = pointers(self.packed)
+        self.kept_alive = vectors, pairs, species
+        number = table.element_size()
+        ends = [0]  # in the room: of each share's numbers, and of its pairs
+        for own in self.sizes:
+            work = int(kernel.size_of_work(pointer(own)))
+            for size in (work, -(-int(own[1]) * kernel.pair_bytes // number)):
+                ends.append(ends[-1] + -(-size // 16) * 16)
+        self.room = kernel.rooms.take(ends[-1], kernel.dtype)
+        self.shares = (_Share * len(self.cuts))()
+        for k, (share, (a0, _, p0, _)) in enumerate(zip(self.shares, self.cuts, strict=True)):
+            share.sizes = self.sizes[k].ctypes.data
+            share.first, share.apart = a0, pairs.shape[1]
+            share.spacing, share.softening = kernel.spacing, kernel.softening
+            share.kind, share.head = kernel.kind, kernel.head
+            share.weights = ctypes.cast(self.weights, ctypes.c_void_p)
+            share.r, share.list = vectors.data_ptr() + 24 * p0, pairs.data_ptr() + 8 * p0
+            share.species, share.table = species.data_ptr() + 8 * a0, table.data_ptr()
+            share.work = self.room.memory.data_ptr() + number * ends[2 * k]
+            share.pairs = self.room.memory.data_ptr() + number * ends[2 * k + 1]
+
+    def run(self, function: Any) -> None:
+        """``forward`` or ``backward`` of all shares."""
+        threads = ctypes.c_int64(len(self.firsts) - 1)
+        function(threads, pointer(self.firsts), self.shares)
+
+    def forward(self, forces: bool) -> tuple[Tensor, Tensor]:
+        """Energies and forces."""
+        n = self.cuts[-1][1]
+        energy = torch.empty(n, dtype=torch.float64)
+        force = torch.zeros(n, 3, dtype=torch.float64)
+        for share, (a0, *_) in zip(self.shares, self.cuts, strict=True):
+            share.energy = energy.data_ptr() + 8 * a0
+            share.force = force.data_ptr() + 24 * a0 if forces else None
+        self.run(self.kernel.forward)
+        return energy, force
+
+    def backward(self, by_energy: Tensor, by_force: Tensor | None) -> list[Tensor]:
+        """Gradients by the table and by the weights as the C source leaves them."""
+        like = [self.table, *self.kernel.like_gradients(self.packed)]
+        ends = np.cumsum([0, *(tensor.numel() for tensor in like)])
+        found = torch.zeros(len(self.firsts) - 1, int(ends[-1]), dtype=self.kernel.dtype)
+        at = found.data_ptr() + found.element_size() * (
+            ends[:-1] + ends[-1] * np.arange(len(found))[:, None]
+        )
+        for thread, (begin, end) in enumerate(zip(self.firsts, self.firsts[1:], strict=False)):
+            for k in range(begin, end):
+                share, first = self.shares[k], self.cuts[k][0]
+                share.table_gradient = int(at[thread, 0])
+                share.gradients = at[thread, 1:].ctypes.data
+                share.by_energy = by_energy.data_ptr() + 8 * first
+                share.by_force = None if by_force is None else by_force.data_ptr() + 24 * first
+        self.run(self.kernel.backward)
+        total, *others = found
+        for other in others:
+            total += other
+        return list(_unflatten_dense_tensors(total, like))
 
 
 class _EnergiesForces(torch.autograd.Function):
@@ -222,60 +313,17 @@ class _EnergiesForces(torch.autograd.Function):
         table: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        packed = kernel.packed()
-        weights_at = pointers(packed)
-        table = table.detach().contiguous()
-        energy = torch.empty(len(species), dtype=torch.float64)
-        force = torch.zeros(len(species), 3, dtype=torch.float64)
-        vectors, species = graph.vectors().detach().contiguous(), species.contiguous()
-        cuts = _cuts(kernel, graph)
-        shares = (_Share * len(cuts))()
-        room: list[Any] = [packed, weights_at, table, vectors, species]  # kept alive by ctx
-        for share, (a0, a1, p0, p1) in zip(shares, cuts, strict=True):
-            sizes = np.array([a1 - a0, p1 - p0, *kernel.shape])
-            pairs = (graph.pairs[:, p0:p1] - a0).contiguous()
-            work = kernel.rooms.take(int(kernel.size_of_work(pointer(sizes))), kernel.dtype)
-            pair_room = np.empty(max(p1 - p0, 1) * kernel.pair_bytes, dtype=np.uint8)
-            room += [sizes, pairs, work, pair_room]
-            share.sizes, share.pairs = pointer(sizes), pointer(pair_room)
-            share.spacing, share.softening = kernel.spacing, kernel.softening
-            share.kind, share.head = kernel.kind, kernel.head
-            share.weights = ctypes.cast(weights_at, ctypes.c_void_p)
-            share.r, share.species = _of(vectors[p0:p1]), _of(species[a0:a1])
-            share.list, share.table, share.work = _of(pairs), _of(table), _of(work.memory)
-            share.energy = _of(energy[a0:a1])
-            share.force = _of(force[a0:a1]) if forces else None
-        kernel.forward(ctypes.c_int64(len(shares)), shares)
-        ctx.kernel, ctx.forces, ctx.shares, ctx.cuts, ctx.room = kernel, forces, shares, cuts, room
-        ctx.packed, ctx.table = packed, table
+        ctx.batch, ctx.forces = _Batch(kernel, species, graph, table.detach().contiguous()), forces
         ctx.set_materialize_grads(False)
-        return energy, force
+        found: tuple[Tensor, Tensor] = ctx.batch.forward(forces)
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         by_energy, by_force = grads
-        kernel, shares = ctx.kernel, ctx.shares
-        by_energy = torch.zeros(ctx.cuts[-1][1]) if by_energy is None else by_energy
-        by_energy = by_energy.double().contiguous()
+        batch: _Batch = ctx.batch
+        by_energy = torch.zeros(batch.cuts[-1][1]) if by_energy is None else by_energy
         by_force = None if by_force is None or not ctx.forces else by_force.double().contiguous()
-        found: list[list[Tensor]] = []  # of each share: the table's, and the weights'
-        kept = []
-        for share, (a0, a1, _, _) in zip(shares, ctx.cuts, strict=True):
-            gradients = kernel.gradients(ctx.packed)
-            found.append([torch.zeros_like(ctx.table), *gradients])
-            kept.append(pointers(gradients))
-            share.gradients = ctypes.cast(kept[-1], ctypes.c_void_p)
-            share.table_gradient = _of(found[-1][0])
-            share.by_energy = _of(by_energy[a0:a1])
-            share.by_force = None if by_force is None else _of(by_force[a0:a1])
-        kernel.backward(ctypes.c_int64(len(shares)), shares)
-        first, *others = found
-        for other in others:
-            torch._foreach_add_(first, other)
-        table, *weights = first
-        return (None, None, None, None, table, *kernel.by_parameter(weights))
-
-
-def _of(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+        table, *weights = batch.backward(by_energy.double().contiguous(), by_force)
+        return (None, None, None, None, table, *batch.kernel.by_parameter(weights))

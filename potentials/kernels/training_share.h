@@ -14,11 +14,12 @@ static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B,
 /* Whole systems; the same fields as in training.py. */
 typedef struct {
     const integer *sizes;    /* atoms, pairs, and those of the network */
+    integer first, apart;    /* the first atom's number in list; from i of a pair to its j there */
     double spacing;          /* of the table, A */
     double softening;        /* of lengths (PaiNN) */
     integer kind, head;      /* of activations, before and in the read-out */
     const double *r;         /* x_j - x_i with cell vectors, A, [pairs, 3] */
-    const integer *list;     /* [2, pairs]; all of them are used */
+    const integer *list;     /* i of the pairs, and j; all of them are used */
     const integer *species;  /* [atoms] */
     const REAL *const *weights;
     const REAL *table;
@@ -32,18 +33,21 @@ typedef struct {
 
 integer size_of_share(void) { return (integer)sizeof(share); }
 
-/* A thread for each share: those that torch has, where both use one OpenMP. */
+/* Shares that one thread takes in turn have their gradients together; the threads are those that
+ * torch has, where both use one OpenMP. from [threads + 1]: the first share of each, and the end. */
 #ifdef _OPENMP
-#define BY_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads((int)count) if (count > 1)")
+#define BY_THREADS                                                                                 \
+    _Pragma("omp parallel for schedule(static, 1) num_threads((int)threads) if (threads > 1)")
 #else
 #define BY_THREADS
 #endif
 #define FOR_SHARES(name)                                                                           \
-    void name##_shares(integer count, const share *shares)                                         \
+    void name##_shares(integer threads, const integer *from, const share *shares)                  \
     {                                                                                              \
         BY_THREADS                                                                                 \
-        for (integer q = 0; q < count; q++)                                                        \
-            name(shares + q);                                                                      \
+        for (integer t = 0; t < threads; t++)                                                      \
+            for (integer q = from[t]; q < from[t + 1]; q++)                                        \
+                name(shares + q);                                                                  \
     }
 
 #endif
