@@ -6,7 +6,6 @@ The filter networks, which run on the knots of their table only, have a gradient
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dcase.potentials.kernels.compiled import PotentialLike

@@ -37,7 +37,7 @@ WORTH_A_THREAD = 5e7
 """Floating point operations of a step for which starting one more thread pays."""
 
 BYTES_OF_A_SHARE = 3e6
-"""What is worked on at a time, where a batch can be cut, so that more of it stays in the processor's
+"""What a thread works on at a time, where a batch can be cut: more of it stays in the processor's
 caches from one layer to the next."""
 
 
@@ -211,8 +211,8 @@ def _cuts(kernel: TrainingKernel, graph: AtomicGraph) -> list[list[_Cut]]:
     n, count = graph.n_atoms, graph.pairs.shape[1]
     threads = min(torch.get_num_threads(), graph.n_systems, kernel.worth_threads(n, count))
     size = int(kernel.size_of_work(pointer(np.array([n, count, *kernel.shape]))))
-    share_of_thread = size * kernel.dtype.itemsize / BYTES_OF_A_SHARE / threads
-    shares = threads * max(1, round(share_of_thread))
+    of_thread = round(size * kernel.dtype.itemsize / BYTES_OF_A_SHARE / threads)
+    shares = threads * max(1, min(of_thread, -(-graph.n_systems // threads)))
     if shares > 1:
         system = graph.system.numpy()
         of_pair = system[graph.pairs[0].numpy()]

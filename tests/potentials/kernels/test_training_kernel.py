@@ -271,6 +271,17 @@ def test_threads_share_the_systems_of_a_batch(architecture, make, threads):
 
 
 @both
+def test_threads_take_systems_one_after_the_other(architecture, threads, monkeypatch):
+    monkeypatch.setattr(training, "BYTES_OF_A_SHARE", 1.0)
+    potential = splined(architecture)
+    graph = batch_of([ethanol(seed=s) for s in range(6)], potential)
+    compare(potential, graph)
+    assert threads == [3]
+    cuts = training._cuts(kernel_of(potential), graph)
+    assert [len(own) for own in cuts] == [2, 2, 3]
+
+
+@both
 def test_a_batch_whose_pairs_are_in_any_order_is_not_cut(architecture, threads):
     potential = splined(architecture)
     graph = batch_of([ethanol(seed=n) for n in range(3)], potential)
