@@ -278,7 +278,7 @@ def test_threads_take_systems_one_after_the_other(architecture, threads, monkeyp
     compare(potential, graph)
     assert threads == [3]
     cuts = training._cuts(kernel_of(potential), graph)
-    assert [len(own) for own in cuts] == [2, 2, 3]
+    assert [len(own) for own in cuts] == [2, 2, 2]
 
 
 @both
