@@ -6,6 +6,8 @@ The filter networks, which run on the knots of their table only, have a gradient
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from dcase.potentials.kernels.compiled import PotentialLike
@@ -37,24 +39,19 @@ class SchNetTraining(TrainingKernel):
         head, out = net.out_in, net.out
         return [*found, head.weight, head.bias, out.weight, out.bias]
 
-    def packed(self) -> list[Tensor]:
+    def packed(self) -> tuple[list[int], Any]:
         """The weights of the nodes' network."""
-        return packed_weights(self.network, copy=False)
+        weights = packed_weights(self.network, copy=False)
+        return [weight.data_ptr() for weight in weights], weights
 
-    def like_gradients(self, packed: list[Tensor]) -> list[Tensor]:
-        """Of those that are there once: without transposed copies."""
-        layers = self.shape[2]
-        found = packed[:1]
-        for layer in range(layers):
-            found += packed[1 + 8 * layer : 6 + 8 * layer]
-        tail = packed[1 + 8 * layers :]
-        return [*found, tail[0], tail[1], tail[3], tail[4]]
+    def like_gradients(self) -> list[Tensor]:
+        """Matrices are [in, out] there."""
+        embedding, *others = self.parameters()
+        return [embedding, *(w.T if w.ndim == 2 else w for w in others)]
 
     def by_parameter(self, gradients: list[Tensor]) -> list[Tensor]:
-        """Matrices are [in, out] there and [out, in] in torch; the read-out's last one is a row."""
-        results = [gradients[0], *(g.T if g.ndim == 2 else g for g in gradients[1:])]
-        results[-2] = results[-2].reshape(1, -1)
-        return results
+        """Matrices are [out, in] in torch."""
+        return [gradients[0], *(g.T if g.ndim == 2 else g for g in gradients[1:])]
 
     def table(self) -> Tensor:
         """Coefficients of the filters, [intervals + 3, layers * filters]."""

@@ -78,7 +78,8 @@ class TrainingKernel(ABC):
         if loaded is None:
             raise RuntimeError("there is no compiled kernel here")
         self.forward, self.backward = loaded.forward_shares, loaded.backward_shares
-        self.forward.restype = self.backward.restype = None
+        self._flip = loaded.flip
+        self.forward.restype = self.backward.restype = self._flip.restype = None
         self.pair_bytes = int(integer_result(loaded.size_of_pair)())
         self.size_of_work = integer_result(loaded.size_of_work)
         assert int(integer_result(loaded.size_of_share)()) == ctypes.sizeof(_Share)
@@ -86,17 +87,18 @@ class TrainingKernel(ABC):
         self.spacing, self.softening = spline.spacing, softening
         self.shape = shape
         self.rooms = _Rooms()
+        self._gradients: tuple[list[Tensor], np.ndarray] | None = None
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
         """Weights that the compiled gradient is for."""
 
     @abstractmethod
-    def packed(self) -> list[Tensor]:
-        """The weights as the C source takes them, contiguous; views or copies, without gradient."""
+    def packed(self) -> tuple[list[int], Any]:
+        """Addresses of the weights as the C source takes them, and who owns what is there."""
 
     @abstractmethod
-    def like_gradients(self, packed: list[Tensor]) -> list[Tensor]:
+    def like_gradients(self) -> list[Tensor]:
         """Any tensors of the gradients' shapes, as the C source leaves them."""
 
     @abstractmethod
@@ -110,6 +112,29 @@ class TrainingKernel(ABC):
     @abstractmethod
     def operations(self, n_atoms: int, n_pairs: int) -> float:
         """Of a step, roughly."""
+
+    def transposed(self, matrices: list[Tensor]) -> tuple[list[int], Tensor]:
+        """Addresses of the transposed matrices, copies in the memory that comes with them."""
+        shapes = np.array([matrix.shape for matrix in matrices])
+        ends = np.cumsum([0, *shapes.prod(1)])
+        copies = torch.empty(int(ends[-1]), dtype=self.dtype)
+        self._flip(
+            ctypes.c_int64(len(shapes)),
+            pointer(shapes),
+            pointers(matrices),
+            ctypes.c_void_p(copies.data_ptr()),
+        )
+        return (copies.data_ptr() + copies.element_size() * ends[:-1]).tolist(), copies
+
+    def gradients(self, table: Tensor) -> tuple[list[Tensor], np.ndarray]:
+        """Tensors like those of a table's gradient and of the weights', and where they begin.
+
+        In one block; the last place is its end.
+        """
+        if self._gradients is None:
+            like = [w.detach().to("meta") for w in (table, *self.like_gradients())]
+            self._gradients = like, np.cumsum([0, *(w.numel() for w in like)])
+        return self._gradients
 
     def worth_threads(self, n_atoms: int, n_pairs: int) -> int:
         """Up to how many threads save time with a batch of this size."""
@@ -236,15 +261,16 @@ class _Batch:
     def __init__(
         self, kernel: TrainingKernel, species: Tensor, graph: AtomicGraph, table: Tensor
     ) -> None:
-        self.kernel, self.packed, self.table = kernel, kernel.packed(), table
+        self.kernel, self.table = kernel, table
+        addresses, owners = kernel.packed()
+        self.weights = np.array(addresses)
         cuts = _cuts(kernel, graph)
         self.cuts = [cut for own in cuts for cut in own]
         self.firsts = np.cumsum([0, *(len(own) for own in cuts)])  # share of each thread
         vectors, pairs = graph.vectors().detach().contiguous(), graph.pairs.contiguous()
         species = species.contiguous()
         self.sizes = np.array([[a1 - a0, p1 - p0, *kernel.shape] for a0, a1, p0, p1 in self.cuts])
-        self.weights = pointers(self.packed)
-        self.kept_alive = vectors, pairs, species
+        self.kept_alive = owners, vectors, pairs, species
         number = table.element_size()
         ends = [0]  # in the room: of each share's numbers, and of its pairs
         for own in self.sizes:
@@ -258,7 +284,7 @@ class _Batch:
             share.first, share.apart = a0, pairs.shape[1]
             share.spacing, share.softening = kernel.spacing, kernel.softening
             share.kind, share.head = kernel.kind, kernel.head
-            share.weights = ctypes.cast(self.weights, ctypes.c_void_p)
+            share.weights = self.weights.ctypes.data
             share.r, share.list = vectors.data_ptr() + 24 * p0, pairs.data_ptr() + 8 * p0
             share.species, share.table = species.data_ptr() + 8 * a0, table.data_ptr()
             share.work = self.room.memory.data_ptr() + number * ends[2 * k]
@@ -282,8 +308,7 @@ class _Batch:
 
     def backward(self, by_energy: Tensor, by_force: Tensor | None) -> list[Tensor]:
         """Gradients by the table and by the weights as the C source leaves them."""
-        like = [self.table, *self.kernel.like_gradients(self.packed)]
-        ends = np.cumsum([0, *(tensor.numel() for tensor in like)])
+        like, ends = self.kernel.gradients(self.table)
         found = torch.zeros(len(self.firsts) - 1, int(ends[-1]), dtype=self.kernel.dtype)
         at = found.data_ptr() + found.element_size() * (
             ends[:-1] + ends[-1] * np.arange(len(found))[:, None]
@@ -296,10 +321,9 @@ class _Batch:
                 share.by_energy = by_energy.data_ptr() + 8 * first
                 share.by_force = None if by_force is None else by_force.data_ptr() + 24 * first
         self.run(self.kernel.backward)
-        total, *others = found
-        for other in others:
-            total += other
-        return list(_unflatten_dense_tensors(total, like))
+        for other in found[1:]:
+            found[0] += other
+        return list(_unflatten_dense_tensors(found[0], like))
 
 
 class _EnergiesForces(torch.autograd.Function):

@@ -11,6 +11,28 @@ static void outer(integer n, integer k, integer m, const REAL *A, const REAL *B,
     multiply(k, n, m, A, 1, k, B, NULL, C, 1);
 }
 
+#define SIDE 32 /* of a tile of a matrix that is transposed, in the nearest cache */
+
+/* Each of several matrices A [rows, columns] to A^T, one behind the other in B; shapes [count, 2] */
+void flip(integer count, const integer *shapes, const REAL *const *A, REAL *B)
+{
+    REAL tile[SIDE][SIDE];
+    for (integer c = 0; c < count; c++) {
+        const integer n = shapes[2 * c], m = shapes[2 * c + 1];
+        for (integer i = 0; i < n; i += SIDE)
+            for (integer j = 0; j < m; j += SIDE) {
+                const integer rows = n - i < SIDE ? n - i : SIDE,
+                              columns = m - j < SIDE ? m - j : SIDE;
+                for (integer p = 0; p < rows; p++)
+                    for (integer q = 0; q < columns; q++)
+                        tile[q][p] = A[c][(i + p) * m + j + q];
+                for (integer q = 0; q < columns; q++)
+                    memcpy(B + (j + q) * n + i, tile[q], (size_t)rows * sizeof(REAL));
+            }
+        B += n * m;
+    }
+}
+
 /* Whole systems; the same fields as in training.py. */
 typedef struct {
     const integer *sizes;    /* atoms, pairs, and those of the network */
