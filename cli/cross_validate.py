@@ -30,7 +30,7 @@ from dcase.cli.progress import progress_line
 from dcase.cli.show import error_table, errors_title, results_console
 from dcase.cli.train import RUNNER, Load, train
 from dcase.cli.train_options import chosen_recipe
-from dcase.cli.train_run import described, prepared
+from dcase.cli.train_run import default_name, described, prepared
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import SplitFrames, Splits
 from dcase.errors import OptionError
@@ -43,7 +43,6 @@ from dcase.potentials.fitting.cross_validation import (
 )
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.fitting.recipe import Recipe
-from dcase.potentials.networks.registry import get_architecture
 from dcase.potentials.quantity import Quantity, quantity_of
 
 # Options of training that make no sense for folds, and what they are then.
@@ -141,7 +140,7 @@ def _cross_validate(
     refuse_both(chosen["resume"], chosen["overwrite"])
     use_threads(chosen["threads"])
     recipe = chosen_recipe(chosen)
-    out = Path(chosen["out"] or _default_name(name, recipe))
+    out = Path(chosen["out"] or default_name(name, recipe, chosen["recipe"], "ensemble"))
     if out.suffix == ".run":
         raise OptionError(f"--out {out}: .run is for the folder beside it; use another ending")
     check_writable(out, [out.with_suffix(".run") / "x"], stream=False)
@@ -191,14 +190,6 @@ def _cross_validate(
     for line in outcome.report["warnings"]:
         notices(line)
     _conclude(outcome)
-
-
-def _default_name(name: str, recipe: Recipe) -> str:
-    from dcase.potentials.fitting.recipe import ModelChoice
-
-    model = get_architecture(recipe.model.architecture).name
-    middle = [] if model == ModelChoice.architecture else [model]
-    return "_".join([name, *middle, recipe.model.activation, "ensemble"]) + ".pt"
 
 
 def _cores() -> int:

@@ -126,7 +126,7 @@ def _run_options(recipe: str) -> Decorator:
         "Run",
         out_file(
             "Checkpoint to write; default: <molecule or file>_<activation>.pt, with "
-            "the model before the activation where it is not schnet. Logs and the state to "
+            "the model before the activation where it is not the recipe's. Logs and the state to "
             "resume from go into a folder of that name ending in .run."
         ),
         resume_option("Go on from the last saved state."),

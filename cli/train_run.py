@@ -26,7 +26,7 @@ from dcase.potentials.fitting.checked_frames import checked_frames
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, training_place
 from dcase.potentials.fitting.fit_report import TestFrames
-from dcase.potentials.fitting.recipe import ModelChoice, Recipe
+from dcase.potentials.fitting.recipe import ModelChoice, Recipe, load_recipe
 from dcase.potentials.networks.registry import get_architecture
 
 # Frames, split already where the dataset comes so.
@@ -50,7 +50,7 @@ def run_training(
     refuse_both(chosen["resume"], chosen["overwrite"])
     use_threads(chosen["threads"])
     recipe = chosen_recipe(chosen)
-    out = Path(chosen["out"] or _default_name(name, recipe))
+    out = Path(chosen["out"] or default_name(name, recipe, chosen["recipe"]))
     device = choose_device(chosen["device"])
     beginning = _check_target(out, chosen["resume"])
     fabric = launch(chosen["devices"], chosen["num_nodes"], device.type)
@@ -115,11 +115,18 @@ def described(dataset: AtomicDataset, name: str) -> str:
     return f"{dataset.info.name} {dataset.info.molecule or name}{labels}"
 
 
-def _default_name(name: str, recipe: Recipe) -> str:
-    """``aspirin_irelu.pt``; another network than the default one is named as well."""
+def default_name(name: str, recipe: Recipe, base: str, *ending: str) -> str:
+    """``aspirin_irelu.pt``; another network than that of the recipe chosen is named as well.
+
+    Args:
+        name: Of the molecule or file.
+        recipe: With the options on top.
+        base: The recipe chosen, without them.
+        ending: Further words.
+    """
     model = get_architecture(recipe.model.architecture).name
-    middle = [] if model == ModelChoice.architecture else [model]
-    return "_".join([name, *middle, recipe.model.activation]) + ".pt"
+    middle = [] if model == load_recipe(base).model.architecture else [model]
+    return "_".join([name, *middle, recipe.model.activation, *ending]) + ".pt"
 
 
 def _check_target(out: Path, resume: bool) -> str:
@@ -180,6 +187,7 @@ def _fit(
                 f"({potential.scale.rescale}), offset: {potential.scale.offset}\n"
                 f"recipe  {recipe.name}: {recipe.training.epochs} epochs of "
                 f"{trainer.steps_per_epoch} steps{limits_text(recipe.training)}\n"
+                + (f"why     {recipe.description}\n" if chosen["model"] is None else "")
                 + training_form_of(
                     potential, trainer.objective.problem.kernel, recipe.acceleration.compiled
                 ),

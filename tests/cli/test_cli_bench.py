@@ -94,7 +94,7 @@ def test_ensembles_and_replicas(dcase, empty_folder):
     Ensemble([load_potential(SHIPPED)] * 2).save(empty_folder / "two.pt")
     done = dcase("bench", "two.pt", "--structure", "aspirin", *SHORT)
     assert done.code == 0, done.err
-    assert ", loop of ASE" in done.out
+    assert ", compiled loop" in done.out
     done = dcase("bench", "two.pt", "--structure", "aspirin", *SHORT, "--replicas", "2")
     assert done.code == 0, done.err
     assert "2 replicas" in done.out

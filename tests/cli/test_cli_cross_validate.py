@@ -39,7 +39,7 @@ def test_ensemble_from_the_command_line(dcase):
     assert len(ensemble) == 3
     shown = dcase("info", "e.pt")
     assert shown.code == 0, shown.err
-    assert "ensemble of 3: schnet" in shown.out
+    assert "ensemble of 3: painn" in shown.out
     with np.load("some.npz") as file:
         atoms = ase.Atoms(file["z"], file["R"][0])
     atoms.calc = DCCalculator("e.pt")

@@ -168,7 +168,7 @@ def test_info(dcase, model):
     assert done.code == 0
     text = " ".join(done.out.split())
     for part in (
-        str(model), "schnet", "hidden_channels=16", "H C O", "cutoff 4.0 A", "GFN2-xTB",
+        str(model), "painn", "hidden_channels=16", "H C O", "cutoff 4.0 A", "GFN2-xTB",
         "20 trained, 5 validated", "recipe default, 2 epochs", "kcal/mol/A",
     ):  # fmt: skip
         assert part in text

@@ -249,7 +249,7 @@ def test_a_number_that_is_none_is_refused_where_it_is_given(dcase, empty_folder)
         (["--source", "nan.npz"], "NaN"),
         (["--labels", "rmd17"], "rmd17"),
         (["--model", "ann"], "unknown architecture 'ann'; there are: schnet"),
-        (["--size", "huge"], "no size 'huge'; there are: paper, md17, tiny"),
+        (["--size", "huge"], "no size 'huge'; there are: large, md17, tiny"),
         (["--activation", "rellu"], "unknown activation 'rellu'; did you mean 'relu'?"),
         (["--initialization", "best"], "initialization must be default or lsuv"),
         (["--hidden-channels", "0"], "hidden_channels"),
@@ -421,7 +421,7 @@ def test_own_npz_files_are_read_by_every_command(dcase, tmp_path):
     assert "unknown" not in done.err + done.out
     done = dcase("train", "md17", "-m", "grain alcohol", "--source", "own.npz", *SMALL)
     assert done.code == 0, done.err
-    assert Path("grain_alcohol_irelu.pt").exists()
+    assert Path("grain_alcohol_schnet_irelu.pt").exists()
     done = dcase("evaluate", "a.pt", "own.npz", "--json", "e.json", "--device", "cpu")
     assert "the potential was trained on 28 of the 30 frames" in done.err
     assert json.loads(Path("e.json").read_text())["frames_trained_on"] == 28

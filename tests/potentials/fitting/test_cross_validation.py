@@ -159,7 +159,7 @@ def test_cross_validation_losses_by_hand(done, dataset):
             found = member(graph_of(member, part.frame(n)))
             e.append((float(found["energy"][0]) - part.energies[n]) / KCAL_PER_MOL)
             f.append((found["forces"].numpy() - part.frame(n).get_forces()) / KCAL_PER_MOL)
-        wanted.append(0.03 * np.mean(np.square(e)) + np.mean(np.square(f)))
+        wanted.append(recipe.loss.energy_weight * np.mean(np.square(e)) + np.mean(np.square(f)))
     np.testing.assert_allclose(losses, wanted, rtol=1e-9)
 
 
