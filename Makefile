@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install test test-slow mutants fuzz kills lint benchmark peer-schnetpack peer-deepxde clean
+.PHONY: quickstart install test test-slow mutants fuzz kills lint benchmark peer-schnetpack peer-sgdml peer-mace \
+	peer-deepxde clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dcase quickstart --out quickstart --overwrite
@@ -59,6 +60,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # Libraries that benchmarks compare with, each in an environment of its own.
 peer-schnetpack: benchmarks/peers/.venv-schnetpack/.installed
+peer-sgdml: benchmarks/peers/.venv-sgdml/.installed
+peer-mace: benchmarks/peers/.venv-mace/.installed
 peer-deepxde: benchmarks/peers/.venv-deepxde/.installed
 
 benchmarks/peers/.venv-%/.installed: benchmarks/peers/%.txt

@@ -64,9 +64,15 @@ LAYERS = {
 class Calculator(SpkCalculator):
     """SchNetPack's, of a model in memory."""
 
-    def __init__(self, model: torch.nn.Module, neighbours: Any, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        neighbours: Any,
+        dtype: torch.dtype,
+        energy_unit: str = "eV",
+    ):
         self._given = model
-        super().__init__("", neighbours, energy_unit="eV", dtype=dtype)
+        super().__init__("", neighbours, energy_unit=energy_unit, dtype=dtype)
 
     def _load_model(self, model_file: str) -> torch.nn.Module:
         return self._given.to(torch.float64).eval()  # as SchNetPack does with what it reads
