@@ -28,7 +28,8 @@ def make_optimizer(
         return SelfScaled(parameters, s.optimizer)
     betas = (s.beta1, s.beta2)
     if s.optimizer == "soap":
-        return SOAP(parameters, lr=s.lr, betas=betas, eps=s.eps, weight_decay=s.weight_decay)
+        groups, every = _groups(parameters), s.basis_every
+        return SOAP(groups, s.lr, betas, s.eps, weight_decay=s.weight_decay, every=every)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     # On small models Adam takes a good part of a step; fused it takes a third of "foreach".
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)

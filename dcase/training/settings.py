@@ -37,6 +37,7 @@ class TrainSettings:
         eps: Adam's epsilon. Not negligible once labels are divided by a large C: gradients near it
             turn rescaling into a smaller learning rate.
         amsgrad: Use the AMSGrad variant.
+        basis_every: Steps between updates of SOAP's basis.
         schedule: ``"constant"``; ``"cosine"`` to ``final_lr``; ``"exponential"`` to ``final_lr``;
             ``"plateau"``: times ``decay`` after ``patience`` validations without improvement.
         warmup_steps: Linear warm-up from zero.
@@ -75,6 +76,7 @@ class TrainSettings:
     beta2: float = 0.999
     eps: float = 1e-8
     amsgrad: bool = False
+    basis_every: int = 10
     schedule: str = "cosine"
     warmup_steps: int = 0
     final_lr: float = 0.0
@@ -105,7 +107,14 @@ class TrainSettings:
                 raise OptionError(
                     f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "validate_every", "patience", "history", "balance_every"):
+        for name in (
+            "epochs",
+            "validate_every",
+            "patience",
+            "history",
+            "balance_every",
+            "basis_every",
+        ):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "eps", "checkpoint_every"):

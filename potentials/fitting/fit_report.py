@@ -22,6 +22,8 @@ from dcase.training.progress import TrainResult
 from dcase.versions import versions
 
 FIGURE = "training.png"
+NOTHING_LEARNED = 0.97
+"""Share of the forces' own size that an error is at least, where nothing was learned."""
 TestFrames = AtomicDataset | np.ndarray
 
 
@@ -49,11 +51,14 @@ def report_of(
         form: How the gradients were made (:func:`dcase.potentials.kernels.forms.form_of_training`).
     """
     validation: dict[str, Any] = {}
+    told = list(result.warnings)
     if len(splits.val) and result.status != "interrupted":  # Ctrl-C should not wait for this
         some = splits.val
         if result.validation_frames:
             some = some[spread(len(some), result.validation_frames).numpy()]
-        validation = evaluate_potential(potential, dataset.subset(some)).metrics
+        frames = dataset.subset(some)
+        validation = evaluate_potential(potential, frames).metrics
+        told += _nothing_learned(validation, frames, recipe, result.steps)
     return {
         "status": result.status,
         "model": potential.describe(),
@@ -73,7 +78,7 @@ def report_of(
         "steps": result.steps,
         "training_time_s": result.elapsed,
         "training_cpu_s": result.cpu,
-        "warnings": list(result.warnings),
+        "warnings": told,
         "best_epoch": result.best.get("epoch"),
         "validation": validation,
         "device": str(potential.device),
@@ -83,6 +88,24 @@ def report_of(
         "started_unix": started,
         "versions": versions(),
     }
+
+
+def _nothing_learned(
+    errors: Mapping[str, Any], frames: AtomicDataset, recipe: Recipe, steps: int
+) -> list[str]:
+    """A line, where predicting no forces at all would be as good after so many steps."""
+    error = errors.get("forces_mae_mev_angstrom")
+    if error is None or recipe.loss.forces_weight == 0 or steps < 200:
+        return []
+    assert frames.forces is not None
+    size = 1e3 * float(np.abs(frames.free_components(frames.forces)).mean())
+    if error < NOTHING_LEARNED * size:
+        return []
+    return [
+        f"nothing was learned: the forces' error of {error:.3g} meV/A is that of predicting none "
+        f"({size:.3g}); try a lower --lr (it was {recipe.training.lr:g}), --warmup-steps 200, or "
+        "dcase data check"
+    ]
 
 
 def metadata_of(
@@ -109,7 +132,7 @@ def metadata_of(
             "steps": result.steps,
             "seconds": result.elapsed,
             "cpu_seconds": result.cpu,
-            "warnings": list(result.warnings),
+            "warnings": report["warnings"],
         },
         "metrics": report["validation"],
     }

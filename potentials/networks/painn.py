@@ -65,7 +65,7 @@ class Message(nn.Module):
         self.hidden = hidden
         self.dense = _dense(hidden, hidden)
         self.act = get_activation(activation)
-        self.split = _dense(hidden, 3 * hidden)
+        self.split = _dense(hidden, 3 * hidden, (hidden, hidden))
 
     def phi(self, s: Tensor) -> Tensor:
         """What an atom sends, before the filters; [n_atoms, 3 hidden] from [n_atoms, hidden]."""
@@ -99,10 +99,10 @@ class Update(nn.Module):
     def __init__(self, hidden: int, activation: str, softening: float):
         super().__init__()
         self.hidden, self.softening = hidden, softening
-        self.mix = _dense(hidden, 2 * hidden, bias=False)  # V and U
-        self.dense = _dense(2 * hidden, hidden)
+        self.mix = _dense(hidden, 2 * hidden, (hidden, hidden), bias=False)  # V and U
+        self.dense = _dense(2 * hidden, hidden, (hidden, hidden))
         self.act = get_activation(activation)
-        self.split = _dense(hidden, 3 * hidden)
+        self.split = _dense(hidden, 3 * hidden, (hidden, hidden))
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``ds`` [n_atoms, hidden] and ``dv`` [n_atoms, 3, hidden], of features of this shape."""
@@ -171,7 +171,11 @@ class PaiNN(ExactBuffers):
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         self.basis = SineBasis(cutoff, num_radial)
         self.envelope = CosineCutoff(cutoff)
-        self.filters = _dense(num_radial, num_interactions * 3 * hidden_channels)
+        self.filters = _dense(
+            num_radial,
+            num_interactions * 3 * hidden_channels,
+            (3 * hidden_channels, num_radial),
+        )
         self.messages = nn.ModuleList(
             Message(hidden_channels, inner) for _ in range(num_interactions)
         )
@@ -236,10 +240,22 @@ class PaiNN(ExactBuffers):
         return torch.addmm(basis[:, -1:] * layer.bias, basis[:, :-1], layer.weight.T)
 
 
-def _dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A dense layer with the weights of the original code: Glorot's, and no bias to begin with."""
+def _dense(
+    inputs: int, outputs: int, block: tuple[int, int] | None = None, bias: bool = True
+) -> nn.Linear:
+    """A dense layer with the weights of the original code: Glorot's, and no bias to begin with.
+
+    Args:
+        inputs: Features it takes.
+        outputs: Features it gives.
+        block: Where in- or outputs are several sets of features, the shape of the weights between
+            two sets: SOAP has a basis for each of them.
+        bias: Whether it has one.
+    """
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
+    if block:
+        layer.weight.block_shape = block  # type: ignore[attr-defined]
     if bias:
         nn.init.zeros_(layer.bias)
     return layer

@@ -388,9 +388,10 @@ def test_what_would_change_a_potential_is_refused(tmp_path):
         ("labels.energy_per_atom", True, "labels.energy_per_atom was False, now True"),
         ("acceleration.filter_table", 64, "filter_knots was 128, now 64"),
         ("labels.rescale", "none", "labels.rescale was 'forces', now 'none'"),
-        ("model.num_filters", 8, "model.hyper_parameters.num_filters was 16, now 8"),
+        ("model.num_radial", 6, "model.hyper_parameters.num_radial was 8, now 6"),
         ("loss.forces_loss", "l1", "loss.forces_loss was 'l2', now 'l1'"),
         ("training.lr", 1e-5, "training.lr was"),
+        ("training.basis_every", 7, "training.basis_every was 5, now 7"),
     ]:
         with pytest.raises(RunError, match=message):
             fit_potential(dataset, splits, water_recipe(**quick, **{key: value}), out, resume=True)

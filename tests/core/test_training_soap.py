@@ -93,9 +93,9 @@ def test_the_first_step_sets_the_basis_and_nothing_else():
         torch.equal(bias.detach(), torch.full((6,), 0.9, dtype=torch.float64).clone())
         or (bias.detach() - 0.9).abs().max() < 1e-6
     )
-    q = optimizer.state[w]["left_basis"]
+    (q,) = optimizer.state[w]["left_basis"]
     torch.testing.assert_close(q.T @ q, torch.eye(6, dtype=torch.float64))
-    turned = q.T @ optimizer.state[w]["left"] @ q
+    turned = q.T @ optimizer.state[w]["left"][0] @ q
     values = turned.diagonal()
     assert (turned - torch.diag(values)).abs().max() < 1e-10 * values.max()
     assert (values.diff() <= 0).all()
@@ -112,10 +112,10 @@ def test_the_basis_follows_the_gradients():
         w.grad = u @ scales @ torch.randn(4, 4, generator=g).double() @ scales @ v.T
         optimizer.step()
     for name, known in (("left", u), ("right", v)):
-        overlap = (optimizer.state[w][f"{name}_basis"].T @ known).abs()
+        overlap = (optimizer.state[w][f"{name}_basis"][0].T @ known).abs()
         assert overlap.diagonal().min() > 0.97
     # The second moment is that of the turned gradients, in the order of the basis.
-    square = optimizer.state[w]["square"]
+    (square,) = optimizer.state[w]["square"]
     expected = torch.outer(scales.diagonal() ** 2, scales.diagonal() ** 2)
     assert (square.log() - expected.log()).abs().max() < 0.8
 
@@ -133,7 +133,77 @@ def test_shapes_of_all_kinds():
     assert losses[-1] < 1e-2 * losses[0]
     assert torch.equal(idle.detach(), torch.ones(2, 2))
     assert "left" not in optimizer.state[parameters[2]]  # one row: nothing to turn
-    assert optimizer.state[parameters[4]]["right"].shape == (12, 12)
+    assert optimizer.state[parameters[4]]["right"].shape == (1, 12, 12)
+
+
+def test_parameters_do_not_feel_each_other():
+    """Matrices of one shape are worked on together, vectors end to end: each goes its own way."""
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (4,), (3, 4), (2, 2), (3,), (4, 3), (3, 4)]
+    starts = [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+    targets = [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+
+    def end(chosen):
+        parameters = [nn.Parameter(starts[i].clone()) for i in chosen]
+        scale = torch.linspace(1, 3, 12, dtype=torch.float64)
+
+        def loss():
+            pairs = zip(parameters, (targets[i] for i in chosen), strict=True)
+            return sum(
+                ((p - t).reshape(-1).cumsum(0) * scale[: p.numel()]).square().sum()
+                for p, t in pairs
+            )
+
+        train(SOAP(parameters, lr=0.03, every=3), parameters, loss, 20)
+        return [p.detach() for p in parameters]
+
+    together = end(range(7))
+    for i, found in enumerate(together):
+        torch.testing.assert_close(found, end([i])[0], rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_are_matrices_of_their_own():
+    """A weight of 2 x 3 blocks goes where its blocks would go as six parameters."""
+    g = torch.Generator().manual_seed(0)
+    start, target = (torch.randn(6, 6, generator=g, dtype=torch.float64) for _ in "st")
+
+    def blocks(whole):
+        return [whole[3 * i : 3 * i + 3, 2 * j : 2 * j + 2] for i in range(2) for j in range(3)]
+
+    def loss(found, wanted):
+        pairs = zip(found, wanted, strict=True)
+        return sum((a.cumsum(0) - b.cumsum(0)).square().sum() for a, b in pairs)
+
+    whole = nn.Parameter(start.clone())
+    whole.block_shape = (3, 2)
+    train(SOAP([whole], 0.03, every=3), [whole], lambda: loss(blocks(whole), blocks(target)), 20)
+    parts = [nn.Parameter(b.clone()) for b in blocks(start)]
+    train(SOAP(parts, 0.03, every=3), parts, lambda: loss(parts, blocks(target)), 20)
+    for found, part in zip(blocks(whole.detach()), parts, strict=True):
+        torch.testing.assert_close(found, part.detach(), rtol=1e-9, atol=1e-9)
+
+    whole.block_shape = (4, 2)
+    whole.grad = torch.ones_like(whole)
+    with pytest.raises(ValueError, match="blocks of 4 x 2 do not fill 6 x 6"):
+        SOAP([whole]).step()
+
+
+def test_a_gradient_that_comes_and_goes():
+    """The first one joins a parameter to the others; without one it drifts on like Adam's."""
+    a, b = (nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in "ab")
+    optimizer = SOAP([a, b], lr=0.1)
+    a.grad = torch.eye(2, dtype=torch.float64)
+    optimizer.step()
+    optimizer.step()
+    assert torch.equal(b.detach(), torch.ones(2, 2, dtype=torch.float64))
+    b.grad = 2 * a.grad
+    for _ in range(3):
+        optimizer.step()
+    assert (b.detach().diagonal() < 1).all()
+    moved = a.detach().clone()
+    a.grad = None
+    optimizer.step()
+    assert (a.detach().diagonal() < moved.diagonal()).all()
 
 
 def test_state_is_plain_and_complete():
@@ -204,3 +274,16 @@ def test_it_takes_the_steps_of_the_paper():
         w.grad = torch.tensor(g)
         optimizer.step()
         np.testing.assert_allclose(w.detach().numpy(), expected, rtol=0, atol=1e-10)
+
+
+def test_a_state_from_before_stacks_is_refused():
+    """Its tensors would not fit in the first step, after the run was taken over."""
+    w = nn.Parameter(torch.eye(2))
+    optimizer = SOAP([w])
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    state["state"][0]["mean"] = state["state"][0]["mean"][0]
+    with pytest.raises(ValueError, match="older"):
+        SOAP([w]).load_state_dict(state)

@@ -144,7 +144,7 @@ def test_replaced_attributes_come_back():
 CASES = {
     "compiled": ({}, {}, "compiled", "compiled"),
     "PyTorch": ({"optimize": False}, {}, "PyTorch", "ASE"),
-    "ensemble": ({"members": 2}, {}, "compiled", "ASE"),
+    "ensemble": ({"members": 2}, {}, "compiled", "compiled"),
     "periodic": ({"periodic": True}, {}, "compiled", "compiled"),
     "replicas": ({}, {"replicas": 3}, "compiled", "compiled"),
     "replicas in PyTorch": ({"optimize": False}, {"replicas": 2}, "PyTorch", "batch"),

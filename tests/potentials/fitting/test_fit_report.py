@@ -85,3 +85,19 @@ def test_the_report_is_of_the_frames_that_were_validated(tmp_path, monkeypatch):
     expected = evaluate_potential(fit.potential, water(200).subset(some)).metrics
     assert fit.report["validation"] == expected
     assert any(f"validated on {count} of 170" in line for line in fit.report["warnings"])
+
+
+def test_forces_no_better_than_none_are_told_of(tmp_path):
+    """Forces that have nothing to do with the positions cannot be learned; those that have, can."""
+    data, splits, chosen = water(), split(20, 10, 5, 0), recipe(**{"training.epochs": 200})
+    lines = []
+    for forces in (water(seed=4).forces, data.forces):
+        frames = replace(data, forces=forces)
+        fit = fit_potential(frames, splits, chosen, tmp_path / f"{len(lines)}.pt", draw=False)
+        assert fit.potential.metadata["training"]["warnings"] == fit.report["warnings"]
+        lines.append([line for line in fit.report["warnings"] if "nothing was learned" in line])
+    (said,), none = lines
+    assert none == []
+    free = water(seed=4).forces[~data.fixed].reshape(20, 2, 3)[splits.val]
+    assert f"that of predicting none ({1e3 * np.abs(free).mean():.3g})" in said
+    assert "(it was 0.004)" in said
