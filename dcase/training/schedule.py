@@ -6,6 +6,9 @@ import math
 
 from dcase.training.settings import TrainSettings
 
+LONGEST_WARMUP = 0.1
+"""Share of a run after which a warm-up is over, however many steps it asks for."""
+
 
 class Schedule:
     """The learning rate of each step.
@@ -36,7 +39,8 @@ class Schedule:
         else:
             factor = self.factor
         if step < s.warmup_steps:
-            factor *= (step + 1) / s.warmup_steps
+            # A run that is over before the warm-up is would learn nothing.
+            factor *= min(1.0, max((step + 1) / s.warmup_steps, progress / LONGEST_WARMUP))
         return s.lr * factor
 
     def validated(self, loss: float) -> None:

@@ -40,7 +40,7 @@ class TrainSettings:
         basis_every: Steps between updates of SOAP's basis.
         schedule: ``"constant"``; ``"cosine"`` to ``final_lr``; ``"exponential"`` to ``final_lr``;
             ``"plateau"``: times ``decay`` after ``patience`` validations without improvement.
-        warmup_steps: Linear warm-up from zero.
+        warmup_steps: Linear warm-up from zero; over after a tenth of the run at the latest.
         final_lr: Learning rate at the end, as a fraction of ``lr``.
         decay: Factor of ``"plateau"``.
         patience: Validations of ``"plateau"``.

@@ -106,8 +106,17 @@ def test_schedules_are_their_closed_forms():
 
 
 def test_warm_up_is_linear_and_ends():
-    warm = rates(schedule="constant", warmup_steps=4)
-    np.testing.assert_allclose(warm, 0.5 * np.minimum((np.arange(9) + 1) / 4, 1))
+    schedule = Schedule(TrainSettings(lr=0.5, schedule="constant", warmup_steps=4))
+    warm = [schedule.lr(step, step / 80) for step in range(81)]
+    np.testing.assert_allclose(warm, 0.5 * np.minimum((np.arange(81) + 1) / 4, 1))
+
+
+def test_warm_up_takes_a_tenth_of_a_run_at_most():
+    """A run of 20 steps is at its full rate at step 2, whatever warm-up was asked for."""
+    schedule = Schedule(TrainSettings(lr=0.5, schedule="constant", warmup_steps=100))
+    short = [schedule.lr(step, step / 20) for step in range(20)]
+    np.testing.assert_allclose(short[:3], [0.5 * 0.01, 0.5 * 0.5, 0.5])
+    np.testing.assert_allclose(short[2:], 0.5)
 
 
 def test_progress_beyond_the_end_stays_at_the_end():
