@@ -39,7 +39,9 @@ def active_learn(
     from dcase.md_runs.active.curve import curve_figure, load_curve
     from dcase.md_runs.active.labels import find_labeller
     from dcase.md_runs.active.loop import ActiveLearning
+    from dcase.own_code import code_flags
     from dcase.plotting import save
+    from dcase.potentials.ensemble import read_document
     from dcase.potentials.fitting.evaluation import choose_device
 
     console = Console(stderr=True, quiet=quiet)
@@ -72,13 +74,14 @@ def active_learn(
     if others:
         save(curve_figure([result.curve, *others]), result.folder.figure)
     output = results_console()
+    code = code_flags(read_document(result.folder.ensemble))
     _print_curve(result.curve, output)
     output.print(
         f"{result.status}\n"
         f"ensemble  {result.folder.ensemble}\n"
         f"labels    {result.folder.labelled}\n"
         f"errors    {result.folder.curve}, {result.folder.figure}\n"
-        f"next      dcase md --model {result.folder.ensemble} --max-uncertainty X",
+        f"next      dcase md --model {result.folder.ensemble}{code} --max-uncertainty X",
         markup=False,
         highlight=False,
         soft_wrap=True,

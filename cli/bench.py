@@ -9,6 +9,7 @@ import click
 from dcase.cli.options import (
     Number,
     SectionedCommand,
+    code_option,
     count,
     device_option,
     dtype_option,
@@ -71,6 +72,7 @@ _PARTS = {"neighbours": "neighbours", "model": "model", "integrator": "integrato
     "Machine",
     dtype_option("float32"),
     device_option,
+    code_option,
     threads_option,
     optimize_option,
 )

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from dcase.cli.options import device_option, dtype_option, json_option, threads_option, use_threads
+from dcase.cli.options import (
+    code_option,
+    device_option,
+    dtype_option,
+    json_option,
+    threads_option,
+    use_threads,
+)
 from dcase.files import write_json
 
 
@@ -16,6 +23,7 @@ from dcase.files import write_json
 @dtype_option("float64")
 @json_option("Write the results to this file.")
 @device_option
+@code_option
 @threads_option
 def check(
     model: str,

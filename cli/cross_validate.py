@@ -35,6 +35,7 @@ from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import SplitFrames, Splits
 from dcase.errors import OptionError
 from dcase.files import check_writable
+from dcase.own_code import code_flags
 from dcase.potentials.fitting.cross_validation import (
     CrossValidation,
     Folds,
@@ -306,11 +307,13 @@ def _conclude(outcome: CrossValidation) -> None:
             f"Standard deviation of the ensemble on the test frames, {report['spread_unit']}",
             {key.replace("_", " "): values for key, values in report["spread"].items()},
         )
+    assert outcome.ensemble is not None
+    code = code_flags(outcome.ensemble.to_document())
     console.print(
         f"ensemble  {outcome.path}\n"
         f"run       {outcome.folder} (report.json, folds' checkpoints)\n"
-        f"next      dcase evaluate {outcome.path} DATA   |   "
-        f"dcase md --model {outcome.path} --max-uncertainty 0.3",
+        f"next      dcase evaluate {outcome.path} DATA{code}   |   "
+        f"dcase md --model {outcome.path}{code} --max-uncertainty 0.3",
         markup=False,
         soft_wrap=True,
     )

@@ -10,6 +10,7 @@ import click
 from dcase.cli.notices import Notices
 from dcase.cli.options import (
     check_outputs,
+    code_option,
     count,
     device_option,
     dtype_option,
@@ -57,6 +58,7 @@ from dcase.files import write_json
 @count("--batch-size", default=32, help="Frames at a time.")
 @dtype_option("float32")
 @device_option
+@code_option
 @threads_option
 def evaluate(
     model: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,9 +13,10 @@ from rich.text import Text
 
 from dcase.cli.show import results_console
 from dcase.data.frames import UNKNOWN
-from dcase.errors import CheckpointError
+from dcase.errors import CheckpointError, OptionError
+from dcase.own_code import CodeNeededError
 from dcase.potentials.create import potential_caveats, potential_limits
-from dcase.potentials.ensemble import Ensemble, load_model
+from dcase.potentials.ensemble import Ensemble, load_model, read_document
 from dcase.potentials.potential import find_checkpoint
 from dcase.potentials.quantity import Quantity
 
@@ -25,17 +27,21 @@ def describe(path: str) -> dict[str, Any]:
     Of an ensemble: what all members share, and the network of the first.
     """
     file, shipped = find_checkpoint(path)
-    model = load_model(file)
+    where = {"file": str(file), "shipped_with_dcase": shipped}
+    try:
+        model = load_model(file)
+    except CodeNeededError:  # what it says of itself is in the file
+        return {**where, **_unloaded(file)}
     potential = model.first if isinstance(model, Ensemble) else model
     return {
-        "file": str(file),
-        "shipped_with_dcase": shipped,
+        **where,
         "members": len(model) if isinstance(model, Ensemble) else 1,
         "architecture": potential.architecture,
         "hyper_parameters": potential.hyper_parameters,
         "parameters": sum(p.numel() for p in potential.network.parameters()),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "elements": [chemical_symbols[z] for z in model.elements],
+        "code": potential.to_document()["code"],
         "cutoff_angstrom": model.cutoff,
         "quantity": potential.quantity.to_dict(),
         "level_of_theory": potential.level_of_theory,
@@ -44,6 +50,31 @@ def describe(path: str) -> dict[str, Any]:
             filter(None, (potential_caveats(potential), potential_limits(potential)))
         ),
         **model.metadata,
+    }
+
+
+def _unloaded(file: Path) -> dict[str, Any]:
+    """The same of a checkpoint whose code does not run here."""
+    document = read_document(file)
+    members = document.get("members", [document])
+    first = members[0]
+    shared = set.intersection(*(set(member["elements"]) for member in members))
+    dataset = document["metadata"].get("dataset")
+    dtypes = {str(v.dtype) for v in first["weights"].values() if v.is_floating_point()}
+    return {
+        "members": len(members),
+        "architecture": first["architecture"],
+        "hyper_parameters": first["hyper_parameters"],
+        "parameters": first["parameters"],
+        "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
+        "elements": [chemical_symbols[z] for z in sorted(shared)],
+        "code": first["code"],
+        "cutoff_angstrom": max(member["cutoff"] for member in members),
+        "quantity": Quantity.from_dict(first["quantity"]).to_dict(),
+        "level_of_theory": dataset["level_of_theory"] if dataset else "none (untrained)",
+        "label_scale": first["scale"],
+        "caveats": "",
+        **document["metadata"],
     }
 
 
@@ -64,12 +95,19 @@ def _value_errors(metrics: dict[str, Any], quantity: Quantity) -> list[str]:
 @click.command()
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def info(model: str, as_json: bool) -> None:
+@click.option("--source", is_flag=True, help="Print the code of your own that it records.")
+def info(model: str, as_json: bool, source: bool) -> None:
     """Show what the checkpoint MODEL holds: network, data, level of theory, recipe, errors."""
     try:
         content = describe(model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(_odd(model, error)) from error
+    if source:
+        if not content["code"]:
+            raise OptionError(f"{model} records no code: its network comes with dcase or a package")
+        for text in dict.fromkeys(record["source"] for record in content["code"].values()):
+            click.echo(text, nl=not text.endswith("\n"))
+        return
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
@@ -113,6 +151,10 @@ def _rows(content: dict[str, Any]) -> dict[str, str]:
         + f"{content['architecture']}, {content['parameters']:,} parameters, "
         f"{content['dtype']}",
         "hyper-parameters": ", ".join(f"{k}={v}" for k, v in content["hyper_parameters"].items()),
+        "code": "; ".join(
+            f"{record['class']} of {record['path'] or 'a session'}, SHA-256 {record['sha256'][:16]}"
+            for record in content["code"].values()
+        ),
         "caveats": content["caveats"],
         "elements": " ".join(content["elements"]),
         "cutoff": f"{content['cutoff_angstrom']} A",

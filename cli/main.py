@@ -17,10 +17,11 @@ from dcase.errors import (
     DcaseError,
     ElectronsWarning,
     KernelWarning,
+    NetworkWarning,
     PaperVariantWarning,
 )
 
-_OURS = (ApartWarning, ElectronsWarning, KernelWarning, PaperVariantWarning)
+_OURS = (ApartWarning, ElectronsWarning, KernelWarning, NetworkWarning, PaperVariantWarning)
 
 # name -> (module, attribute, one line for --help); imported when the command runs, so that
 # ``dcase --help`` does not wait for torch.

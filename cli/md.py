@@ -14,6 +14,7 @@ from dcase.cli.options import (
     Number,
     SectionedCommand,
     attribute_help,
+    code_option,
     count,
     device_option,
     dtype_option,
@@ -159,6 +160,7 @@ _DEFAULT = MDSettings()
     "Machine",
     dtype_option("float32"),
     device_option,
+    code_option,
     threads_option,
     optimize_option,
 )

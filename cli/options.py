@@ -384,6 +384,25 @@ def dtype_option(default: str) -> Decorator:
     )
 
 
+def code_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--code``, applied for as long as the command runs."""
+
+    def use(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+        from dcase.own_code import named_code
+
+        ctx.with_resource(named_code(value))
+
+    return click.option(
+        "--code",
+        multiple=True,
+        expose_value=False,
+        callback=use,
+        metavar="FILE.py",
+        help="Code of your own that the checkpoint was made with (network, activation); nothing "
+        "runs that is not named. FILE.py@DIGEST accepts a file that has changed since.",
+    )(function)
+
+
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--device``."""
     return click.option(

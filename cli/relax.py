@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dcase.cli.options import (
+    code_option,
     count,
     device_option,
     dtype_option,
@@ -41,6 +42,7 @@ from dcase.cli.options import (
 @click.option("--vibrations", is_flag=True, help="Also print harmonic wavenumbers, 1/cm.")
 @dtype_option("float64")
 @device_option
+@code_option
 @threads_option
 @out_folder("Folder for relaxed.extxyz, every step, and relax.json.", "relax_run")
 @overwrite_option("Replace an earlier result in --out.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -25,6 +26,7 @@ from dcase.cli.options import (
     threads_option,
 )
 from dcase.errors import OptionError
+from dcase.own_code import is_own
 from dcase.potentials.fitting.lone_atoms import e0s_text
 from dcase.potentials.fitting.recipe import (
     DataChoice,
@@ -35,7 +37,13 @@ from dcase.potentials.fitting.recipe import (
     load_recipe,
     recipe_names,
 )
-from dcase.potentials.networks.registry import ARCHITECTURES, COMMON, PLACEMENTS, VARIANTS
+from dcase.potentials.networks.registry import (
+    ARCHITECTURES,
+    COMMON,
+    PLACEMENTS,
+    VARIANTS,
+    find_architecture,
+)
 from dcase.training.settings import TrainSettings
 
 # Tables of the recipe whose entries are options of the same name.
@@ -154,12 +162,25 @@ def _model_options() -> Decorator:
     sizes = "; ".join(f"{a.name}: {', '.join(a.sizes)}" for a in ARCHITECTURES.values())
     return section(
         "Model",
-        click.option("--model", default=None, help=f"Architecture: {', '.join(ARCHITECTURES)}."),
+        click.option(
+            "--model",
+            default=None,
+            help=f"Architecture: {', '.join(ARCHITECTURES)}; or your own network, FILE.py:CLASS "
+            "(docs/own-network.md), which runs.",
+        ),
+        click.option(
+            "--set",
+            "assigned",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Hyper-parameter of your own network (repeatable).",
+        ),
         click.option("--size", default=None, help=f"Preset ({sizes})."),
         click.option(
             "--activation",
             default=None,
-            help=f"original (the architecture's own), {', '.join(activation_names())}.",
+            help=f"original (the architecture's own), {', '.join(activation_names())}; or your "
+            "own, FILE.py:CLASS.",
         ),
         click.option(
             "--variant",
@@ -251,6 +272,7 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
         DcaseError: If the file of energies of isolated atoms cannot be read.
     """
     values: dict[str, Any] = {
+        **_assigned(chosen.get("assigned") or ()),
         "model.architecture": chosen["model"],
         "model.size": chosen["size"],
         "model.activation": chosen["activation"],
@@ -268,9 +290,46 @@ def chosen_recipe(chosen: dict[str, Any]) -> Recipe:
         values["labels.offset"] = e0s_text(chosen["e0s"])
     for architecture in ARCHITECTURES.values():
         for key in architecture.hyper_parameters():
-            if key not in COMMON:
+            if key not in COMMON and values.get(f"model.{key}") is None:
                 values[f"model.{key}"] = chosen[key]
     known = {f"model.{f.name}" for f in fields(ModelChoice)}
-    return load_recipe(
+    recipe = load_recipe(
         chosen["recipe"], {k: v for k, v in values.items() if v is not None or k in known}
     )
+    if is_own(recipe.model.architecture):
+        _check_own(recipe, chosen)
+    return recipe
+
+
+def _assigned(given: Iterable[str]) -> dict[str, Any]:
+    """What ``--set`` says."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise OptionError(f"--set {text}: write NAME=VALUE")
+        words: dict[str, Any] = {"true": True, "false": False}
+        for kind in (int, float):
+            with suppress(ValueError):
+                words.setdefault(value.strip().lower(), kind(value))
+        found[f"model.{name}"] = words.get(value.strip().lower(), value)
+    return found
+
+
+def _check_own(recipe: Recipe, chosen: dict[str, Any]) -> None:
+    """Refuse what was asked of the user's own network and it does not have.
+
+    Raises:
+        OptionError: Saying what it has.
+    """
+    architecture = find_architecture(recipe.model.architecture)
+    known = architecture.hyper_parameters()
+    if chosen["size"] is not None:
+        raise OptionError(f"--size: {architecture.name} has no presets; --set NAME=VALUE")
+    for name in ("activation", "variant", "placement"):
+        if chosen[name] is not None and name not in known:
+            raise OptionError(
+                f"--{name}: {architecture.name} has no hyper-parameter {name!r}; "
+                f"it has: {', '.join(known)}"
+            )

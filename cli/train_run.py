@@ -22,12 +22,13 @@ from dcase.data.frames import UNKNOWN
 from dcase.data.splits import SplitFrames, Splits, elements_not_trained, split
 from dcase.errors import DcaseError, OptionError
 from dcase.files import check_writable
+from dcase.own_code import code_flags, is_own, short_name
 from dcase.potentials.fitting.checked_frames import checked_frames
 from dcase.potentials.fitting.evaluation import choose_device
 from dcase.potentials.fitting.fit_potential import FitResult, fit_potential, training_place
 from dcase.potentials.fitting.fit_report import TestFrames
 from dcase.potentials.fitting.recipe import ModelChoice, Recipe, load_recipe
-from dcase.potentials.networks.registry import get_architecture
+from dcase.potentials.networks.registry import find_architecture, get_architecture
 
 # Frames, split already where the dataset comes so.
 Load = Callable[[Recipe, Notices], AtomicDataset | SplitFrames]
@@ -124,9 +125,18 @@ def default_name(name: str, recipe: Recipe, base: str, *ending: str) -> str:
         base: The recipe chosen, without them.
         ending: Further words.
     """
-    model = get_architecture(recipe.model.architecture).name
-    middle = [] if model == load_recipe(base).model.architecture else [model]
-    return "_".join([name, *middle, recipe.model.activation, *ending]) + ".pt"
+    model = _name(recipe)
+    middle = [] if model == load_recipe(base).model.architecture else [short_name(model)]
+    activation = [short_name(recipe.model.activation)]
+    if is_own(model) and "activation" not in find_architecture(model).hyper_parameters():
+        activation = []
+    return "_".join([name, *middle, *activation, *ending]) + ".pt"
+
+
+def _name(recipe: Recipe) -> str:
+    """Of the architecture; of one of the user's own as the recipe has it."""
+    name = recipe.model.architecture
+    return name if is_own(name) else get_architecture(name).name
 
 
 def _check_target(out: Path, resume: bool) -> str:
@@ -222,7 +232,10 @@ def _fit(
 def _cheaper(recipe: Recipe) -> str:
     """What makes a step cheaper."""
     default = ModelChoice.architecture
-    other = get_architecture(recipe.model.architecture).name != default
+    name = _name(recipe)
+    if is_own(name):
+        return ""
+    other = name != default
     ways = ["a smaller --size"] * (recipe.model.size != "tiny") + [f"--model {default}"] * other
     return " or ".join(ways)
 
@@ -273,4 +286,7 @@ def _next(outcome: FitResult) -> str:
     """What to do with the potential."""
     if not outcome.potential.quantity.is_energy:
         return f"next       dcase info {outcome.path}"
-    return f"next       dcase md --model {outcome.path}   |   dcase check {outcome.path}"
+    code = code_flags(outcome.potential.to_document())
+    return (
+        f"next       dcase md --model {outcome.path}{code}   |   dcase check {outcome.path}{code}"
+    )

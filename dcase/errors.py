@@ -47,6 +47,10 @@ class PaperVariantWarning(UserWarning):
     """A published implementation is used to the letter, with what is wrong with it."""
 
 
+class NetworkWarning(UserWarning):
+    """A network from outside of dcase lacks what a good potential has; the line says what."""
+
+
 class ElectronsWarning(UserWarning):
     """A potential is used on another total charge or spin than it was trained on."""
 

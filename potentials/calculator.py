@@ -23,6 +23,7 @@ from ase.calculators.calculator import (
 
 from dcase.derivatives import stress_voigt
 from dcase.errors import DcaseError, ElectronsWarning, OptionError, PaperVariantWarning
+from dcase.own_code import Code, named_code, recorded_files
 from dcase.potentials.create import potential_caveats
 from dcase.potentials.electrons import electrons_line
 from dcase.potentials.elements import unknown_elements
@@ -87,9 +88,12 @@ class DCCalculator(Calculator):
             without ``filter_knots`` faster and changes their filters and slopes by at most 1e-6 of
             the largest (:attr:`form` says by how much), and other architectures fast in float64;
             an error where there is none. False: never.
+        code: Files, modules or classes that a checkpoint may use: those of networks or activations
+            of your own. No checkpoint runs code that is not named here.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or foreign.
+        CheckpointError: If the file is missing, damaged or foreign, or needs code that was not
+            named.
         OptionError: For an unknown dtype, a device that is not there, or ``optimize=True`` where
             there is no compiled form.
     """
@@ -118,6 +122,7 @@ class DCCalculator(Calculator):
         allow_isolated: bool = True,
         use_cache: bool = True,
         optimize: bool | None = None,
+        code: Code | Sequence[Code] | None = None,
     ):
         super().__init__()
         self._lock = threading.RLock()
@@ -136,7 +141,7 @@ class DCCalculator(Calculator):
             potential = _copy(path_or_potential)
         else:
             self.model_path = ", ".join(map(_located, _as_list(path_or_potential)))
-            potential = load_model(path_or_potential)
+            potential = load_model(path_or_potential, code=code)
         one = potential.first if isinstance(potential, Ensemble) else potential
         if not one.quantity.is_energy:
             raise OptionError(
@@ -297,7 +302,9 @@ class DCCalculator(Calculator):
         self.__dict__.update(state)
         self._lock = threading.RLock()
         self.device = choose_device(state["device"])
-        self._adopt(model_from_document(state["potential"], "pickled calculator"))
+        # A pickle runs code anyway; the files it was made with are found where they were.
+        with named_code(recorded_files(state["potential"])):
+            self._adopt(model_from_document(state["potential"], "pickled calculator"))
 
     @property
     def name(self) -> str:

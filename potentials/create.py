@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from ase.data import atomic_numbers
+from torch import nn
 
-from dcase.activations import get_activation
+from dcase.activations.registry import find_activation
 from dcase.errors import OptionError, PaperVariantWarning
+from dcase.own_code import loaded
+from dcase.potentials.networks.architecture import Architecture
+from dcase.potentials.networks.contract import check_network
 from dcase.potentials.networks.registry import (
-    ARCHITECTURES,
     PLACEMENTS,
     VARIANTS,
+    find_architecture,
     get_architecture,
     resolve_hyper_parameters,
 )
@@ -38,7 +42,7 @@ def element_numbers(elements: Iterable[str | int]) -> list[int]:
 
 
 def create_potential(
-    architecture: str = "schnet",
+    architecture: str | type[nn.Module] = "schnet",
     *,
     elements: Iterable[str | int],
     size: str = "md17",
@@ -52,16 +56,21 @@ def create_potential(
     """A potential with fresh weights, usable at once.
 
     Args:
-        architecture: ``"schnet"``, ``"cgcnn"``, ``"dimenet++"``, ``"forcenet"`` or ``"gemnet-t"``.
+        architecture: ``"schnet"``, ``"cgcnn"``, ``"dimenet++"``, ``"forcenet"``, ``"gemnet-t"`` or
+            ``"painn"``; or a network of your own: a class, ``"mynet.py:MyNet"`` or
+            ``"package.module:MyNet"`` (see
+            :func:`dcase.potentials.networks.own.own_architecture`), which is tried out on a few
+            atoms first.
         elements: Symbols or atomic numbers the potential knows.
-        size: Preset: ``"paper"``, ``"md17"`` or ``"tiny"``.
+        size: Preset: ``"paper"``, ``"md17"`` or ``"tiny"``; a network of your own has none.
         activation: Name, see :func:`dcase.activations.activation_names`, or ``"original"`` for the
-            one the architecture was published with.
+            one the architecture was published with, or one of your own: ``"myact.py:MyAct"``.
         variant: ``"default"``, or ``"paper"`` for the published implementation to the letter, with
             a warning that names what is wrong with it.
         placement: Where the activation goes: ``"published"`` (where the DC paper put IReLU) or
             ``"all"``.
-        denormalize: Take BatchNorm layers out; default: yes, but not in the paper variant.
+        denormalize: Take BatchNorm layers out; default: yes, but not in the paper variant, and not
+            from a network of your own.
         seed: Seed of the initial weights; global random state is not touched.
         hyper_parameters: Any hyper-parameter of the architecture by name (overrides the preset).
 
@@ -69,9 +78,10 @@ def create_potential(
         A float32 potential on the CPU; energies in eV.
 
     Raises:
-        OptionError: For an unknown name or an impossible value.
+        OptionError: For an unknown name or an impossible value, or a network of your own that does
+            not keep the contract.
     """
-    found = get_architecture(architecture)
+    found = find_architecture(architecture)
     for word, value, allowed in (
         ("variant", variant, VARIANTS),
         ("placement", placement, PLACEMENTS),
@@ -79,9 +89,9 @@ def create_potential(
         if value not in allowed:
             raise OptionError(f"{word} must be {' or '.join(allowed)}, got {value!r}")
     if activation == "original":
-        activation = found.paper_activation
-    get_activation(activation)  # a clear error before anything is built
-    keep = variant == "paper" if denormalize is None else not denormalize
+        activation = found.paper_activation or "silu"
+    activation = find_activation(activation)  # a clear error before anything is built
+    keep = (variant == "paper" or found.own) if denormalize is None else not denormalize
     common = {
         "activation": activation,
         "variant": variant,
@@ -95,6 +105,9 @@ def create_potential(
     common = {key: value for key, value in common.items() if key in known}
     values = resolve_hyper_parameters(found.name, size, {**hyper_parameters, **common})
     potential = build_potential(found.name, values, element_numbers(elements), seed=seed)
+    if found.own:
+        own = loaded(found.name)
+        check_network(potential.network, potential.elements, found.name, own.path if own else "")
     if caveats := potential_caveats(potential):
         warnings.warn(caveats, PaperVariantWarning, stacklevel=2)
     return potential
@@ -102,7 +115,7 @@ def create_potential(
 
 def potential_caveats(potential: Potential) -> str:
     """What is wrong with a potential of the paper variant, as a sentence, or ``""``."""
-    architecture = ARCHITECTURES.get(potential.architecture)
+    architecture = _architecture(potential)
     if architecture is None or potential.hyper_parameters.get("variant") != "paper":
         return ""
     if not architecture.departures:
@@ -114,7 +127,15 @@ def potential_caveats(potential: Potential) -> str:
 
 def potential_limits(potential: Potential) -> str:
     """What the architecture does not promise in any variant, as a sentence, or ``""``."""
-    architecture = ARCHITECTURES.get(potential.architecture)
+    architecture = _architecture(potential)
     if architecture is None or not architecture.limits:
         return ""
     return f"{architecture.name}: {'; '.join(architecture.limits)}"
+
+
+def _architecture(potential: Potential) -> Architecture | None:
+    """As registered; None for a network that was put together by hand."""
+    try:
+        return get_architecture(potential.architecture)
+    except OptionError:
+        return None

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.derivatives import stress_voigt
 from dcase.errors import CheckpointError, OptionError
+from dcase.own_code import Code, named_code
 from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.networks.architecture import hook
 from dcase.potentials.networks.registry import get_architecture
@@ -281,19 +282,37 @@ def model_from_document(document: dict[str, Any], where: str) -> Potential | Ens
         ) from error
 
 
-def load_model(path: Paths | Sequence[Paths]) -> Potential | Ensemble:
+def read_document(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint of either kind, as plain values; no network is made.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, foreign, or would run code.
+    """
+    _, document = checkpoint.load_any(
+        file,
+        {"potential": POTENTIAL_VERSION, "ensemble": FORMAT_VERSION},
+        {"potential": MIGRATIONS},
+    )
+    return document
+
+
+def load_model(
+    path: Paths | Sequence[Paths], *, code: Code | Sequence[Code] | None = None
+) -> Potential | Ensemble:
     """Load a potential or an ensemble, in evaluation mode, on the CPU, in the dtype of the file.
 
     Args:
         path: A checkpoint of either kind (a bare name is also looked for among the potentials
             shipped with dcase), or several checkpoints, which together are an ensemble.
+        code: Files, modules or classes they may use: those of networks or activations of your own.
 
     Raises:
-        CheckpointError: If a file is missing, damaged, foreign, or would run code.
+        CheckpointError: If a file is missing, damaged, foreign, would run code, or needs code that
+            was not named.
         OptionError: If several files do not go together.
     """
     if not isinstance(path, str | os.PathLike):
-        loaded = [load_model(one) for one in path]
+        loaded = [load_model(one, code=code) for one in path]
         if len(loaded) == 1:
             return loaded[0]
         members = [
@@ -301,12 +320,9 @@ def load_model(path: Paths | Sequence[Paths]) -> Potential | Ensemble:
         ]
         return Ensemble(members).eval()  # type: ignore[arg-type, return-value]
     file, _ = find_checkpoint(Path(path))
-    _, document = checkpoint.load_any(
-        file,
-        {"potential": POTENTIAL_VERSION, "ensemble": FORMAT_VERSION},
-        {"potential": MIGRATIONS},
-    )
-    return model_from_document(document, str(file))
+    document = read_document(file)
+    with named_code(code):
+        return model_from_document(document, str(file))
 
 
 def _within(graph: AtomicGraph, cutoff: float) -> AtomicGraph:

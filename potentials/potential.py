@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from dcase import checkpoint
 from dcase.derivatives import apply_strain, energy_gradient, stress_voigt
 from dcase.errors import CheckpointError, OptionError
+from dcase.own_code import Code, is_own, named_code, record_of, required
 from dcase.potentials.elements import unknown_elements
 from dcase.potentials.graphs.graph import AtomicGraph
 from dcase.potentials.kernels.deployed import Deployed, deploy
 from dcase.potentials.networks.float64_buffers import ExactBuffers
-from dcase.potentials.networks.registry import build_network
+from dcase.potentials.networks.own import package_of
+from dcase.potentials.networks.registry import build_network, get_architecture
 from dcase.potentials.quantity import ENERGY, Quantity
 from dcase.rescaling import LabelScale
 from dcase.runs import fingerprint
@@ -252,8 +255,12 @@ class Potential(ExactBuffers):
 
     def to_document(self) -> dict[str, Any]:
         """The content of a checkpoint."""
+        own = [self.architecture, *(v for v in self.hyper_parameters.values() if _own(v))]
         return {
             "architecture": self.architecture,
+            "code": record_of(own),
+            "package": package_of(self.architecture),
+            "parameters": sum(p.numel() for p in self.network.parameters()),
             "hyper_parameters": self.hyper_parameters,
             "elements": self.elements,
             "cutoff": self.cutoff,
@@ -273,8 +280,9 @@ class Potential(ExactBuffers):
         symbols = "".join(chemical_symbols[z] for z in self.elements)
         count = sum(p.numel() for p in self.network.parameters())
         activation = self.hyper_parameters.get("activation", "")
+        activation = f" ({activation})" if activation else ""
         what = "" if self.quantity == ENERGY else f", predicts {self.quantity}"
-        return f"{self.architecture} ({activation}), {count:,} parameters, elements {symbols}{what}"
+        return f"{self.architecture}{activation}, {count:,} parameters, elements {symbols}{what}"
 
 
 def build_potential(
@@ -293,12 +301,14 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
     """Build a potential from a loaded checkpoint.
 
     Raises:
-        CheckpointError: If parts are missing or do not fit together.
+        CheckpointError: If parts are missing or do not fit together, or it needs code of a user's
+            that was not named (:class:`~dcase.own_code.CodeNeededError`).
     """
     try:
+        architecture, hyper_parameters = _known_here(document, where)
         potential = build_potential(
-            document["architecture"],
-            document["hyper_parameters"],
+            architecture,
+            hyper_parameters,
             [int(z) for z in document["elements"]],
         )
         weights = document["weights"]
@@ -317,6 +327,38 @@ def potential_from_document(document: dict[str, Any], where: str = "checkpoint")
     if not all(torch.isfinite(value).all() for value in potential.network.state_dict().values()):
         raise CheckpointError(f"{where}: the weights hold NaN or infinite values")
     return potential.eval()
+
+
+def _own(value: Any) -> bool:
+    return isinstance(value, str) and is_own(value)
+
+
+def _known_here(document: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Architecture and hyper-parameters by names that are known in this process.
+
+    Raises:
+        CheckpointError: If the architecture is not known, or code that is needed was not named.
+    """
+    architecture, values = document["architecture"], document["hyper_parameters"]
+    records = document.get("code", {})
+    names = required(records, where)
+    for name in filter(_own, [architecture, *values.values()]):
+        if name not in names:  # nothing in a file is run because the file says so
+            raise CheckpointError(f"{where}: it names code ({name[:60]}) that it does not record")
+    architecture = names.get(architecture, architecture)
+    values = {k: names.get(v, v) if _own(v) else v for k, v in values.items()}
+    try:
+        get_architecture(architecture)
+    except OptionError as error:
+        package = document.get("package") or {}
+        hint = (
+            f"it comes with the package {package['name']} {package['version']}, which is to be "
+            "installed"
+            if package
+            else "networks of your own are known by their file: --model FILE.py:CLASS"
+        )
+        raise CheckpointError(f"{where}: {error}; {hint}") from error
+    return architecture, values
 
 
 def _with_quantity(document: dict[str, Any]) -> None:
@@ -346,7 +388,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, bool]:
     raise CheckpointError(f"{given}: no such file (potentials shipped with dcase: {names})")
 
 
-def load_potential(path: str | os.PathLike[str]) -> Potential:
+def load_potential(
+    path: str | os.PathLike[str], *, code: Code | Sequence[Code] | None = None
+) -> Potential:
     """Load a potential, in evaluation mode, on the CPU, in the dtype it was saved in.
 
     A bare file name that does not exist in the working directory is looked for among the potentials
@@ -354,10 +398,13 @@ def load_potential(path: str | os.PathLike[str]) -> Potential:
 
     Args:
         path: A checkpoint written by :meth:`Potential.save` or ``dcase train``.
+        code: Files, modules or classes it may use: those of a network or activation of your own.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, foreign, or would run code.
+        CheckpointError: If the file is missing, damaged, foreign, would run code, or needs code
+            that was not named.
     """
     file, _ = find_checkpoint(path)
     document = checkpoint.load(file, "potential", FORMAT_VERSION, MIGRATIONS)
-    return potential_from_document(document, str(file))
+    with named_code(code):
+        return potential_from_document(document, str(file))

@@ -19,6 +19,7 @@ from dcase.data.splits import Splits
 from dcase.errors import DataError, OptionError, RunError
 from dcase.files import check_writable, write_json
 from dcase.objective import Objective, Term
+from dcase.own_code import is_own
 from dcase.potentials.create import create_potential
 from dcase.potentials.fitting.batches import FrameBatches, RotatedFrames
 from dcase.potentials.fitting.energy_forces import EnergyForces
@@ -33,7 +34,7 @@ from dcase.potentials.fitting.fit_report import (
 from dcase.potentials.fitting.lone_atoms import LoneAtoms, choose_e0s, settle
 from dcase.potentials.fitting.recipe import FREE, Recipe
 from dcase.potentials.kernels.forms import form_of_training, training_form
-from dcase.potentials.networks.registry import get_architecture
+from dcase.potentials.networks.registry import find_architecture
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
 from dcase.rescaling import LabelScale, fit_label_scale, fit_offsets, offset_energies
@@ -135,6 +136,8 @@ def fit_potential(
     potential = _new_potential(train, dataset.elements, recipe, quantity, e0s).to(device)
     chosen = recipe.identity()
     chosen["model"]["hyper_parameters"] = potential.hyper_parameters  # all of them
+    if is_own(recipe.model.architecture):
+        chosen["model"]["architecture"] = potential.architecture
     identity = Identity(
         "train",
         {**chosen, "quantity": quantity.to_dict()},
@@ -337,7 +340,7 @@ def _trainer(
 def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:
     """The model's own, and the filter table where the architecture has one."""
     found = dict(recipe.model.hyper_parameters)
-    if "filter_knots" in get_architecture(recipe.model.architecture).hyper_parameters():
+    if "filter_knots" in find_architecture(recipe.model.architecture).hyper_parameters():
         found.setdefault("filter_knots", recipe.acceleration.filter_table)
     return found
 

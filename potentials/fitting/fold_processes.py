@@ -18,7 +18,13 @@ import torch
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.splits import Splits
-from dcase.errors import DcaseError, KernelWarning, PaperVariantWarning, RunError
+from dcase.errors import (
+    DcaseError,
+    KernelWarning,
+    NetworkWarning,
+    PaperVariantWarning,
+    RunError,
+)
 from dcase.interrupt import interruptible
 from dcase.potentials.fitting.fit_potential import (
     fit_potential,
@@ -195,7 +201,7 @@ def _child(job: Job, messages: Any) -> None:
     # Out of reach of the terminal's Ctrl-C, which the parent passes on: two signals would end the
     # training without a save.
     os.setsid()
-    for said in (KernelWarning, PaperVariantWarning):  # by the parent
+    for said in (KernelWarning, NetworkWarning, PaperVariantWarning):  # by the parent
         warnings.simplefilter("ignore", said)
     torch.set_num_threads(1)  # the process is ours, and there are others beside it
     parent = multiprocessing.parent_process()

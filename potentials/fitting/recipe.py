@@ -18,6 +18,7 @@ from dcase.errors import OptionError
 from dcase.files import read_toml
 from dcase.objective import Term
 from dcase.options import check_types
+from dcase.own_code import canonical, is_own, load_own, pinned
 from dcase.training.settings import LIMITS, TrainSettings
 
 FREE = (*(f"training.{name}" for name in LIMITS), "acceleration.compiled")
@@ -31,7 +32,7 @@ class ModelChoice:
     """Which network.
 
     Attributes:
-        architecture: Registry name.
+        architecture: Registry name, or ``"FILE.py:CLASS"``, a network of the user's own.
         size: Preset.
         activation: Name of the activation, or ``"original"`` for the architecture's own.
         variant: ``"default"``, or ``"paper"``: the published implementation to the letter.
@@ -171,6 +172,9 @@ class Recipe:
         """What makes a run the run it is: all but how the recipe is called (see :data:`FREE`)."""
         tables = self.to_dict()
         del tables["name"], tables["description"]
+        model = tables["model"]
+        model["architecture"] = canonical(model["architecture"])
+        model["activation"] = canonical(model["activation"])
         return tables
 
     @staticmethod
@@ -214,8 +218,9 @@ def _specialise(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         return
     from dcase.potentials.networks.registry import get_architecture
 
+    own = is_own(str(chosen))
     for name, tables in special.items():
-        if get_architecture(name).name != get_architecture(str(chosen)).name:
+        if own or get_architecture(name).name != get_architecture(str(chosen)).name:
             continue
         if not isinstance(tables, Mapping) or not all(
             isinstance(entries, Mapping) for entries in tables.values()
@@ -257,6 +262,10 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
 
     Raises:
         OptionError: If there is no such recipe, it cannot be read, or a value is impossible.
+
+    A network or activation of the user's own that the recipe names is run, and pinned: its name
+    gets the digest of its file, so that the whole run, its processes and a later resume use the
+    same code.
     """
     path = Path(name)
     if path.suffix != ".toml":
@@ -278,4 +287,9 @@ def load_recipe(name: str = "default", overrides: Mapping[str, Any] | None = Non
             content = content.setdefault("hyper_parameters", {})
         if isinstance(content, dict):  # else from_dict says what is wrong with the file
             content[entry] = value
+    model = values.get("model", {})
+    for entry in ("architecture", "activation"):
+        if isinstance(model, dict) and is_own(str(model.get(entry, ""))):
+            model[entry] = pinned(model[entry])
+            load_own(model[entry])
     return Recipe.from_dict(values)

@@ -50,6 +50,8 @@ class Architecture:
         training_kernel: Optional hook: ``potential -> kernel``, energies and forces of a batch
             with a compiled gradient by the weights; raises an ``OptionError`` that says why where
             this potential has none (:func:`dcase.potentials.kernels.forms.training_form` asks).
+        defaults: Hyper-parameters by name, where ``build`` does not declare them itself.
+        own: Whether it is a class from outside of dcase (:mod:`dcase.potentials.networks.own`).
 
     Hooks are functions, or ``"package.module:name"``, which is imported when it is needed: networks
     know nothing of their compiled forms, and loading one does not load the others.
@@ -75,9 +77,13 @@ class Architecture:
     kernel_plan: Hook | None = None
     stack: Hook | None = None
     training_kernel: Hook | None = None
+    defaults: dict[str, Any] | None = None
+    own: bool = False
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Names and defaults of everything that can be set."""
+        if self.defaults is not None:
+            return dict(self.defaults)
         return {
             name: parameter.default
             for name, parameter in inspect.signature(self.build).parameters.items()

@@ -12,8 +12,10 @@ from dcase.errors import OptionError
 from dcase.moved import lazy_names
 from dcase.normalization import denormalize as remove_normalization
 from dcase.options import check_size
+from dcase.own_code import entry_points, is_own, load_entry_point, load_own, loaded
 from dcase.potentials.networks import cgcnn, dimenet, forcenet, gemnet, painn, schnet
 from dcase.potentials.networks.architecture import Architecture
+from dcase.potentials.networks.own import GROUP, own_architecture
 
 VARIANTS = ("default", "paper")
 PLACEMENTS = ("published", "all")
@@ -34,7 +36,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def get_architecture(name: str) -> Architecture:
-    """Look an architecture up.
+    """Look an architecture up: here, in installed packages, or among code that has been named.
+
+    Nothing of a user's own code runs (:func:`find_architecture` does that).
 
     Raises:
         OptionError: If there is none of that name; the message lists those there are.
@@ -43,7 +47,28 @@ def get_architecture(name: str) -> Architecture:
     for architecture in ARCHITECTURES.values():
         if wanted == architecture.name or wanted in architecture.aliases:
             return architecture
-    raise OptionError(f"unknown architecture {name!r}; there are: {', '.join(ARCHITECTURES)}")
+    own = loaded(name)
+    if own is not None:
+        return own_architecture(own.value, own.name, own.path)
+    offered = load_entry_point(GROUP, name)
+    if offered is not None:
+        return own_architecture(offered, entry_points(GROUP)[wanted].name)
+    there = ", ".join([*ARCHITECTURES, *(entry.name for entry in entry_points(GROUP).values())])
+    raise OptionError(f"unknown architecture {name!r}; there are: {there}, or FILE.py:CLASS")
+
+
+def find_architecture(wanted: str | type[nn.Module]) -> Architecture:
+    """An architecture by name, or from code that is named here and now, which runs.
+
+    Args:
+        wanted: A name, ``"mynet.py:MyNet"``, ``"package.module:MyNet"``, or a class.
+
+    Raises:
+        OptionError: If there is none, or the code fails.
+    """
+    if isinstance(wanted, str) and not is_own(wanted):
+        return get_architecture(wanted)
+    return get_architecture(load_own(wanted).name)
 
 
 def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -53,12 +78,12 @@ def resolve_hyper_parameters(name: str, size: str, overrides: dict[str, Any]) ->
         OptionError: For an unknown size or hyper-parameter, or a value of the wrong type.
     """
     architecture = get_architecture(name)
-    if size not in architecture.sizes:
+    if size not in architecture.sizes and not architecture.own:
         raise OptionError(
             f"{name} has no size {size!r}; there are: {', '.join(architecture.sizes)}"
         )
     defaults = architecture.hyper_parameters()
-    values = {**defaults, **architecture.sizes[size]}
+    values = {**defaults, **architecture.sizes.get(size, {})}
     for key, value in overrides.items():
         if value is None:
             continue
