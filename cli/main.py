@@ -32,6 +32,11 @@ COMMANDS = {
         "command",
         "Train one potential a fold; together they are an ensemble.",
     ),
+    "compare": (
+        "dcase.cli.compare",
+        "command",
+        "Does it help? Variants of a training, with several seeds, side by side.",
+    ),
     "md": ("dcase.cli.md", "md", "Run molecular dynamics and report the energy drift."),
     "active-learn": (
         "dcase.cli.active_learn",

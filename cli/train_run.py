@@ -68,7 +68,7 @@ def run_training(
         if isinstance(loaded, SplitFrames):
             frames = loaded
         else:
-            splits = _split(loaded, chosen, counts, recipe)
+            splits = split_of(loaded, chosen, counts, recipe)
             frames = SplitFrames(loaded, splits, "rest" if chosen["test_rest"] else "")
         frames = prepared(frames, recipe, notices)
         dataset, splits = recipe.loss.seen(frames.dataset), frames.splits
@@ -160,9 +160,10 @@ def _check_target(out: Path, resume: bool) -> str:
     return ""
 
 
-def _split(
+def split_of(
     dataset: AtomicDataset, chosen: dict[str, Any], counts: tuple[float, float], recipe: Recipe
 ) -> Splits:
+    """The frames to train and to validate on as the options say, drawn by the recipe's seed."""
     if chosen["n_train"] is None and chosen["n_val"] is None and sum(counts) > len(dataset):
         counts = SHARES
     n_train, n_val = (
