@@ -38,7 +38,7 @@ def test_all_commands_are_there():
         "info", "data", "data list", "data fetch", "data generate", "data check",
         "quickstart", "reproduce",
         *(f"reproduce {name}" for name in (*TABLES, *PINN_TABLES, "figure1", "figure2")),
-        "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
+        "compare", "compare md17", "compare xyz", "pinn", "pinn train", "pinn evaluate", "pinn plot", "pinn list", "pinn compare",
         "pinn data", *(f"pinn data {name}" for name in (*PDEBENCH, "download", "info")),
         "dae", "dae train", "dae evaluate", "dae plot", "dae data",
         *(f"dae data {name}" for name in ("pendulum", "water", "info")),
