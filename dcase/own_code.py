@@ -291,14 +291,17 @@ def required(records: Mapping[str, Any], where: str) -> dict[str, str]:
         Under which name each is known here: its own, but for changed code that was accepted.
 
     Raises:
-        CodeNeededError: If some was not named, or has changed; nothing of it has run then.
-        OptionError: If it fails.
+        CodeNeededError: If some was not named, or has changed (nothing of it has run then), or if
+            it fails.
     """
     found = {}
     for name, record in records.items():
         own = _LOADED.get(name)
         if own is None or own.sha256 != record["sha256"]:
-            own = _from_named(record, where)
+            try:
+                own = _from_named(record, where)
+            except OptionError as error:  # no such file, or it fails
+                raise CodeNeededError(f"{where}: its code: {error}") from error
         found[name] = own.name
     return found
 

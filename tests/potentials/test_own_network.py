@@ -81,6 +81,13 @@ def test_code_that_changed_is_refused_unrun_and_accepted_by_its_digest(mynet, fo
     assert potential.architecture == f"mynet.py:MyNet@{digest}"
 
 
+def test_code_that_is_not_there_is_said_to_be_so(mynet, forget, tmp_path):
+    small(mynet).save(tmp_path / "p.pt")
+    forget()
+    with pytest.raises(own_code.CodeNeededError, match=r"nonet\.py: No such file"):
+        load_potential(tmp_path / "p.pt", code=tmp_path / "nonet.py")
+
+
 def test_a_checkpoint_cannot_name_code_by_itself(mynet, forget, tmp_path):
     """What a document claims to be made of does not run, whatever it claims and records."""
     document = small(mynet).to_document()
