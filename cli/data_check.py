@@ -48,6 +48,7 @@ def check(
     duplicates  frames that occur before
     units       bond lengths, stiffness of bonds, or energies against forces
                 that speak for other units than those that are taken
+    stress      that is zero, falls as the volume grows, or is beyond any solid's
 
     FILE is an .npz, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Outliers are left out of a
     training with --drop-outliers.

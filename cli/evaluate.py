@@ -47,8 +47,8 @@ from dcase.files import write_json
     "--plot",
     type=click.Path(dir_okay=False),
     default=None,
-    help="Write parity plots: FILE_energy.png and FILE_forces.png for FILE.png; of an ensemble "
-    "also FILE_reliability.png.",
+    help="Write parity plots: FILE_energy.png, FILE_forces.png and FILE_stress.png for FILE.png; "
+    "of an ensemble also FILE_reliability.png.",
 )
 @click.option(
     "--free-atoms/--no-free-atoms",
@@ -76,11 +76,12 @@ def evaluate(
 ) -> None:
     """Compare MODEL with the labels in DATA.
 
-    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Of energies
-    and forces, those are compared that all frames have.
+    DATA is an .npz of MD17 or rMD17, an .lmdb of OC22 or OC20, extxyz, .traj or .db. Of energies,
+    forces and stress, those are compared that all frames have (the stress: all periodic ones).
 
-    Prints mean absolute and root mean square errors of the energy (per molecule and per atom) and
-    of the force components, and EFwT: the share of frames within 0.02 eV and 0.03 eV/A.
+    Prints mean absolute and root mean square errors of the energy (per molecule and per atom), of
+    the force components and of the stress (its nine components), and EFwT: the share of frames
+    within 0.02 eV and 0.03 eV/A.
 
     Of an ensemble the mean is compared, and a second table sets the standard deviation over its
     members against the error: Spearman's rank correlation (of energies or force components; of

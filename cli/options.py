@@ -285,12 +285,12 @@ def reading_options(
     Args:
         function: The command.
         labels: Whether it takes ``--labels``.
-        keys: Whether it takes ``--energy-key`` and ``--forces-key``.
+        keys: Whether it takes ``--energy-key``, ``--forces-key`` and what is about stress.
     """
     if function is None:
         return functools.partial(reading_options, labels=labels, keys=keys)
     from dcase.data.frames import Reading
-    from dcase.units import ENERGY_UNITS, LENGTH_UNITS
+    from dcase.units import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS
 
     flags = {
         "energy_unit": f"Unit of energies: {', '.join(ENERGY_UNITS)}. Default: what the file says, "
@@ -304,7 +304,13 @@ def reading_options(
         flags = {
             "energy_key": "Key of the energy in the file (not for .npz).",
             "forces_key": "Key of the forces in the file (not for .npz).",
+            "stress_key": "Key of the stress, positive in tension as in ASE, Voigt (xx, yy, zz, "
+            "yz, xz, xy) or 3x3. Default: REF_stress, REF_virials, or where ASE puts it.",
+            "virial_key": "Key of virials instead, in the unit of energies: -stress * volume.",
             **flags,
+            "stress_unit": f"Unit of the stress: {', '.join(STRESS_UNITS)}; with a minus in front "
+            "(-kbar, as in VASP's OUTCAR) compression is positive in the file. Default: from the "
+            "units of energy and length.",
         }
     if labels:
         flags = {"labels": "Label set, where an .npz holds both.", **flags}

@@ -18,6 +18,8 @@ _COLUMNS = (
     ("energy_mae_kcal_mol", "kcal/mol", "{:.4f}"),
     ("forces_mae_mev_angstrom", "F meV/A", "{:.2f}"),
     ("forces_mae_kcal_mol_angstrom", "kcal/mol/A", "{:.4f}"),
+    ("stress_mae_gpa", "S GPa", "{:.4f}"),
+    ("stress_mae_mev_angstrom3", "meV/A^3", "{:.3f}"),
     ("efwt", "EFwT %", "{:.1f}"),
 )
 

@@ -99,10 +99,13 @@ def xyz(
 ) -> None:
     """Train on your own frames: extxyz, ASE .traj or .db, .npz, or anything that ASE reads.
 
-    Energies in eV, forces in eV/A, unless --energy-unit, ... say otherwise. Labels:
-    --energy-key/--forces-key, else REF_energy/REF_forces, else energy/forces (also where ASE moved
-    them into a calculator). A label that is trained on and missing in any frame is an error. By
-    default 95 % of the frames train and 5 % validate.
+    Energies in eV, forces in eV/A, stress in eV/A^3, unless --energy-unit, ... say otherwise.
+    Labels: --energy-key/--forces-key, else REF_energy/REF_forces, else energy/forces (also where
+    ASE moved them into a calculator). A label that is trained on and missing in any frame is an
+    error. By default 95 % of the frames train and 5 % validate.
+
+    The stress of crystals is trained on with --recipe materials or --stress-weight; its sign is
+    ASE's (positive in tension). Only frames that are not periodic need none.
 
     The labels are looked at first (dcase data check FILE): outliers are named, and left out with
     --drop-outliers.
@@ -279,5 +282,9 @@ def iso17(
 
 
 def _labels_needed(recipe: Recipe) -> tuple[str, ...]:
-    weights = {"energy": recipe.loss.energy_weight, "forces": recipe.loss.forces_weight}
+    weights = {
+        "energy": recipe.loss.energy_weight,
+        "forces": recipe.loss.forces_weight,
+        "stress": recipe.loss.stress_weight,
+    }
     return tuple(name for name, weight in weights.items() if weight > 0)

@@ -71,8 +71,11 @@ _DATA_TEXTS = {
 _LOSS_TEXTS = {
     "energy_weight": "Weight of the energies; 0: train on forces only.",
     "forces_weight": "Weight of the forces; 0: train on energies only.",
+    "stress_weight": "Weight of the stress, which counts times the volume of an atom; 0: not "
+    "trained on.",
     "energy_loss": "l1, l2 or huber.",
     "forces_loss": "l1, l2 or huber.",
+    "stress_loss": "l1, l2 or huber.",
     "huber_delta": "Where huber turns from quadratic to linear, in units of C.",
     "free_atoms": "Leave out forces on atoms that the data mark as held in place (the default), or "
     "count them like any others.",
@@ -101,9 +104,9 @@ def target_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "--target",
         type=click.Choice(TARGETS),
         default=None,
-        help="What to train on: sets the weights of the loss. energy: no forces; forces: no "
-        "energies (their constant is fitted in the end); energy+forces: both, as the recipe "
-        "weighs them. Default: as the recipe.",
+        help="What to train on: sets the weights of the loss. energy: no forces, no stress; "
+        "forces: no energies (their constant is fitted in the end); energy+forces: both, as the "
+        "recipe weighs them. Default: as the recipe.",
     )(function)
 
 
@@ -124,6 +127,8 @@ def use_target(chosen: dict[str, Any], target: str | None) -> None:
             )
         if not wanted:
             chosen[key] = 0.0
+    if target == "energy" and chosen["stress_weight"] is None:
+        chosen["stress_weight"] = 0.0
     if target == "energy" and chosen["energy_weight"] is None:
         chosen["energy_weight"] = 1.0  # alone, its size means nothing, but clipping would see it
 

@@ -100,11 +100,12 @@ def prepared(frames: SplitFrames, recipe: Recipe, notices: Notices) -> SplitFram
     labels = {
         "energies": (frames.dataset.energies, recipe.loss.energy_weight > 0),
         "forces": (frames.dataset.forces, recipe.loss.forces_weight > 0),
-        "stress": (frames.dataset.stress, False),
+        "stress": (frames.dataset.stress, recipe.loss.stress_weight > 0),
     }
     idle = [name for name, (there, used) in labels.items() if there is not None and not used]
     if idle:
-        notices.note(f"{' and '.join(idle)}: in the data, not trained on")
+        hint = " (--stress-weight, --recipe materials)" if "stress" in idle else ""
+        notices.note(f"{' and '.join(idle)}: in the data, not trained on{hint}")
     left, _ = checked_frames(frames, recipe.data, notices)
     return left
 

@@ -62,3 +62,20 @@ def stress_voigt(strain_gradient: Tensor, cells: Tensor) -> Tensor:
     stress = strain_gradient / volume[:, None, None]
     rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
     return stress[:, rows, columns]
+
+
+def pair_virials(vectors: Tensor, pulls: Tensor, system: Tensor, n_systems: int) -> Tensor:
+    """dE/d eps of :func:`apply_strain` from pairs: ``sum_p (r_p g_p^T + g_p r_p^T) / 2``.
+
+    Args:
+        vectors: r of each pair, A, shape [n_pairs, 3].
+        pulls: Its ``g = dE/dr``, eV/A, shape [n_pairs, 3].
+        system: System of each pair, shape [n_pairs].
+        n_systems: How many there are.
+
+    Returns:
+        eV, shape [n_systems, 3, 3]; differentiable in ``pulls``.
+    """
+    outer = vectors[:, :, None] * pulls[:, None, :]
+    found = outer.new_zeros(n_systems, 3, 3).index_add(0, system, outer)
+    return 0.5 * (found + found.transpose(1, 2))

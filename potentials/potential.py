@@ -159,6 +159,35 @@ class Potential(ExactBuffers):
             gradient = energy_gradient(energies, graph.positions, create_graph=create_graph)
             return energies, -gradient
 
+    def energies_forces_and_strain_gradient(
+        self, graph: AtomicGraph, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`energies_and_forces`, and dE/d eps [n_systems, 3, 3] (:func:`apply_strain`).
+
+        Raises:
+            OptionError: If the quantity is no energy, or for elements that it does not know.
+            ValueError: If the graph has no cells.
+        """
+        if not self.quantity.is_energy:
+            raise OptionError(f"{self.quantity} has no stress: it is no energy")
+        if graph.cells is None:
+            raise ValueError("the stress needs cells")
+        with torch.inference_mode(False), torch.enable_grad():
+            positions = graph.positions.detach().requires_grad_(True)
+            strained, cells, strain = apply_strain(positions, graph.cells, graph.system)
+            energies = self.energies(replace(graph, positions=strained, cells=cells))
+            if not energies.requires_grad:  # no pair within the cutoff
+                return energies, torch.zeros_like(positions), torch.zeros_like(strain)
+            leaves = positions, strain
+            found = torch.autograd.grad(
+                energies.sum(), leaves, create_graph=create_graph, allow_unused=True
+            )
+            gradient, slope = (
+                torch.zeros_like(leaf) if one is None else one
+                for leaf, one in zip(leaves, found, strict=True)
+            )
+            return energies, -gradient, slope
+
     def fingerprint(self) -> str:
         """Digest of all that its predictions depend on, but for the dtype they are computed in."""
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}

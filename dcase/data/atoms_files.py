@@ -16,7 +16,12 @@ from ase.db import connect
 from ase.io.formats import UnknownFileTypeError, string2index
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from dcase.data.dataset import AtomicDataset, DatasetInfo, spans_its_periodic_directions
+from dcase.data.dataset import (
+    SMALLEST_VOLUME,
+    AtomicDataset,
+    DatasetInfo,
+    spans_its_periodic_directions,
+)
 from dcase.data.npz import file_sha256
 from dcase.errors import DataError, OptionError
 from dcase.files import check_readable, reason
@@ -32,6 +37,7 @@ def read_atoms(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    virial_key: str | None = None,
     need: Sequence[str] = ("energy", "forces"),
     index: str | int | slice = ":",
     units: Units | None = None,
@@ -53,16 +59,18 @@ def read_atoms(
     ``free_axes`` (FixCartesian, FixScaled, FixedPlane, FixedLine). Stress may be
     Voigt (xx, yy, zz, yz, xz, xy), 3x3 or nine numbers, in eV/A^3 with ASE's sign (positive =
     tension); a key with "viri" in its name holds virials W in eV, and stress = -W / volume.
-    Energies are eV, forces eV/A, unless ``units`` says otherwise.
+    Frames that are not periodic, or whose cell has no volume, have none (NaN), whatever the file
+    says. Energies are eV, forces eV/A, unless ``units`` says otherwise.
 
     Args:
         path: The file.
         energy_key: Where the energy is, instead of the places above.
         forces_key: The same for forces.
         stress_key: The same for stress or virials.
+        virial_key: The same for virials, whatever their key is called; instead of ``stress_key``.
         need: Labels that every frame must have, from "energy", "forces", "stress". A label with
             an explicit key is needed as well. Others are read if all frames have them, whole and
-            of a meaning (stress only if all frames are periodic), and else left out.
+            of a meaning, and else left out; the stress if all periodic frames have it.
         index: Which frames, as in ``ase.io.read``, e.g. ``":100"``; for a .db also a query.
         units: Of the numbers in the file; default: eV and A.
         notify: Gets a line about each label that some frames have and that is left out.
@@ -73,7 +81,8 @@ def read_atoms(
             message names the frame and the keys it has.
     """
     path = Path(path)
-    explicit = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
+    explicit = {"energy": energy_key, "forces": forces_key, "stress": stress_key or virial_key}
+    virials = virial_key is not None
     if isinstance(need, str) or not set(need) <= set(LABELS):
         raise OptionError(f"need must be a list of {', '.join(LABELS)}, got {need!r}")
     needed = set(need) | {label for label, key in explicit.items() if key is not None}
@@ -90,18 +99,25 @@ def read_atoms(
     for label in LABELS:
         values: list[Any] = []
         useless: list[str] = []  # why, frame by frame
+        real = 0  # values that are no NaN
         for number, atoms in enumerate(frames):
+            none = label == "stress" and not _can_have_stress(atoms)
+            if none:
+                values.append(np.full(6, np.nan))
             try:
-                value = _label(path, number, atoms, label, explicit[label], units)
+                value = _label(path, number, atoms, label, explicit[label], units, virials)
             except DataError as error:
-                if label in needed:
+                if label in needed and not none:
                     raise
                 useless.append(str(error).removeprefix(f"{path}: "))
                 continue
-            if value is not None and label == "stress" and not (atoms.pbc.any() or label in needed):
-                useless.append(f"frame {number}: stress of a system that is not periodic")
-            elif value is not None:
+            if none:
+                if value is not None:
+                    useless.append(f"frame {number}: stress of a system that is not periodic")
+                continue
+            if value is not None:
                 values.append(value)
+                real += 1
             elif label in needed:
                 raise DataError(
                     f"{path}: frame {number} has no "
@@ -109,7 +125,11 @@ def read_atoms(
                     + f"; it has {_keys(atoms)}"
                 )
         found[label] = values if len(values) == len(frames) else None
-        if found[label] is None and (values or useless) and notify is not None:
+        if not real:
+            found[label] = None
+            if label in needed:
+                raise DataError(f"{path}: no frame can have a stress: none is periodic")
+        if found[label] is None and (real or useless) and notify is not None:
             why = useless[0] if useless else f"{len(frames) - len(values)} frames have none"
             more = f", and {len(useless) - 1} more" if len(useless) > 1 else ""
             notify(f"{path}: {label} not used ({why}{more})")
@@ -133,6 +153,10 @@ def read_atoms(
         tags=structures.tags,
         states=structures.states,
     )
+
+
+def _can_have_stress(atoms: ase.Atoms) -> bool:
+    return bool(atoms.pbc.any()) and abs(atoms.cell.volume) > SMALLEST_VOLUME
 
 
 def _frames(path: Path, index: str | int | slice) -> list[ase.Atoms]:
@@ -223,7 +247,13 @@ def _keys(atoms: ase.Atoms) -> str:
 
 
 def _label(
-    path: Path, number: int, atoms: ase.Atoms, label: str, explicit: str | None, units: Units
+    path: Path,
+    number: int,
+    atoms: ase.Atoms,
+    label: str,
+    explicit: str | None,
+    units: Units,
+    virials: bool,
 ) -> np.ndarray | float | None:
     """A label of one frame in eV, eV/A or eV/A^3, or None if the frame has none."""
     *elsewhere, results = _places(atoms)
@@ -244,12 +274,19 @@ def _label(
     for key, places in searched:
         for place in places:
             if key in place:
-                return _shaped(f"{path}: frame {number}", atoms, label, key, place[key], units)
+                where = f"{path}: frame {number}"
+                return _shaped(where, atoms, label, key, place[key], units, virials)
     return None
 
 
 def _shaped(
-    where: str, atoms: ase.Atoms, label: str, key: str, value: Any, units: Units
+    where: str,
+    atoms: ase.Atoms,
+    label: str,
+    key: str,
+    value: Any,
+    units: Units,
+    virials: bool = False,
 ) -> np.ndarray | float:
     """``value`` as the label it is meant to be, in eV and A.
 
@@ -278,9 +315,9 @@ def _shaped(
         array = full_3x3_to_voigt_6_stress(square)
     if array.shape != (6,):
         raise DataError(f"{where}: {key!r} has shape {array.shape}, expected 6 numbers or 3x3")
-    if "viri" in key.lower():
+    if virials or "viri" in key.lower():
         volume = abs(atoms.cell.volume)
-        if volume < 1e-6:
+        if volume < SMALLEST_VOLUME:
             raise DataError(f"{where}: {key!r} cannot become stress: the cell has no volume")
         return -array * units.energy_eV / volume
-    return array * (units.energy_eV / units.length_A**3)
+    return array * units.stress_eV_A3

@@ -15,6 +15,9 @@ from dcase.data.held import constraints_of, free_axes, marks
 from dcase.data.state import CONSTRAINTS_KEY, FrameState, bare, electrons_of
 from dcase.errors import DataError
 
+SMALLEST_VOLUME = 1e-6
+"""Of a cell that there can be a stress of, A^3."""
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -57,7 +60,8 @@ class AtomicDataset:
         forces: eV/A, float64, shape [n_atoms_total, 3], or None.
         cells: Lattice vectors as rows, A, shape [n_frames, 3, 3], or None if no frame is periodic.
         pbc: Periodic directions, bool, shape [n_frames, 3], or None if no frame is periodic.
-        stress: Voigt xx, yy, zz, yz, xz, xy in eV/A^3, shape [n_frames, 6], or None.
+        stress: Voigt xx, yy, zz, yz, xz, xy in eV/A^3, positive in tension, shape [n_frames, 6],
+            NaN where a frame has none (it is not periodic), or None: no frame has.
         info: Provenance.
         fixed: Atoms held in place in the calculation that gave the labels, bool, shape
             [n_atoms_total], or None if none is. Their forces are no result of a relaxation: losses
@@ -115,7 +119,9 @@ class AtomicDataset:
                 continue
             if value.shape != shape:
                 raise DataError(f"{self._where()}: {key} has shape {value.shape}, expected {shape}")
-            if not np.isfinite(value).all():
+            if key == "stress":
+                self._check_stress()
+            elif not np.isfinite(value).all():
                 bad = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1))[0]
                 frame = (
                     int(np.searchsorted(self.ptr, bad, side="right") - 1)
@@ -123,6 +129,30 @@ class AtomicDataset:
                     else int(bad)
                 )
                 raise DataError(f"{self._where()}: {key} of frame {frame} is NaN or infinite")
+
+    def _check_stress(self) -> None:
+        assert self.stress is not None
+        finite = np.isfinite(self.stress)
+        bad = np.flatnonzero(~finite.all(axis=1) & ~np.isnan(self.stress).all(axis=1))
+        if len(bad):
+            raise DataError(f"{self._where()}: stress of frame {bad[0]} is NaN or infinite")
+        without = np.ones(len(self), dtype=bool)
+        if self.cells is not None and self.pbc is not None:
+            volumes = np.abs(np.linalg.det(self.cells))
+            without = ~self.pbc.any(axis=1) | (volumes < SMALLEST_VOLUME)
+        wrong = np.flatnonzero(finite.all(axis=1) & without)
+        if len(wrong):
+            raise DataError(
+                f"{self._where()}: frame {wrong[0]} has a stress, but is not periodic or has no "
+                "volume"
+            )
+
+    @property
+    def stressed(self) -> np.ndarray:
+        """Which frames have a label of stress, bool, shape [n_frames]."""
+        if self.stress is None:
+            return np.zeros(len(self), dtype=bool)
+        return np.asarray(np.isfinite(self.stress).all(axis=1))
 
     def _where(self) -> str:
         return self.info.source or self.info.name
@@ -219,7 +249,7 @@ class AtomicDataset:
             labels["energy"] = float(self.energies[index])
         if self.forces is not None:
             labels["forces"] = self.forces[atoms_of].copy()
-        if self.stress is not None:
+        if self.stress is not None and np.isfinite(self.stress[index]).all():
             labels["stress"] = self.stress[index].copy()
         if labels:
             atoms.calc = SinglePointCalculator(atoms, **labels)
@@ -342,8 +372,9 @@ class AtomicDataset:
     def concatenate(parts: Sequence[AtomicDataset], info: DatasetInfo) -> AtomicDataset:
         """Several datasets as one, in this order.
 
-        A label that one of them lacks is dropped. Where only some are periodic, have fixed atoms or
-        tags, the others are not periodic, have none, have 0.
+        A label that one of them lacks is dropped, but for the stress of what is not periodic. Where
+        only some are periodic, have fixed atoms or tags, the others are not periodic, have none,
+        have 0.
 
         Raises:
             DataError: If there are no parts.
@@ -371,7 +402,9 @@ class AtomicDataset:
             forces=joined("forces"),
             cells=joined("cells", lambda part: np.zeros((len(part), 3, 3))),
             pbc=joined("pbc", lambda part: np.zeros((len(part), 3), dtype=bool)),
-            stress=joined("stress"),
+            stress=joined("stress", lambda part: np.full((len(part), 6), np.nan))
+            if all(p.stress is not None or p.pbc is None or not p.pbc.any() for p in parts)
+            else None,
             info=info,
             fixed=joined("fixed", lambda part: np.zeros(len(part.numbers), dtype=bool)),
             free_axes=joined(

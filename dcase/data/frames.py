@@ -23,19 +23,27 @@ class Reading:
         labels: Label set of an .npz that holds two, ``"md17"`` or ``"rmd17"``.
         energy_key: Key of the energy; not for .npz and .lmdb.
         forces_key: Key of the forces; not for .npz and .lmdb.
+        stress_key: Key of the stress (or of virials, where "viri" is in its name); not for .npz and
+            .lmdb.
+        virial_key: Key of virials in the unit of energies, W = -stress * volume, whatever its name.
         energy_unit: Unit of energies, :data:`dcase.units.ENERGY_UNITS`; else what the file says,
             else eV (an .npz that does not say: kcal/mol, as MD17's).
         length_unit: Unit of positions and cells, :data:`dcase.units.LENGTH_UNITS`; else A.
         forces_unit: ``"ENERGY/LENGTH"``, a minus in front: gradients; else from the other two.
+        stress_unit: :data:`dcase.units.STRESS_UNITS`, a minus in front: positive in compression;
+            else from the units of energy and length.
         theory: Level of theory of the labels.
     """
 
     labels: str | None = None
     energy_key: str | None = None
     forces_key: str | None = None
+    stress_key: str | None = None
+    virial_key: str | None = None
     energy_unit: str | None = None
     length_unit: str | None = None
     forces_unit: str | None = None
+    stress_unit: str | None = None
     theory: str | None = None
 
 
@@ -73,10 +81,12 @@ def read_frames(
         from dcase.units import Units
 
         units = Units(
-            reading.energy_unit or "eV", reading.length_unit or "A", reading.forces_unit or ""
-        )
+            reading.energy_unit or "eV", reading.length_unit or "A", reading.forces_unit or "",
+            reading.stress_unit or "",
+        )  # fmt: skip
         dataset = read_atoms(
-            path, energy_key=reading.energy_key, forces_key=reading.forces_key, index=index,
+            path, energy_key=reading.energy_key, forces_key=reading.forces_key,
+            stress_key=reading.stress_key, virial_key=reading.virial_key, index=index,
             need=need, units=units, notify=notify,
         )  # fmt: skip
     if reading.theory:
@@ -96,6 +106,13 @@ def check_applies(path: str | os.PathLike[str], reading: Reading) -> None:
     if kind in (".npz", ".lmdb") and (reading.energy_key or reading.forces_key):
         instead = "; use --labels" if kind == ".npz" else ""
         raise OptionError(f"--energy-key and --forces-key are not for {kind}{instead}")
+    of_stress = (reading.stress_key, reading.virial_key, reading.stress_unit)
+    if kind in (".npz", ".lmdb") and any(of_stress):
+        raise OptionError(f"stress is not read from {kind}; use extxyz, .traj or .db")
+    if reading.stress_key and reading.virial_key:
+        raise OptionError("--stress-key and --virial-key exclude each other")
+    if reading.virial_key and reading.stress_unit:
+        raise OptionError("virials are in the unit of energies; use --energy-unit")
     if kind == ".lmdb" and (reading.energy_unit or reading.length_unit or reading.forces_unit):
         raise OptionError(f"{path}: an .lmdb of OC22 or OC20 is in eV and A; drop the units")
 

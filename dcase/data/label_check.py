@@ -16,6 +16,7 @@ from ase.data import chemical_symbols, covalent_radii
 from dcase.boxes import neighbours_of
 from dcase.data.dataset import AtomicDataset
 from dcase.data.held import wholly_free
+from dcase.data.stress_check import stress_doubts
 from dcase.data.unit_check import unit_doubts
 from dcase.errors import OptionError
 
@@ -105,7 +106,8 @@ def check_labels(
     deviations, which outliers do not move), forces by the logarithm of each frame's largest; both
     by the robust z-score (x - median) / (1.4826 MAD) of Iglewicz and Hoaglin (How to Detect and
     Handle Outliers, 1993), beyond :data:`Z_LIMIT`. Further: atoms on top of each other, forces that
-    do not add up to zero, frames that occur twice, and units (:mod:`dcase.data.unit_check`).
+    do not add up to zero, frames that occur twice, units (:mod:`dcase.data.unit_check`), and sign
+    and unit of the stress (:mod:`dcase.data.stress_check`).
 
     Args:
         dataset: The frames.
@@ -123,6 +125,7 @@ def check_labels(
     force_z = None if force is None else force_scores(force)
     findings = [
         *(Finding("units", (), doubt) for doubt in unit_doubts(dataset)),
+        *(Finding("stress", (), doubt) for doubt in stress_doubts(dataset)),
         *_energy_outliers(dataset, energy, energy_z, label),
         *_force_outliers(dataset, force, force_z, max_force, label),
         *_overlaps(dataset, label),

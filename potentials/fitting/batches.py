@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from dcase.data.dataset import AtomicDataset
@@ -31,6 +32,8 @@ class LabelledGraph:
             ``axes`` which of their directions are free, shape [n_atoms, 3].
         axes: Free directions as rows (:attr:`AtomicDataset.free_axes`), shape [n_atoms, 3, 3], or
             None: no atom is held in part.
+        stress: ``sigma / C``, 1/A^3, float64, shape [n_systems, 3, 3], NaN where a frame has none,
+            or None.
     """
 
     graph: AtomicGraph
@@ -39,6 +42,7 @@ class LabelledGraph:
     frames: Tensor
     free: Tensor | None = None
     axes: Tensor | None = None
+    stress: Tensor | None = None
 
     def __len__(self) -> int:
         return self.graph.n_systems
@@ -152,6 +156,9 @@ class FrameBatches:
                 values = values - offset_energies(dataset, scale.offsets, weights)
             self.energies = tensor(values, inverse)
         self.forces = tensor(dataset.forces, inverse)
+        self.stress = None
+        if dataset.stress is not None:
+            self.stress = tensor(voigt_6_to_full_3x3_stress(dataset.stress), inverse)
         self.free = None if dataset.fixed is None else tensor(~dataset.fixed)
         self.axes = None if dataset.free_axes is None else tensor(dataset.directions)
         if self.axes is not None:
@@ -184,6 +191,7 @@ class FrameBatches:
             frames,
             None if self.free is None else self.free[atoms],
             None if self.axes is None else self.axes[atoms],
+            None if self.stress is None else self.stress[indices],
         )
 
     def in_order(self, batch_size: int) -> Iterable[LabelledGraph]:
@@ -232,4 +240,5 @@ class RotatedFrames:
             graph=replace(graph, positions=turned(graph.positions), cells=cells),
             forces=None if plain.forces is None else turned(plain.forces),
             axes=None if plain.axes is None else plain.axes @ own.transpose(1, 2),
+            stress=None if plain.stress is None else turns @ plain.stress @ turns.transpose(1, 2),
         )

@@ -140,8 +140,8 @@ class _Recorder:
         self._ensemble, self._forces = ensemble, forces
         self.stds: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def __call__(self, graph: AtomicGraph, **_: bool) -> dict[str, Tensor]:
-        result = self._ensemble(graph, forces=self._forces)
+    def __call__(self, graph: AtomicGraph, *, stress: bool = False, **_: bool) -> dict[str, Tensor]:
+        result = self._ensemble(graph, forces=self._forces, stress=stress)
         for name, values in result.items():
             if name.endswith("_std"):
                 self.stds[name].append(values.cpu().numpy())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from dcase.data.dataset import AtomicDataset
 from dcase.data.held import partly_held
@@ -16,7 +17,7 @@ from dcase.potentials.fitting.batches import FrameBatches
 from dcase.potentials.potential import Potential
 from dcase.potentials.quantity import ENERGY, Quantity, quantity_of
 from dcase.rescaling import LabelScale
-from dcase.units import KCAL_PER_MOL
+from dcase.units import GPA, KCAL_PER_MOL
 
 # "Energy and forces within threshold": OC20 (Chanussot et al., ACS Catal. 11, 6059 (2021)).
 EFWT_ENERGY_EV = 0.02
@@ -35,6 +36,8 @@ class Evaluation:
             [2, 3 n_free_atoms] where no atom is held in part, or None.
         n_atoms: Atoms of each frame, shape [n_frames].
         quantity: What ``energy`` holds.
+        stress: Reference and predicted components in eV/A^3 (Voigt) of the frames that have a
+            label, shape [2, 6 n_labelled], or None.
     """
 
     metrics: dict[str, Any]
@@ -42,18 +45,20 @@ class Evaluation:
     forces: np.ndarray | None
     n_atoms: np.ndarray
     quantity: Quantity = ENERGY
+    stress: np.ndarray | None = None
 
 
 def evaluate_potential(
     potential: Potential, dataset: AtomicDataset, *, batch_size: int = 32
 ) -> Evaluation:
-    """MAE and RMSE of energies (per frame and per atom) and of force components, and EFwT.
+    """MAE and RMSE of energies (per frame and per atom), force components and stress, and EFwT.
 
     EFwT is the share of frames whose energy error is at most 0.02 eV and whose largest force
     component error is at most 0.03 eV/A. Atoms that ``dataset.fixed`` marks are left out of all
     errors of forces, as the Open Catalyst Project's metrics do, and so are the components along
     directions in which ``dataset.free_axes`` holds an atom; drop the marks to count them.
-    Forces are computed only where the frames have some to compare with.
+    Forces and stress are computed only where the frames have some to compare with; errors of stress
+    are over the nine components of the tensor, as MACE's and NequIP's are.
 
     Args:
         potential: Evaluated on its own device, in its own dtype.
@@ -65,7 +70,9 @@ def evaluate_potential(
         ``energy_rmse_mev_per_atom``, ``energy_mae_kcal_mol``, ``energy_rmse_kcal_mol``;
         ``forces_mae_mev_angstrom``, ``forces_rmse_mev_angstrom``, ``forces_mae_kcal_mol_angstrom``,
         ``forces_rmse_kcal_mol_angstrom``; ``efwt`` when both labels are there; ``n_fixed_atoms``
-        where some are left out, ``n_partly_fixed_atoms`` where some of their directions are. Of a
+        where some are left out, ``n_partly_fixed_atoms`` where some of their directions are;
+        ``stress_mae_mev_angstrom3``, ``stress_rmse_mev_angstrom3``, ``stress_mae_gpa``,
+        ``stress_rmse_gpa`` and ``n_stress_frames``, how many have a label of it. Of a
         quantity that is no energy: ``<name>_mae_<unit>`` and ``<name>_rmse_<unit>``, see
         :func:`value_metrics`.
 
@@ -90,21 +97,24 @@ def evaluate_potential(
             f"the potential predicts {quantity}, the frames have labels of {quantity_of(dataset)}"
         )
     if not quantity.is_energy:
-        dataset = replace(dataset, forces=None)
+        dataset = replace(dataset, forces=None, stress=None)
     frames = FrameBatches(dataset, potential.cutoff, LabelScale(), potential.device)
     if frames.apart:
         warnings.warn(frames.apart, ApartWarning, stacklevel=2)
-    energies, forces = [], []
+    energies, forces, stress = [], [], []
+    with_stress = bool(dataset.stressed.any())
     potential.eval()
     for batch in frames.in_order(batch_size):
-        result = potential(batch.graph, forces=dataset.forces is not None)
+        result = potential(batch.graph, forces=dataset.forces is not None, stress=with_stress)
+        if with_stress:
+            stress.append(result["stress"].cpu().numpy())
         energies.append(result[quantity.key].cpu().numpy())
         if dataset.forces is not None:
             forces.append(result["forces"].cpu().numpy())
     predicted_e = np.concatenate(energies)
 
     metrics: dict[str, Any] = {"n_frames": len(dataset)}
-    energy_pair = forces_pair = None
+    energy_pair = forces_pair = stress_pair = None
     if dataset.energies is not None:
         error = predicted_e - dataset.energies
         energy_pair = np.stack([dataset.energies, predicted_e])
@@ -127,7 +137,17 @@ def evaluate_potential(
             largest = np.maximum.reduceat(wrong, dataset.ptr[:-1])
             good = (np.abs(error) <= EFWT_ENERGY_EV) & (largest <= EFWT_FORCE_EV_A)
             metrics["efwt"] = float(good.mean())
-    return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms, quantity)
+    if with_stress:
+        assert dataset.stress is not None
+        there = dataset.stressed
+        stress_pair = np.stack([dataset.stress[there], np.concatenate(stress)[there]])
+        error_s = voigt_6_to_full_3x3_stress(stress_pair[1] - stress_pair[0])
+        metrics["n_stress_frames"] = int(there.sum())
+        for suffix, factor in (("mev_angstrom3", 1e3), ("gpa", 1 / GPA)):
+            metrics[f"stress_mae_{suffix}"] = float(np.abs(error_s).mean() * factor)
+            metrics[f"stress_rmse_{suffix}"] = float(np.sqrt((error_s**2).mean()) * factor)
+        stress_pair = stress_pair.reshape(2, -1)
+    return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms, quantity, stress_pair)
 
 
 # Units as they are in the names of metrics.

@@ -203,7 +203,7 @@ def _labels(
     dataset = recipe.loss.seen(dataset)
     quantity = quantity_of(dataset)
     if not quantity.is_energy:
-        dataset = replace(dataset, forces=None)
+        dataset = replace(dataset, forces=None, stress=None)
     terms = recipe.loss.terms()
     if dataset.energies is None and terms["energy"].weight > 0:
         raise DataError(
@@ -213,7 +213,9 @@ def _labels(
         raise DataError(
             "the dataset has no forces; set --forces-weight 0 to train on energies only"
         )
-    there = {"energy": dataset.energies, "forces": dataset.forces}
+    if dataset.stress is None and terms["stress"].weight > 0:
+        raise DataError("the dataset has no stress; set --stress-weight 0 to train without")
+    there = {"energy": dataset.energies, "forces": dataset.forces, "stress": dataset.stress}
     return (
         dataset,
         quantity,
@@ -311,8 +313,9 @@ def _trainer(
         quantity=quantity,
         alone=LoneAtoms(tuple(potential.elements)) if scale.offset == "isolated atoms" else None,
         kernel=training_form(potential)[0] if recipe.acceleration.compiled else None,
+        volume=_volume_of_an_atom(dataset.subset(splits.train), terms),
     )
-    terms = {name: term for name, term in terms.items() if name != "forces" or problem.forces}
+    terms = {name: term for name, term in terms.items() if name in problem.display}
     return Trainer(
         potential,
         Objective(problem, terms),
@@ -335,6 +338,24 @@ def _trainer(
         after=len(splits.train) if _needs_constant(recipe, scale) else 0,
         **options,
     )
+
+
+def _volume_of_an_atom(train: AtomicDataset, terms: dict[str, Term]) -> float | None:
+    """Median over the frames with a stress, A^3; None where no stress is trained on.
+
+    Raises:
+        DataError: If no training frame has a stress.
+    """
+    if "stress" not in terms or terms["stress"].weight == 0:
+        return None
+    there = train.stressed
+    if not there.any() or train.cells is None:
+        raise DataError(
+            "no training frame has a stress (it takes periodic ones); set --stress-weight 0 to "
+            "train without"
+        )
+    volumes = np.abs(np.linalg.det(train.cells[there]))
+    return float(np.median(volumes / train.n_atoms[there]))
 
 
 def _hyper_parameters(recipe: Recipe) -> dict[str, Any]:

@@ -174,12 +174,13 @@ def write_training_figure(folder: Path, quantity: Quantity = ENERGY) -> str | No
     panels = []
     for term, label in (
         ("forces", "force MAE (meV/Å)"),
+        ("stress", "stress MAE (meV/Å³)"),
         (quantity.key, f"{quantity.key} MAE ({unit})"),
     ):
         key = f"val_{term}_mae"
         points = [(r["epoch"], r[key]) for r in rows if key in r]
         if len(points) > 1:
-            panels.append((label, term == "forces", points))
+            panels.append((label, term, points))
     if not panels:
         return None
     from matplotlib.ticker import FormatStrFormatter
@@ -187,8 +188,9 @@ def write_training_figure(folder: Path, quantity: Quantity = ENERGY) -> str | No
     from dcase import plotting
 
     figure, axes = plotting.new_figure(1, len(panels), (3.6 * len(panels), 3.2))
-    for ax, (label, forces, points) in zip(axes, panels, strict=True):
-        color = plotting.BLUE if forces else plotting.ORANGE
+    colors = {"forces": plotting.BLUE, "stress": plotting.GREEN, quantity.key: plotting.ORANGE}
+    for ax, (label, term, points) in zip(axes, panels, strict=True):
+        color = colors[term]
         ax.plot(*zip(*points, strict=True), color=color, linewidth=1.2)
         if plotting.log_scale(ax):
             for axis_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):

@@ -100,14 +100,19 @@ class DataChoice:
 class LossChoice:
     """Weight and loss of each term; a weight of 0 leaves a term out of training.
 
+    The stress counts times the volume of an atom, see
+    :class:`~dcase.potentials.fitting.energy_forces.EnergyForces`.
+
     With ``free_atoms``, forces on atoms that the data mark as held in place count neither in the
     loss nor in errors; data without such marks are not concerned.
     """
 
     energy_weight: float = 0.01
     forces_weight: float = 1.0
+    stress_weight: float = 0.0
     energy_loss: str = "l2"
     forces_loss: str = "l2"
+    stress_loss: str = "l2"
     huber_delta: float = 1.0
     free_atoms: bool = True
 
@@ -124,6 +129,7 @@ class LossChoice:
         return {
             "energy": Term(self.energy_weight, self.energy_loss, self.huber_delta),
             "forces": Term(self.forces_weight, self.forces_loss, self.huber_delta),
+            "stress": Term(self.stress_weight, self.stress_loss, self.huber_delta),
         }
 
 

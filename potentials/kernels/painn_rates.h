@@ -59,7 +59,7 @@ INLINED void message_rates(const share *c, const measures *m, const block *b, in
     }
 }
 
-/* Rates of the whole batch along the direction -gF. */
+/* Rates of the whole batch along the direction of S. */
 static void rates(const share *c, const measures *m, const places *s)
 {
     const integer n = m->n, F = m->F, nF = n * F;
@@ -67,11 +67,10 @@ static void rates(const share *c, const measures *m, const places *s)
     for (integer q = 0; q < m->count; q++) {
         ray *y = rays + q;
         double dr[3];
+        rate_of_vector(c, q, y->p.i, y->p.j, dr);
         y->p.rate = 0;
-        for (int e = 0; e < 3; e++) {
-            dr[e] = c->gF[3 * y->p.i + e] - c->gF[3 * y->p.j + e];
+        for (int e = 0; e < 3; e++)
             y->p.rate += dr[e] * y->p.r[e] / y->p.d;
-        }
         for (int e = 0; e < 3; e++)
             y->du[e] = (REAL)((dr[e] - y->p.rate * y->p.r[e] / y->p.d) / y->p.d);
     }

@@ -1,9 +1,9 @@
 /* PaiNN with tabulated filters for training: energies and forces of a batch, and the gradient of
  *
- *     S = sum_i gE_i e_i + sum_i gF_i . F_i
+ *     S = sum_i gE_i e_i + sum_i gF_i . F_i + sum_p gr_p . dE/dr_p
  *
- * by all weights and by the table, for given gE and gF; see schnet_train.c. What the first block's
- * atoms send depends on their elements only, and is computed for these.
+ * by all weights and by the table, for given gE, gF and gr (of pairs p); see schnet_train.c.
+ * What the first block's atoms send depends on their elements only, and is computed for these.
  */
 #include "painn_adjoints.h"
 #include "painn_rates.h"
@@ -98,18 +98,21 @@ static void forward(const share *c)
         for (int e = 0; e < 3; e++) {
             c->force[3 * rays[q].p.i + e] += g[e];
             c->force[3 * rays[q].p.j + e] -= g[e];
+            if (c->pull)
+                c->pull[3 * q + e] = g[e];
         }
     }
 }
 
 /* After forward() with the same arguments and untouched work and pairs. gE [n]: gradient by the
- * atom energies; gF [n, 3]: by the forces, or NULL. gradients: of the weights that are no copies, in
- * torch's order [out, in], added to. table_gradient [intervals + 3, layers, 3F], added to. */
+ * atom energies; gF [n, 3]: by the forces, or NULL; gr [pairs, 3]: by the pulls, or NULL.
+ * gradients: of the weights that are no copies, in torch's order [out, in], added to.
+ * table_gradient [intervals + 3, layers, 3F], added to. */
 static void backward(const share *c)
 {
     const measures m = measures_of(c->sizes);
     const integer n = m.n, F = m.F;
-    const int moves = c->gF != NULL, kind = (int)c->kind;
+    const int moves = has_direction(c), kind = (int)c->kind;
     places s;
     lay_out(&m, c->work, &s);
     if (moves)

@@ -1,10 +1,11 @@
 /* SchNet with tabulated filters for training: energies and forces of a batch, and the gradient of
  *
- *     S = sum_i gE_i e_i + sum_i gF_i . F_i
+ *     S = sum_i gE_i e_i + sum_i gF_i . F_i + sum_p gr_p . dE/dr_p
  *
- * by all weights and by the table, for given gE and gF. Since F = -dE/dx, the second sum is minus
- * the derivative of E along the direction gF of the positions, so a forward pass carries every
- * quantity q and its derivative dq along that direction, and one backward pass goes through both.
+ * by all weights and by the table, for given gE, gF and gr (of pairs p). Since F = -dE/dx, the
+ * second and the third sum are the derivative of E along one direction of the pairs' vectors, r_ij
+ * by gF_i - gF_j + gr_ij, so a forward pass carries every quantity q and its derivative dq along
+ * that direction, and one backward pass goes through both.
  * Half of what autograd does for the gradient of a gradient is never formed.
  */
 #include "schnet_common.h"
@@ -65,7 +66,7 @@ static void forward(const share *c)
     const REAL *const *weights = c->weights;
     const REAL *restrict table = c->table;
     pair *const pairs = c->pairs;
-    double *const energy = c->energy, *const force = c->force;
+    double *const energy = c->energy, *const force = c->force, *const pulls = c->pull;
     const integer n = sizes[0], count = sizes[1], hidden = sizes[2], filters = sizes[3],
                   layers = sizes[4], half = sizes[5], intervals = sizes[6];
     const integer nh = n * hidden, nf = n * filters, columns = layers * filters;
@@ -133,6 +134,8 @@ static void forward(const share *c)
             const double pull = pairs[q].pull / pairs[q].d * pairs[q].r[c];
             force[3 * pairs[q].i + c] += pull;
             force[3 * pairs[q].j + c] -= pull;
+            if (pulls)
+                pulls[3 * q + c] = pull;
         }
 }
 
@@ -240,17 +243,18 @@ static void convolve_back_energy(const pair *p, const REAL *restrict table,
 }
 
 /* After forward() with the same arguments and untouched work and pairs. gE [n]: gradient by the
- * atom energies; gF [n, 3]: by the forces, or NULL. gradients: arrays in the shape of the first of
- * every kind of weight, in the order embedding; for each layer atom_in, atom_out, its bias, update,
- * its bias; out_in, its bias, out, bias; added to. table_gradient [intervals + 3, layers, filters],
- * added to. */
+ * atom energies; gF [n, 3]: by the forces, or NULL; gr [pairs, 3]: by the pulls, or NULL. gradients:
+ * arrays in the shape of the first of every kind of weight, in the order embedding; for each layer
+ * atom_in, atom_out, its bias, update, its bias; out_in, its bias, out, bias; added to.
+ * table_gradient [intervals + 3, layers, filters], added to. */
 static void backward(const share *c)
 {
     const integer *sizes = c->sizes, *species = c->species;
     const REAL *const *weights = c->weights;
     const REAL *restrict table = c->table;
     pair *const pairs = c->pairs;
-    const double *const gE = c->gE, *const gF = c->gF;
+    const double *const gE = c->gE;
+    const int moves = has_direction(c);
     REAL *const *const gradients = c->gradients;
     REAL *restrict table_gradient = c->table_gradient;
     const integer n = sizes[0], count = sizes[1], hidden = sizes[2], filters = sizes[3],
@@ -261,13 +265,15 @@ static void backward(const share *c)
     places s;
     lay_out(sizes, c->work, &s);
 
-    /* Forward along the direction -gF. */
-    if (gF) {
+    /* Forward along the direction of S. */
+    if (moves) {
         for (integer q = 0; q < count; q++) {
             pair *p = pairs + q;
+            double dr[3];
+            rate_of_vector(c, q, p->i, p->j, dr);
             p->rate = 0;
-            for (int c = 0; c < 3; c++)
-                p->rate -= (gF[3 * p->j + c] - gF[3 * p->i + c]) * p->r[c] / p->d;
+            for (int e = 0; e < 3; e++)
+                p->rate += dr[e] * p->r[e] / p->d;
         }
         memset(s.dh, 0, (size_t)nh * sizeof(REAL));
         for (integer l = 0; l < layers; l++) {
@@ -292,7 +298,7 @@ static void backward(const share *c)
     /* Read-out: e = o . phi(q), de = o . (phi' dq) */
     REAL *dq = s.c, *curvature = s.b, *gq = s.d, *gdq = s.e, *activated = s.a;
     activate((int)c->kind, NULL, nq, s.q, activated, s.q_slope, curvature);
-    if (gF)
+    if (moves)
         product(n, hidden, half, s.dh + layers * nh, out[0], NULL, dq, 0);
     for (integer a = 0; a < n; a++) {
         to_out[3][0] += (REAL)gE[a];
@@ -301,7 +307,7 @@ static void backward(const share *c)
             const REAL o = out[3][c], e = (REAL)gE[a];
             gq[q] = s.q_slope[q] * e * o;
             to_out[2][c] += e * activated[q];
-            if (gF) {
+            if (moves) {
                 gdq[q] = s.q_slope[q] * o;
                 gq[q] += curvature[q] * dq[q] * o;
                 to_out[2][c] += s.q_slope[q] * dq[q];
@@ -312,7 +318,7 @@ static void backward(const share *c)
     add_columns(n, half, gq, to_out[1]);
     REAL *gh = s.f, *gdh = s.g;
     product(n, half, hidden, gq, out[2], NULL, gh, 0);
-    if (gF) {
+    if (moves) {
         outer(n, hidden, half, s.dh + layers * nh, gdq, to_out[0]);
         product(n, half, hidden, gdq, out[2], NULL, gdh, 0);
     }
@@ -330,7 +336,7 @@ static void backward(const share *c)
         product(n, hidden, hidden, gh, w[7], NULL, s.c, 0); /* c: gradient of phi(u), then of u */
         for (integer q = 0; q < nh; q++)
             s.c[q] *= slope[q];
-        if (gF) {
+        if (moves) {
             for (integer q = 0; q < nh; q++)
                 s.a[q] = slope[q] * du[q];
             outer(n, hidden, hidden, s.a, gdh, to[3]);
@@ -344,7 +350,7 @@ static void backward(const share *c)
         add_columns(n, hidden, s.c, to[2]);
         product(n, hidden, filters, s.c, w[6], NULL, s.a, 0); /* a: gradient of m */
         memset(s.c, 0, (size_t)nf * sizeof(REAL));            /* c: gradient of x */
-        if (gF) {
+        if (moves) {
             outer(n, filters, hidden, dm, s.d, to[1]);
             product(n, hidden, filters, s.d, w[6], NULL, s.b, 0); /* b: gradient of dm */
             memset(s.e, 0, (size_t)nf * sizeof(REAL));            /* e: gradient of dx */

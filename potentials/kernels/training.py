@@ -4,7 +4,8 @@ Training on forces needs the gradient, by the weights, of something that is a gr
 positions already. Autograd builds the graph of the first gradient and goes through it backwards.
 Here the gradient of ``sum_i gE_i e_i + sum_i gF_i . F_i`` is written out (``schnet_train.c``,
 ``painn_train.c``): the second sum is a derivative along a known direction, so one forward pass that
-carries this derivative along, and one backward pass through it, are enough.
+carries this derivative along, and one backward pass through it, are enough. Whatever else depends
+on the derivatives by the pairs' vectors (the stress) is a further part of that direction.
 """
 
 from __future__ import annotations
@@ -148,7 +149,18 @@ class TrainingKernel(ABC):
         Differentiable once in the network's weights (not in the positions). Without ``forces``
         these are zeros.
         """
-        return _EnergiesForces.apply(self, species, graph, forces, self.table(), *self.parameters())
+        energies, forces_, _ = self._apply(species, graph, forces, False)
+        return energies, forces_
+
+    def with_pulls(self, species: Tensor, graph: AtomicGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the derivatives of the energy by the pairs' vectors, [n_pairs, 3]."""
+        return self._apply(species, graph, True, True)
+
+    def _apply(
+        self, species: Tensor, graph: AtomicGraph, forces: bool, pulls: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        options = forces, pulls, self.table()
+        return _EnergiesForces.apply(self, species, graph, *options, *self.parameters())
 
 
 def check_trainable(
@@ -181,8 +193,8 @@ def check_trainable(
 
 
 _POINTERS = (
-    "r", "list", "species", "weights", "table", "work", "pairs", "energy", "force", "by_energy",
-    "by_force", "gradients", "table_gradient",
+    "r", "list", "species", "weights", "table", "work", "pairs", "energy", "force", "pull",
+    "by_energy", "by_force", "by_pull", "gradients", "table_gradient",
 )  # fmt: skip
 
 
@@ -295,18 +307,22 @@ class _Batch:
         threads = ctypes.c_int64(len(self.firsts) - 1)
         function(threads, pointer(self.firsts), self.shares)
 
-    def forward(self, forces: bool) -> tuple[Tensor, Tensor]:
-        """Energies and forces."""
+    def forward(self, forces: bool, pulls: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies, forces, and derivatives by the pairs' vectors (none without ``pulls``)."""
         n = self.cuts[-1][1]
         energy = torch.empty(n, dtype=torch.float64)
         force = torch.zeros(n, 3, dtype=torch.float64)
-        for share, (a0, *_) in zip(self.shares, self.cuts, strict=True):
+        pull = torch.zeros(self.cuts[-1][3] if pulls else 0, 3, dtype=torch.float64)
+        for share, (a0, _, p0, _) in zip(self.shares, self.cuts, strict=True):
             share.energy = energy.data_ptr() + 8 * a0
             share.force = force.data_ptr() + 24 * a0 if forces else None
+            share.pull = pull.data_ptr() + 24 * p0 if pulls else None
         self.run(self.kernel.forward)
-        return energy, force
+        return energy, force, pull
 
-    def backward(self, by_energy: Tensor, by_force: Tensor | None) -> list[Tensor]:
+    def backward(
+        self, by_energy: Tensor, by_force: Tensor | None, by_pull: Tensor | None
+    ) -> list[Tensor]:
         """Gradients by the table and by the weights as the C source leaves them."""
         like, ends = self.kernel.gradients(self.table)
         found = torch.zeros(len(self.firsts) - 1, int(ends[-1]), dtype=self.kernel.dtype)
@@ -315,11 +331,12 @@ class _Batch:
         )
         for thread, (begin, end) in enumerate(zip(self.firsts, self.firsts[1:], strict=False)):
             for k in range(begin, end):
-                share, first = self.shares[k], self.cuts[k][0]
+                share, (first, _, pair, _) = self.shares[k], self.cuts[k]
                 share.table_gradient = int(at[thread, 0])
                 share.gradients = at[thread, 1:].ctypes.data
                 share.by_energy = by_energy.data_ptr() + 8 * first
                 share.by_force = None if by_force is None else by_force.data_ptr() + 24 * first
+                share.by_pull = None if by_pull is None else by_pull.data_ptr() + 24 * pair
         self.run(self.kernel.backward)
         for other in found[1:]:
             found[0] += other
@@ -334,20 +351,23 @@ class _EnergiesForces(torch.autograd.Function):
         species: Tensor,
         graph: AtomicGraph,
         forces: bool,
+        pulls: bool,
         table: Tensor,
         *weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.batch, ctx.forces = _Batch(kernel, species, graph, table.detach().contiguous()), forces
         ctx.set_materialize_grads(False)
-        found: tuple[Tensor, Tensor] = ctx.batch.forward(forces)
+        ctx.pulls = pulls
+        found: tuple[Tensor, Tensor, Tensor] = ctx.batch.forward(forces, pulls)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        by_energy, by_force = grads
+        by_energy, by_force, by_pull = grads
         batch: _Batch = ctx.batch
         by_energy = torch.zeros(batch.cuts[-1][1]) if by_energy is None else by_energy
         by_force = None if by_force is None or not ctx.forces else by_force.double().contiguous()
-        table, *weights = batch.backward(by_energy.double().contiguous(), by_force)
-        return (None, None, None, None, table, *batch.kernel.by_parameter(weights))
+        by_pull = None if by_pull is None or not ctx.pulls else by_pull.double().contiguous()
+        table, *weights = batch.backward(by_energy.double().contiguous(), by_force, by_pull)
+        return (None, None, None, None, None, table, *batch.kernel.by_parameter(weights))

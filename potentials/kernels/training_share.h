@@ -48,12 +48,28 @@ typedef struct {
     REAL *work;              /* size_of_work() */
     void *pairs;             /* [pairs] of size_of_pair() */
     double *energy, *force;  /* results of forward(); force may be NULL: then energies alone */
+    double *pull;            /* another result: dE/dr of each pair, [pairs, 3], where force is not
+                              * NULL; may be NULL */
     const double *gE, *gF;   /* for backward(): [atoms], [atoms, 3]; gF may be NULL */
+    const double *gr;        /* the same by the pulls: [pairs, 3]; may be NULL */
     REAL *const *gradients;  /* results of backward(), added to */
     REAL *table_gradient;
 } share;
 
 integer size_of_share(void) { return (integer)sizeof(share); }
+
+/* Whether S has derivatives of the energy in it. */
+static int has_direction(const share *c) { return c->gF != NULL || c->gr != NULL; }
+
+/* How fast the vector of pair q, from i to j, goes along the direction of S: F = -dE/dx. */
+static void rate_of_vector(const share *c, integer q, integer i, integer j, double rate[3])
+{
+    for (int e = 0; e < 3; e++) {
+        rate[e] = c->gr ? c->gr[3 * q + e] : 0;
+        if (c->gF)
+            rate[e] += c->gF[3 * i + e] - c->gF[3 * j + e];
+    }
+}
 
 /* Shares that one thread takes in turn have their gradients together; the threads are those that
  * torch has, where both use one OpenMP. from [threads + 1]: the first share of each, and the end. */

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -9,9 +10,13 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
+from ase.units import GPa
 
 from dcase.data.atoms_files import read_atoms
+from dcase.data.dataset import AtomicDataset
+from dcase.data.stress_check import stress_doubts
 from dcase.errors import DataError, OptionError
+from dcase.units import Units
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real = [
@@ -151,9 +156,15 @@ def test_molecules_and_crystals_of_different_size(tmp_path):
     data = read_atoms(tmp_path / "a.traj")
     assert data.n_atoms.tolist() == [3, 4]
     assert data.pbc.tolist() == [[False] * 3, [True] * 3]
-    assert data.stress is None  # the molecule has none
-    with pytest.raises(DataError, match="frame 0 has no stress"):
+    assert data.stressed.tolist() == [False, True]  # the molecule has none
+    assert read_atoms(tmp_path / "a.traj", need=("stress",)).stressed.tolist() == [False, True]
+    with pytest.raises(DataError, match="no frame can have a stress: none is periodic"):
+        read_atoms(tmp_path / "a.traj", need=("stress",), index=":1")
+    frames[1].calc = None
+    ase.io.write(tmp_path / "a.traj", frames)
+    with pytest.raises(DataError, match="frame 1 has no stress"):
         read_atoms(tmp_path / "a.traj", need=("stress",))
+    assert read_atoms(tmp_path / "a.traj", need=()).stress is None
 
 
 def test_stress_conventions(tmp_path):
@@ -175,6 +186,15 @@ def test_stress_conventions(tmp_path):
         given = None if key.startswith("REF") else key
         data = read_atoms(tmp_path / "a.extxyz", need=("stress",), stress_key=given)
         np.testing.assert_allclose(data.stress[0], voigt, atol=1e-9, err_msg=key)
+    for unit, size in (("GPa", 1 / GPa), ("kbar", 10 / GPa), ("-kbar", -10 / GPa)):
+        frame = bare.copy()
+        frame.info |= {"other": voigt * size, "w": -voigt * atoms.get_volume()}
+        ase.io.write(tmp_path / "a.extxyz", frame)
+        file, units = tmp_path / "a.extxyz", Units(stress=unit)
+        data = read_atoms(file, need=(), stress_key="other", units=units)
+        np.testing.assert_allclose(data.stress[0], voigt, rtol=1e-7, err_msg=unit)
+        same = read_atoms(file, need=(), virial_key="w")  # a name that says nothing
+        np.testing.assert_allclose(same.stress, data.stress, rtol=1e-7)
 
 
 def test_the_sign_of_virials_is_that_of_the_energy(tmp_path):
@@ -306,3 +326,23 @@ class TestRealFiles:
         assert (np.abs(forces[fixed]).sum(axis=1) > 0).all()
         np.testing.assert_array_equal(forces, first.get_forces(apply_constraint=False))
         assert len(data) == 61
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1.0, None), (-1.0, "compression as positive"), (1 / GPa, "another unit"), (0.0, "zero")],
+)
+def test_sign_and_unit_of_stress_are_looked_at(factor, words):
+    rng = np.random.default_rng(0)
+    frames, stress = [], []
+    for _ in range(12):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell * rng.uniform(0.97, 1.03), scale_atoms=True)
+        atoms.positions += 0.05 * rng.normal(size=(4, 3))
+        atoms.calc = EMT()
+        frames.append(atoms)
+        stress.append(atoms.get_stress())
+    data = replace(AtomicDataset.from_frames(frames), stress=factor * np.array(stress))
+    doubts = stress_doubts(data)
+    assert len(doubts) == (words is not None)
+    assert words is None or words in doubts[0]

@@ -111,7 +111,7 @@ def test_mistakes_in_a_file_get_one_line(tmp_path, toml, message):
 
 
 def test_what_cannot_be_read(tmp_path):
-    with pytest.raises(OptionError, match="no recipe 'nope'; there are: default, paper"):
+    with pytest.raises(OptionError, match="no recipe 'nope'; there are: default, materials, paper"):
         load_recipe("nope")
     with pytest.raises(OptionError, match=r"no such file: .*none\.toml"):
         load_recipe(str(tmp_path / "none.toml"))
