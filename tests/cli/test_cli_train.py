@@ -257,7 +257,7 @@ def test_a_number_that_is_none_is_refused_where_it_is_given(dcase, empty_folder)
         (["--n-train", "5000"], "there are only 1000"),
         (["--n-train", "0"], "no frames to train on"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
-        (["--recipe", "fast"], "no recipe 'fast'; there are: default, paper"),
+        (["--recipe", "fast"], "no recipe 'fast'; there are: default, materials, paper"),
         (["--recipe", "nowhere.toml"], "no such file: nowhere.toml"),
         (["--recipe", "broken.toml"], "broken.toml: not valid TOML"),
         (["--recipe", "typo.toml"], "[training] has no entry 'learning'"),
