@@ -105,7 +105,8 @@ def evaluate_potential(
     with_stress = bool(dataset.stressed.any())
     potential.eval()
     for batch in frames.in_order(batch_size):
-        result = potential(batch.graph, forces=dataset.forces is not None, stress=with_stress)
+        also = {"stress": True} if with_stress else {}
+        result = potential(batch.graph, forces=dataset.forces is not None, **also)
         if with_stress:
             stress.append(result["stress"].cpu().numpy())
         energies.append(result[quantity.key].cpu().numpy())

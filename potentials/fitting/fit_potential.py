@@ -213,7 +213,7 @@ def _labels(
         raise DataError(
             "the dataset has no forces; set --forces-weight 0 to train on energies only"
         )
-    if dataset.stress is None and terms["stress"].weight > 0:
+    if dataset.stress is None and "stress" in terms:
         raise DataError("the dataset has no stress; set --stress-weight 0 to train without")
     there = {"energy": dataset.energies, "forces": dataset.forces, "stress": dataset.stress}
     return (
@@ -346,7 +346,7 @@ def _volume_of_an_atom(train: AtomicDataset, terms: dict[str, Term]) -> float | 
     Raises:
         DataError: If no training frame has a stress.
     """
-    if "stress" not in terms or terms["stress"].weight == 0:
+    if "stress" not in terms:
         return None
     there = train.stressed
     if not there.any() or train.cells is None:
@@ -378,7 +378,7 @@ def _fit_constant(potential: Potential, train: AtomicDataset, elements: list[int
     """
     if train.energies is None or not potential.quantity.is_energy:
         return
-    pair = evaluate_potential(potential, replace(train, forces=None)).energy
+    pair = evaluate_potential(potential, replace(train, forces=None, stress=None)).energy
     assert pair is not None
     missing = fit_offsets(replace(train, energies=pair[0] - pair[1]), "atomic", elements)
     offsets = potential.scale.offsets

@@ -125,11 +125,12 @@ class LossChoice:
         return dataset if self.free_atoms else dataset.without_fixed()
 
     def terms(self) -> dict[str, Term]:
-        """As terms of an objective."""
+        """As terms of an objective; the stress only where it is trained on."""
+        stress = Term(self.stress_weight, self.stress_loss, self.huber_delta)
         return {
             "energy": Term(self.energy_weight, self.energy_loss, self.huber_delta),
             "forces": Term(self.forces_weight, self.forces_loss, self.huber_delta),
-            "stress": Term(self.stress_weight, self.stress_loss, self.huber_delta),
+            **({"stress": stress} if stress.weight > 0 else {}),
         }
 
 
