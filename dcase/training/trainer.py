@@ -183,8 +183,9 @@ class Trainer:
         On a resume ``epochs``, ``time_limit``, ``cpu_limit``, ``early_stopping`` and
         ``checkpoint_every`` may differ from before, which shortens or extends the run. A schedule
         that depends on progress (cosine, exponential; a warm-up of more than a tenth of the run)
-        then goes on as if the new length had been the plan from the start: when a finished cosine run is extended, its learning rate jumps up
-        from its end to where the longer cosine is at that step.
+        then goes on as if the new length had been the plan from the start: when a finished cosine
+        run is extended, its learning rate jumps up from its end to where the longer cosine is at
+        that step.
 
         Args:
             resume: Go on from :attr:`state_file` if it exists (a run that was never saved starts
