@@ -36,8 +36,8 @@ class Evaluation:
             [2, 3 n_free_atoms] where no atom is held in part, or None.
         n_atoms: Atoms of each frame, shape [n_frames].
         quantity: What ``energy`` holds.
-        stress: Reference and predicted components in eV/A^3 (Voigt) of the frames that have a
-            label, shape [2, 6 n_labelled], or None.
+        stress: Reference and predicted components in eV/A^3 of the frames that have a label, all
+            nine of each tensor, as errors count them: shape [2, 9 n_labelled], or None.
     """
 
     metrics: dict[str, Any]
@@ -141,13 +141,13 @@ def evaluate_potential(
     if with_stress:
         assert dataset.stress is not None
         there = dataset.stressed
-        stress_pair = np.stack([dataset.stress[there], np.concatenate(stress)[there]])
-        error_s = voigt_6_to_full_3x3_stress(stress_pair[1] - stress_pair[0])
+        voigt = np.stack([dataset.stress[there], np.concatenate(stress)[there]])
+        stress_pair = voigt_6_to_full_3x3_stress(voigt).reshape(2, -1)
+        error_s = stress_pair[1] - stress_pair[0]
         metrics["n_stress_frames"] = int(there.sum())
         for suffix, factor in (("mev_angstrom3", 1e3), ("gpa", 1 / GPA)):
             metrics[f"stress_mae_{suffix}"] = float(np.abs(error_s).mean() * factor)
             metrics[f"stress_rmse_{suffix}"] = float(np.sqrt((error_s**2).mean()) * factor)
-        stress_pair = stress_pair.reshape(2, -1)
     return Evaluation(metrics, energy_pair, forces_pair, dataset.n_atoms, quantity, stress_pair)
 
 

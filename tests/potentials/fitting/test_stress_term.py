@@ -207,7 +207,9 @@ def test_errors_of_stress_are_those_of_the_calculator():
     rmse = np.sqrt((error**2).mean())
     assert metrics["stress_rmse_mev_angstrom3"] == pytest.approx(1e3 * rmse)
     assert metrics["stress_rmse_gpa"] == pytest.approx(160.21766 * rmse)
-    assert outcome.stress.shape == (2, 18)
+    assert outcome.stress.shape == (2, 27)
+    error = np.abs(outcome.stress[1] - outcome.stress[0]).mean()  # the picture's, and the table's
+    assert error * 1e3 == pytest.approx(outcome.metrics["stress_mae_mev_angstrom3"])
     # As training shows it.
     potential.set_scale(LabelScale())
     metrics = evaluate_potential(potential, data).metrics
