@@ -18,6 +18,7 @@ from dcase.cli.options import (
     count,
     limits_text,
     out_folder,
+    parameters_under,
     refuse_both,
     use_threads,
 )
@@ -61,8 +62,6 @@ def command() -> None:
 
 
 def _options() -> list[click.Parameter]:
-    def declared() -> None: ...
-
     several = [
         out_folder("Folder for compare.json and all checkpoints.", "compare"),
         *(
@@ -79,13 +78,7 @@ def _options() -> list[click.Parameter]:
         count("--n-test", "n_compared", default=200, help="Test frames at most, of each split."),
         count("--jobs", default=1, help="Trainings at a time, in processes of one thread each."),
     ]
-    decorated: Any = declared
-    for option in reversed(several):
-        decorated = option(decorated)
-    parameters: list[click.Parameter] = list(reversed(decorated.__click_params__))
-    for parameter in parameters:
-        parameter.section = "Comparison"  # type: ignore[attr-defined]
-    return parameters
+    return parameters_under("Comparison", *several)
 
 
 def _as_comparison(name: str, trained: click.Command) -> click.Command:

@@ -23,6 +23,7 @@ from dcase.cli.options import (
     count,
     frame_count,
     limits_text,
+    parameters_under,
     refuse_both,
     use_threads,
 )
@@ -68,9 +69,6 @@ def command() -> None:
 
 def _options(own_test: bool) -> list[click.Parameter]:
     """Options that ``dcase train`` does not have."""
-
-    def declared() -> None: ...
-
     several = [
         count("--folds", default=5, least=2, help="Number of folds."),
         frame_count(
@@ -93,13 +91,7 @@ def _options(own_test: bool) -> list[click.Parameter]:
                 "fold has.",
             ),
         )
-    decorated: Any = declared
-    for option in reversed(several):
-        decorated = option(decorated)
-    parameters: list[click.Parameter] = list(reversed(decorated.__click_params__))
-    for parameter in parameters:
-        parameter.section = "Folds"  # type: ignore[attr-defined]
-    return parameters
+    return parameters_under("Folds", *several)
 
 
 def _as_folds(name: str, trained: click.Command) -> click.Command:

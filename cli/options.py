@@ -150,6 +150,15 @@ def section(heading: str, *decorators: Decorator) -> Decorator:
     return decorate
 
 
+def parameters_under(heading: str, *decorators: Decorator) -> list[click.Parameter]:
+    """The same options as parameters, for a command made of another one's."""
+
+    def declared() -> None: ...
+
+    decorated: Any = section(heading, *decorators)(declared)
+    return list(reversed(decorated.__click_params__))
+
+
 # ---------------------------------------------------------------------------------------------
 # Options
 

@@ -87,14 +87,7 @@ static void take_pairs(const share *c, const measures *m)
     ray *const rays = c->pairs;
     for (integer q = 0; q < m->count; q++) {
         pair *p = &rays[q].p;
-        p->i = c->list[q] - c->first;
-        p->j = c->list[c->apart + q] - c->first;
-        double square = 0;
-        for (int e = 0; e < 3; e++) {
-            p->r[e] = c->r[3 * q + e];
-            square += p->r[e] * p->r[e];
-        }
-        p->d = sqrt(square);
+        take_pair(c, q, p);
         point(rays + q);
         locate(p, m->intervals, c->spacing);
     }

@@ -74,14 +74,7 @@ static void forward(const share *c)
     lay_out(sizes, c->work, &s);
     for (integer q = 0; q < count; q++) {
         pair *p = pairs + q;
-        p->i = c->list[q] - c->first;
-        p->j = c->list[c->apart + q] - c->first;
-        double square = 0;
-        for (int e = 0; e < 3; e++) {
-            p->r[e] = c->r[3 * q + e];
-            square += p->r[e] * p->r[e];
-        }
-        p->d = sqrt(square);
+        take_pair(c, q, p);
         p->pull = 0;
         locate(p, intervals, c->spacing);
     }

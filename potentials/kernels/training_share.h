@@ -56,6 +56,19 @@ typedef struct {
     REAL *table_gradient;
 } share;
 
+/* Atoms, vector and distance of pair q. */
+static void take_pair(const share *c, integer q, pair *p)
+{
+    p->i = c->list[q] - c->first;
+    p->j = c->list[c->apart + q] - c->first;
+    double square = 0;
+    for (int e = 0; e < 3; e++) {
+        p->r[e] = c->r[3 * q + e];
+        square += p->r[e] * p->r[e];
+    }
+    p->d = sqrt(square);
+}
+
 integer size_of_share(void) { return (integer)sizeof(share); }
 
 /* Whether S has derivatives of the energy in it. */
