@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dcase.cli.notices import Notices
 from dcase.cli.options import (
+    Decorator,
     SectionedCommand,
     count,
     limits_text,
@@ -62,7 +63,7 @@ def command() -> None:
 
 
 def _options() -> list[click.Parameter]:
-    several = [
+    several: list[Decorator] = [
         out_folder("Folder for compare.json and all checkpoints.", "compare"),
         *(
             click.option(
